@@ -1,0 +1,92 @@
+"""A progress bar whose unit is the environment frame."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dqs_lightning.data import OnlineData
+
+
+class FramesProgress(ProgressBar):
+    """Frames done and in all, return, updates per second, time left. Without a terminal: a line now and then.
+
+    Args:
+        refresh_s: seconds between two looks at a terminal; > 0.
+        line_s: seconds between two lines elsewhere; > 0.
+    """
+
+    def __init__(self, refresh_s: float = 0.5, line_s: float = 60.0) -> None:
+        super().__init__()
+        for name, value in (("refresh_s", refresh_s), ("line_s", line_s)):
+            if not value > 0:
+                raise ValueError(f"{name}={value}: allowed is a number > 0")
+        self.refresh_s, self.line_s = refresh_s, line_s
+        self._enabled = True
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._shown = self._start = 0.0
+        self._mark = (0.0, 0)
+        self._frames_at_start = 0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = self._shown = time.monotonic()
+        self._mark = (self._start, trainer.global_step)
+        data = OnlineData.of(trainer)
+        self._frames_at_start = data.env_frames
+        if self._enabled and trainer.is_global_zero and self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("frames  {task.fields[rate]}  return {task.fields[score]}"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._console)
+            self._progress.add_task(
+                data.environment.name, total=data.total_frames, completed=data.env_frames, rate="", score="-"
+            )
+            self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        interval = self.refresh_s if self._progress else self.line_s
+        if not self._enabled or not trainer.is_global_zero or now - self._shown < interval:
+            return
+        self._shown = now
+        data = OnlineData.of(trainer)
+        then, updates = self._mark
+        rate = f"{(trainer.global_step - updates) / max(now - then, 1e-9):.1f} updates/s"
+        self._mark = (now, trainer.global_step)
+        found = trainer.callback_metrics.get("eval/return", data.train_return)
+        score = "-" if found is None else f"{float(found):.1f}"
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], completed=data.env_frames, rate=rate, score=score)
+            return
+        done, total = data.env_frames, data.total_frames
+        left = (now - self._start) * (total - done) / max(done - self._frames_at_start, 1)
+        left_text = f"{int(left) // 60}:{int(left) % 60:02d}"
+        self._console.print(f"{done:,}/{total:,} frames  {rate}  return {score}  {left_text} left", highlight=False)
+
+    def _close(self, trainer: L.Trainer) -> None:
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], completed=OnlineData.of(trainer).env_frames)
+            self._progress.stop()
+            self._progress = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close(trainer)

@@ -1,0 +1,75 @@
+"""The project's checks: `nox` runs the default ones, `nox -s NAME` one, `nox --list` names all."""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "imports", "tests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PINNED = ("-c", "constraints.txt")
+
+
+def group(name: str) -> tuple[str, ...]:
+    """What a dependency group of pyproject.toml asks for."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run pytest; arguments after -- go to it."""
+    session.install(*PINNED, "-e", ".", *group("test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*PINNED, *group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    session.install(*PINNED, "-e", ".", *group("types"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check that imports run downward only; reads the sources and runs none of them."""
+    session.install(*PINNED, *group("imports"))
+    session.run("lint-imports", env={"PYTHONPATH": "src:callbacks"})
+
+
+@nox.session
+def cli(session: nox.Session) -> None:
+    """Parse every configuration that is shipped, and see a bad key refused."""
+    session.install(*PINNED, "-e", ".")
+    files = sorted(Path("configs").rglob("*.yaml"))
+    for file in files:
+        session.run("dqs-fit", "--config", str(file), "--print_config", silent=True)
+    session.run("dqs-fit", "--config", str(files[0]), "--model.no_such_key=1", success_codes=[2])
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist and from it the wheel, and start the commands where only the wheel is installed."""
+    session.install(*PINNED, *group("build"))
+    place = Path(session.create_tmp()).resolve()
+    dist, fresh = place / "dist", place / "fresh"
+    for old in dist.glob("*"):
+        old.unlink()
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist))
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    constraints = str(Path("constraints.txt").resolve())
+    wheel = str(next(dist.glob("*.whl")))
+    session.chdir(place)  # away from the sources
+    session.run(f"{fresh}/bin/python", "-m", "pip", "install", "-c", constraints, wheel, external=True)
+    for command in ("dqs-fit", "dqs-eval"):
+        session.run(f"{fresh}/bin/{command}", "--help", external=True, silent=True)

@@ -1,0 +1,7 @@
+"""Agents: LightningModules that learn from batches of transitions."""
+
+from dqs_lightning.agents.backups import Backup, Plain, Soft
+from dqs_lightning.agents.base import Agent, load_agent
+from dqs_lightning.agents.dqs import DQS
+
+__all__ = ["DQS", "Agent", "Backup", "Plain", "Soft", "load_agent"]

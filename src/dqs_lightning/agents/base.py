@@ -1,0 +1,114 @@
+"""What every agent is: a LightningModule with manual optimization that owns no environment and no buffer."""
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.registry import components, describe
+
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+"""Lightning's own constructor from class paths, which `load_from_checkpoint` looks up by this name."""
+
+
+class Agent(L.LightningModule, ABC):
+    """An off-policy agent. `training_step` takes one batch of transitions and makes one gradient update.
+
+    A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],
+    `terminated` [B, 1]. Metrics go through `record`, which keeps tensors on the device; every
+    `Trainer.log_every_n_steps` updates their means are written to all loggers, beside `env_frames`.
+
+    Args:
+        observation_dim: dimension of the flat observation.
+        action_dim: dimension of the action; actions lie in [-1, 1].
+        max_grad_norm: clip the gradient of each parameter group to this norm; None: no clipping.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, max_grad_norm: float | None = None) -> None:
+        super().__init__()
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={max_grad_norm}: allowed is a number > 0, or null for no clipping")
+        self.automatic_optimization = False
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.max_grad_norm = max_grad_norm
+        self._sums: dict[str, Tensor] = {}
+        self._recorded = 0
+
+    @abstractmethod
+    def act(self, observation: Tensor, deterministic: bool = False, best_of: int | None = None) -> Tensor:
+        """Actions [..., d] in [-1, 1] for observations [..., o].
+
+        Args:
+            observation: flat observations.
+            deterministic: no randomness.
+            best_of: draw this many actions and keep the one of the highest Q; None: the agent's own choice.
+        """
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """The behaviour policy: one stochastic action for each observation."""
+        return self.act(observation)
+
+    def update(self, loss: Tensor) -> None:
+        """One backward, clipping, one optimizer step. `global_step` counts these."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if self.max_grad_norm is not None:
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+        optimizer.step()
+
+    @torch.no_grad()
+    def record(self, **metrics: Tensor) -> None:
+        """Accumulate scalar tensors under train/; no value reaches the host here."""
+        self._recorded += 1
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def on_train_batch_end(self, outputs: Any, batch: TensorDictBase, batch_idx: int) -> None:
+        if self._recorded and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.write({f"train/{name}": float(total) / self._recorded for name, total in self._sums.items()})
+            self._sums, self._recorded = {}, 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["agent"] = type(self).__name__
+        checkpoint["env_frames"] = getattr(getattr(self.trainer, "datamodule", None), "env_frames", 0)
+        # Components as class path and arguments: plain values, which load without running code from the file.
+        for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
+            if key in checkpoint:
+                checkpoint[key] = {**describe(checkpoint[key]), "_instantiator": INSTANTIATOR}
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Send metrics to every logger and to `Trainer.callback_metrics`, with `env_frames` as an axis.
+
+        `self.log` would drop whatever does not fall on a logging step, such as an evaluation.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "env_frames"):
+            metrics = {**metrics, "env_frames": float(data.env_frames)}
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+
+def load_agent(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Agent:
+    """The agent of a checkpoint, whatever its class, from the file alone. Its class must be imported.
+
+    Raises:
+        CheckpointError: when the file holds no agent of a known class.
+    """
+    name = safe_load(path).get("agent")
+    known = components(Agent)  # type: ignore[type-abstract]
+    if name not in known:
+        raise CheckpointError(f"{path}: holds an agent of class {name}; known are {', '.join(known)}")
+    agent: Agent = known[name].load_from_checkpoint(Path(path), map_location=map_location, weights_only=True)
+    return agent.eval()

@@ -1,0 +1,171 @@
+"""Diffusion Q-Sampling: an actor-critic whose policy is a diffusion model of exp(Q(s, a) / T) (arXiv 2410.01312)."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dqs_lightning.agents.backups import Backup, Plain
+from dqs_lightning.agents.base import Agent
+from dqs_lightning.diffusion import (
+    EDM,
+    Ancestral,
+    Box,
+    Denoiser,
+    EnergyEstimator,
+    Geometric,
+    GuidedDefensive,
+    LogProb,
+    NoiseSchedule,
+    Preconditioning,
+    Sampler,
+    Support,
+)
+from dqs_lightning.networks import CriticPair, soft_update
+from dqs_lightning.temperature import Constant, Temperature
+
+
+class DQS(Agent):
+    """The agent. One `training_step` is one update of critic, denoiser, target critic and temperature.
+
+    Args:
+        observation_dim: dimension of the flat observation.
+        action_dim: dimension of the action; actions lie in [-1, 1].
+        noise_schedule: sigma(t). Default: Geometric(0.03, 2).
+        energy_estimator: target of the denoiser from the critic. Default: GuidedDefensive with K = 32.
+        sampler: from noise to actions. Default: Ancestral, 10 steps.
+        support: the action set and the latent in which the diffusion runs. Default: Box.
+        preconditioning: how the score network's output is read. Default: EDM.
+        temperature: T. Default: Constant, 0.01.
+        backup: V(s') in the critic's target: Plain (the paper) or Soft.
+        hidden: widths of the hidden layers of critics and denoiser.
+        critic_lr: Adam's step size for the critics.
+        actor_lr: Adam's step size for the denoiser.
+        discount: gamma, in [0, 1].
+        tau: share of the online critics taken into the target critics at each update, in (0, 1].
+        max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
+        best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        noise_schedule: NoiseSchedule | None = None,
+        energy_estimator: EnergyEstimator | None = None,
+        sampler: Sampler | None = None,
+        support: Support | None = None,
+        preconditioning: Preconditioning | None = None,
+        temperature: Temperature | None = None,
+        backup: Backup | None = None,
+        hidden: Sequence[int] = (256, 256),
+        critic_lr: float = 1e-3,
+        actor_lr: float = 1e-3,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        max_grad_norm: float | None = None,
+        best_of: int = 1,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, max_grad_norm)
+        for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau), ("best_of", best_of)):
+            if not value > 0:
+                raise ValueError(f"{name}={value}: allowed is a number > 0")
+        for name, value in (("discount", discount), ("tau", tau)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: allowed is 0 to 1")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden={list(hidden)}: allowed is one or more widths of at least 1")
+        self.save_hyperparameters()
+        self.noise_schedule = noise_schedule or Geometric()
+        self.energy_estimator = energy_estimator or GuidedDefensive()
+        self.sampler = sampler or Ancestral()
+        self.support = support or Box()
+        self.temperature = temperature or Constant()
+        self.backup = backup or Plain()
+        self.critic_lr, self.actor_lr = critic_lr, actor_lr
+        self.discount, self.tau, self.best_of = discount, tau, best_of
+        self.critic = CriticPair(observation_dim, action_dim, hidden)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.denoiser = Denoiser(action_dim, observation_dim + 1, hidden, preconditioning=preconditioning or EDM())
+
+    def condition(self, observation: Tensor) -> Tensor:
+        """What the score network is told: (s, log T), [..., o + 1]."""
+        log_temperature = torch.log(self.temperature()).expand(*observation.shape[:-1], 1)
+        return torch.cat([observation, log_temperature], -1)
+
+    @torch.no_grad()
+    def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
+        """Draw num actions a state from the policy: [..., o] -> [num, ..., d]."""
+        denoise = self.denoiser.given(self.condition(observation))
+        like = observation.new_empty(num, *observation.shape[:-1], self.action_dim)
+        return self.sampler.sample(denoise, self.noise_schedule, self.support, like, deterministic=deterministic)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, deterministic: bool = False, best_of: int | None = None) -> Tensor:
+        num = 1 if deterministic else best_of or self.best_of
+        actions = self.sample(observation, num, deterministic)
+        if num == 1:
+            return actions[0]
+        best = self.critic.minimum(observation, actions).argmax(0)
+        return actions.gather(0, best[None, ..., None].expand(1, *actions.shape[1:]))[0]
+
+    def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
+        """The unnormalised log policy of the paper, log pi(a|s) = min_i Q_i(s, a) / T + const."""
+        return lambda action: self.critic.minimum(observation, action) / temperature
+
+    @torch.no_grad()
+    def critic_target(self, batch: TensorDictBase, temperature: Tensor) -> Tensor:
+        """y = r + gamma (1 - terminated) V(s'), [B]."""
+        following = batch["next"]
+        observation = following["observation"]
+        value = self.backup(
+            lambda action: self.target_critic.minimum(observation, action),
+            self.sample(observation)[0],
+            temperature,
+            self.support,
+        )
+        alive = (~following["terminated"]).squeeze(-1)
+        target: Tensor = following["reward"].squeeze(-1) + self.discount * alive * value
+        return target
+
+    def score_loss(self, batch: TensorDictBase, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Score matching to the Boltzmann law, E_sigma[lambda(sigma) |D(x, sigma, s) - D_K|^2], and the ESS [B].
+
+        x = a + sigma eps starts from the actions of the batch; D_K comes from the online critics, into which
+        nothing flows back.
+        """
+        observation = batch["observation"]
+        clean = self.support.from_action(batch["action"])
+        sigma = self.noise_schedule.draw(clean)
+        x = clean + sigma * torch.randn_like(clean)
+        denoised = self.denoiser(x, sigma, self.condition(observation))
+        target, ess = self.energy_estimator(
+            self.log_prob(observation, temperature), x, sigma, self.support, guide=denoised.detach()
+        )
+        weight = self.denoiser.preconditioning.loss_weight(sigma)
+        return (weight * (denoised - target.detach()).square()).mean(), ess
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        temperature = self.temperature()
+        q_values = self.critic(batch["observation"], batch["action"])
+        target = self.critic_target(batch, temperature)
+        critic_loss = F.mse_loss(q_values, target.expand_as(q_values))
+        score_loss, ess = self.score_loss(batch, temperature)
+        # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
+        self.update(critic_loss + score_loss)
+        soft_update(self.target_critic, self.critic, self.tau)
+        self.temperature.step()
+        self.record(
+            critic_loss=critic_loss, score_loss=score_loss, q=q_values.mean(), ess=ess.mean(), temperature=temperature
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One Adam, two parameter groups: critics and denoiser."""
+        groups = [
+            {"params": list(self.critic.parameters()), "lr": self.critic_lr},
+            {"params": list(self.denoiser.parameters()), "lr": self.actor_lr},
+        ]
+        return torch.optim.Adam(groups, fused=True)

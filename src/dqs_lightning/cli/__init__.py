@@ -1,0 +1,1 @@
+"""The command line: `dqs-fit` and `dqs-eval`."""

@@ -1,0 +1,87 @@
+"""The command line's parser: strict configuration files that may extend one another, short errors."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+
+from dqs_lightning import agents, diffusion, envs, temperature
+from dqs_lightning.cli.errors import InputError, explain
+
+BASES = (
+    agents.Agent,
+    agents.Backup,
+    diffusion.EnergyEstimator,
+    diffusion.NoiseSchedule,
+    diffusion.Preconditioning,
+    diffusion.Sampler,
+    diffusion.Support,
+    envs.Environment,
+    temperature.Temperature,
+    Callback,
+)
+
+
+class Parser(LightningArgumentParser):
+    """Raises `InputError` instead of printing the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser that another one runs inside: the outer one explains
+            super().error(message, ex)
+        raise InputError(explain(str(message), [action.dest for action in self._actions], BASES)) from ex
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may stand once only."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                mark = key_node.start_mark
+                raise InputError(f"{mark.name}, line {mark.line + 1}: key {key} stands there a second time")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file as a mapping.
+
+    Raises:
+        InputError: when it is missing, empty, not YAML, not a mapping, or names a key twice.
+    """
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = f"; {path.parent} has {', '.join(near[:12])}" if near else ""
+        raise InputError(f"--config={path}: no such file{there}")
+    try:
+        with path.open() as stream:
+            content = yaml.load(stream, _StrictLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"--config={path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
+    if not content:
+        raise InputError(f"--config={path}: the file is empty")
+    if not isinstance(content, dict):
+        raise InputError(f"--config={path}: must hold keys and values, not a {type(content).__name__}")
+    return content
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config`: a file is read after the one that its `extends` names (relative to itself), so it can be short."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        chain: list[Path] = []
+        path: Path | None = Path(values)
+        while path is not None:
+            if path in chain:
+                raise InputError(f"--config={values}: {path} extends itself")
+            chain.append(path)
+            base = read_config(path).get("extends")
+            path = path.parent / base if base else None
+        for file in reversed(chain):
+            super().__call__(parser, cfg, str(file), option_string)  # type: ignore[no-untyped-call]
+        cfg["extends"] = None

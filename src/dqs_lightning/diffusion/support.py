@@ -1,0 +1,181 @@
+"""Where samples may live, and what that means for a density.
+
+The diffusion runs in a latent x. A support says how x and the action a are related, so that the law that
+is sampled is exp(log_prob(a)) ON the action set, never a squashed law of something else.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LogProb = Callable[[Tensor], Tensor]
+"""Unnormalised log density: points [..., B, d] -> [..., B]."""
+
+
+class Proposals(NamedTuple):
+    """Draws from N(x, sigma^2) restricted to the latent set, with what a pathwise gradient needs.
+
+    Attributes:
+        points: the draws, [K, B, d].
+        dpoint_dx: d points / d x at fixed random numbers (diagonal), broadcastable to [K, B, d].
+        dlog_mass_dx: d log P(N(x, sigma^2) in the set) / d x, broadcastable to [B, d].
+    """
+
+    points: Tensor
+    dpoint_dx: Tensor
+    dlog_mass_dx: Tensor
+
+
+def antithetic(num: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform quantiles [num, *like.shape] in pairs u, 1 - u; each is uniform, pairs are mirrored."""
+    half = torch.rand((num + 1) // 2, *like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    half = half.clamp_min(torch.finfo(like.dtype).eps / 2)  # an exact 0 has no quantile
+    return torch.cat([half, 1 - half])[:num]
+
+
+def normal_cdf(z: Tensor) -> Tensor:
+    """Phi(z) with full relative precision in the lower tail, where torch.special.ndtr gives 0 from -6 in float32."""
+    return torch.erfc(z * -math.sqrt(0.5)) / 2
+
+
+class Support(ABC):
+    """The action set, and the map from the diffusion's latent x to an action."""
+
+    @abstractmethod
+    def to_action(self, x: Tensor) -> Tensor:
+        """Latent [..., d] -> action [..., d], inside the set."""
+
+    @abstractmethod
+    def from_action(self, action: Tensor) -> Tensor:
+        """Action [..., d] -> latent [..., d]."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest latent inside the latent set; applied to every denoised mean."""
+        return x
+
+    def log_prob(self, log_prob: LogProb, x: Tensor) -> Tensor:
+        """Log density of the latent, [..., B, d] -> [..., B]: that of the action plus log |da/dx|."""
+        return log_prob(self.to_action(x))
+
+    def propose(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Proposals:
+        """`num` antithetic draws from N(x, sigma^2) within the latent set; x [B, d], sigma [B, 1]."""
+        half = torch.randn((num + 1) // 2, *x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        points = x + sigma * torch.cat([half, -half])[:num]
+        return Proposals(points, x.new_ones(()), x.new_zeros(()))
+
+    def proposal_log_prob(self, points: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Log density of `propose`'s law at points [K, B, d]: [K, B], up to one constant for all laws."""
+        return -((points - x) / sigma).square().sum(-1) / 2 - x.shape[-1] * torch.log(sigma).squeeze(-1)
+
+    def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform actions, [num, *like.shape].
+
+        Raises:
+            ValueError: when the set has no finite volume.
+        """
+        raise ValueError(f"{type(self).__name__} has no uniform law: its volume is not finite")
+
+
+class Unbounded(Support):
+    """All of R^d; the latent is the action."""
+
+    def to_action(self, x: Tensor) -> Tensor:
+        return x
+
+    def from_action(self, action: Tensor) -> Tensor:
+        return action
+
+
+class _Interval(Support):
+    """The box [low, high]^d, however it is reached."""
+
+    def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
+        if not (-math.inf < low < high < math.inf):
+            raise ValueError(f"low={low} and high={high}: allowed is low < high, both finite")
+        self.low = float(low)
+        self.high = float(high)
+
+    def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        u = torch.rand(num, *like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        return self.low + (self.high - self.low) * u
+
+
+class Box(_Interval):
+    """The box [low, high]^d with the action as its own latent; proposals are truncated at the walls."""
+
+    def to_action(self, x: Tensor) -> Tensor:
+        return self.project(x)
+
+    def from_action(self, action: Tensor) -> Tensor:
+        return action
+
+    def project(self, x: Tensor) -> Tensor:
+        return x.clamp(self.low, self.high)
+
+    def propose(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Proposals:
+        v = antithetic(num, x, generator)
+        below, above = (self.low - x) / sigma, (self.high - x) / sigma
+        # The mirror image puts the interval in the lower tail, where float32 resolves the normal CDF.
+        mirror = torch.where(below + above > 0, -1.0, 1.0)
+        lower = torch.where(mirror < 0, -above, below)
+        upper = torch.where(mirror < 0, -below, above)
+        cdf_lower, cdf_upper = normal_cdf(lower), normal_cdf(upper)
+        z = torch.special.ndtri(torch.lerp(cdf_lower, cdf_upper, v))
+        # Past eleven deviations the CDF soon underflows in float32; there the normal tail is Rayleigh to 1 %.
+        far = upper < -11
+        beyond = torch.exp((upper**2 - lower**2) / 2)
+        z = torch.where(far, -torch.sqrt(upper**2 - 2 * torch.log(torch.lerp(beyond, beyond.new_ones(()), v))), z)
+        z = torch.maximum(torch.minimum(z, upper), lower)
+        points = (x + sigma * mirror * z).clamp(self.low, self.high)
+
+        # With F(z) = F(l) + v (F(u) - F(l)) and phi the normal density, dz/dl = (1-v) phi(l) / phi(z), etc.
+        slide = (1 - v) * torch.exp((z**2 - lower**2) / 2) + v * torch.exp((z**2 - upper**2) / 2)
+        mass = (cdf_upper - cdf_lower).clamp_min(torch.finfo(x.dtype).tiny)
+        density_gap = torch.exp(-(lower**2) / 2) - torch.exp(-(upper**2) / 2)
+        dlog_mass = density_gap / (math.sqrt(2 * math.pi) * mass)
+        dlog_mass = torch.where(far, upper + 1 / upper, dlog_mass)
+        return Proposals(points, (1 - slide).clamp(0, 1), mirror * dlog_mass / sigma)
+
+    def proposal_log_prob(self, points: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        below, above = (self.low - x) / sigma, (self.high - x) / sigma
+        outside = torch.where(below + above > 0, below, -above)
+        # log P(inside) as the difference of two lower tails, in logarithms: exact however far x is outside.
+        log_far, log_near = torch.special.log_ndtr(-(outside + (above - below))), torch.special.log_ndtr(-outside)
+        log_mass: Tensor = log_near + torch.log1p(-torch.exp(log_far - log_near))
+        return super().proposal_log_prob(points, x, sigma) - log_mass.sum(-1)
+
+
+class Tanh(_Interval):
+    """The box [low, high]^d reached by tanh; the latent density carries log |da/dx|.
+
+    Args:
+        low: lower wall.
+        high: upper wall.
+        margin: actions are kept this share of the half width away from the walls when mapped back.
+    """
+
+    def __init__(self, low: float = -1.0, high: float = 1.0, margin: float = 1e-3) -> None:
+        super().__init__(low, high)
+        if not 0 < margin < 1:
+            raise ValueError(f"margin={margin}: allowed is 0 < margin < 1")
+        self.margin = float(margin)
+        self._half = (self.high - self.low) / 2
+        self._center = (self.high + self.low) / 2
+
+    def to_action(self, x: Tensor) -> Tensor:
+        return (self._center + self._half * torch.tanh(x)).clamp(self.low, self.high)
+
+    def from_action(self, action: Tensor) -> Tensor:
+        unit = (action - self._center) / self._half
+        return torch.atanh(unit.clamp(self.margin - 1, 1 - self.margin))
+
+    def log_prob(self, log_prob: LogProb, x: Tensor) -> Tensor:
+        # log sech^2(x) = 2 (log 2 - x - softplus(-2x)), stable for every x.
+        log_det = 2 * (math.log(2) - x - F.softplus(-2 * x)) + math.log(self._half)
+        density: Tensor = log_prob(self.to_action(x)) + log_det.sum(-1)
+        return density

@@ -1,0 +1,7 @@
+"""Environments, as recipes that make batched TorchRL environments."""
+
+from dqs_lightning.envs.base import Environment
+from dqs_lightning.envs.dm_control import DMControl
+from dqs_lightning.envs.gym import Gym
+
+__all__ = ["DMControl", "Environment", "Gym"]

@@ -1,0 +1,36 @@
+"""What the framework asks of an environment's configuration."""
+
+from abc import ABC, abstractmethod
+
+from torchrl.envs import EnvBase
+
+
+class Environment(ABC):
+    """A recipe for batched TorchRL environments. Cheap to construct; nothing starts before `make`.
+
+    Subclass it and write `name` and `make`; the subclass can then be named in a config.
+
+    Args:
+        action_repeat: environment frames for each action; >= 1. Rewards are summed over them.
+
+    Raises:
+        ValueError: when action_repeat < 1.
+    """
+
+    def __init__(self, action_repeat: int = 1) -> None:
+        if action_repeat < 1:
+            raise ValueError(f"action_repeat={action_repeat}: allowed is 1 or more")
+        self.action_repeat = int(action_repeat)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for run directories and reports, without slashes."""
+
+    @abstractmethod
+    def make(self, num_envs: int, seed: int) -> EnvBase:
+        """An environment of batch size [num_envs], whose i-th member is seeded with seed + i.
+
+        It reads `action` in [-1, 1] and writes float32 `observation` and `reward` [num_envs, 1], and boolean
+        `terminated`, `truncated` and `done`.
+        """

@@ -1,0 +1,177 @@
+"""The DeepMind Control Suite as one batched TorchRL environment."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from dm_control import suite
+from dm_env import StepType, TimeStep
+from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtState
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from dqs_lightning.envs.base import Environment
+from dqs_lightning.registry import nearest
+
+
+class DMControl(Environment):
+    """A task of the suite: flat float32 observation, action in [-1, 1], 1000 frames, never terminated.
+
+    Args:
+        domain: as in `dm_control.suite`, such as walker.
+        task: as in `dm_control.suite`, such as walk.
+        action_repeat: frames for each action; >= 1.
+
+    Raises:
+        ValueError: when the suite has no such domain or task.
+    """
+
+    def __init__(self, domain: str = "walker", task: str = "walk", action_repeat: int = 2) -> None:
+        super().__init__(action_repeat)
+        tasks = suite.TASKS_BY_DOMAIN
+        for key, value, allowed in (("domain", domain, tasks), ("task", task, tasks.get(domain, ()))):
+            if value not in allowed:
+                hint = nearest(value, allowed)
+                meant = f"; did you mean {hint}?" if hint else ""
+                raise ValueError(f"{key}={value}: allowed is one of {', '.join(sorted(allowed))}{meant}")
+        self.domain, self.task = domain, task
+
+    @property
+    def name(self) -> str:
+        return f"{self.domain}-{self.task}"
+
+    def make(self, num_envs: int, seed: int) -> "DMControlBatch":
+        return DMControlBatch(self.domain, self.task, num_envs, seed, self.action_repeat)
+
+
+class DMControlBatch(EnvBase):
+    """num_envs copies of one suite task, stepped in turn, written into one TensorDict.
+
+    One loop and one TensorDict for all copies is several times cheaper than one wrapped environment each.
+    Members are independent: each has its own random stream, seeded with seed + index.
+
+    Args:
+        domain: suite domain.
+        task: suite task.
+        num_envs: batch size.
+        seed: of the first member.
+        action_repeat: frames for each action.
+    """
+
+    batch_locked = True
+
+    def __init__(self, domain: str, task: str, num_envs: int = 1, seed: int = 0, action_repeat: int = 1) -> None:
+        super().__init__(device="cpu", batch_size=[num_envs])
+        self._envs = [suite.load(domain, task, task_kwargs={"random": seed + i}) for i in range(num_envs)]
+        self._repeat = action_repeat
+        spec = self._envs[0].action_spec()
+        self._low = spec.minimum.astype(np.float64)
+        self._half = (spec.maximum.astype(np.float64) - self._low) / 2
+        width = sum(int(np.prod(part.shape)) for part in self._envs[0].observation_spec().values())
+        self._observation = np.zeros((num_envs, width), np.float32)
+        self._restored: list[dict[str, Any]] | None = None
+
+        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
+        self.observation_spec = Composite(observation=Unbounded(shape=(num_envs, width)), shape=(num_envs,))
+        self.action_spec = Bounded(-1, 1, shape=(num_envs, *spec.shape), dtype=torch.float32)
+        self.reward_spec = Unbounded(shape=(num_envs, 1))
+        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,))
+
+    def _write(self, index: int, step: TimeStep) -> None:
+        at = 0
+        for part in step.observation.values():
+            size = np.size(part)
+            self._observation[index, at : at + size] = np.ravel(part)
+            at += size
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        chosen = np.ones(len(self._envs), bool)
+        if tensordict is not None and "_reset" in tensordict:
+            chosen = tensordict["_reset"].reshape(-1).numpy()
+        if self._restored is not None:
+            states, self._restored = self._restored, None
+            for env, state in zip(self._envs, states, strict=True):
+                _restore(env, state)
+        else:
+            for index in np.flatnonzero(chosen):
+                self._write(int(index), self._envs[index].reset())
+        flags = torch.zeros(len(self._envs), 1, dtype=torch.bool)
+        return self._tensordict(done=flags, terminated=flags.clone(), truncated=flags.clone())
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        actions = self._low + self._half * (tensordict["action"].double().numpy().clip(-1, 1) + 1)
+        count = len(self._envs)
+        reward = np.zeros((count, 1), np.float32)
+        terminated = np.zeros((count, 1), bool)
+        truncated = np.zeros((count, 1), bool)
+        for index, env in enumerate(self._envs):
+            total = 0.0
+            for _ in range(self._repeat):
+                step = env.step(actions[index])
+                total += step.reward or 0.0
+                if step.step_type == StepType.LAST:
+                    # The suite tells a true end by discount 0; a time limit keeps discount 1.
+                    terminated[index], truncated[index] = step.discount == 0, step.discount != 0
+                    break
+            reward[index] = total
+            self._write(index, step)
+        ended, cut = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        return self._tensordict(reward=torch.from_numpy(reward), done=ended | cut, terminated=ended, truncated=cut)
+
+    def _tensordict(self, **entries: torch.Tensor) -> TensorDictBase:
+        observation = torch.from_numpy(self._observation.copy())
+        return TensorDict({"observation": observation, **entries}, batch_size=self.batch_size)
+
+    def _set_seed(self, seed: int | None) -> None:
+        for index, env in enumerate(self._envs):
+            env.task.random.seed(None if seed is None else seed + index)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, as tensors and plain values: simulators, clocks, random streams."""
+        return {"observation": torch.from_numpy(self._observation.copy()), "envs": [_save(env) for env in self._envs]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
+        self._observation[:] = state["observation"].numpy()
+        self._restored = state["envs"]
+
+    def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
+        """RGB picture [height, width, 3], uint8, of one member; needs MUJOCO_GL=egl or osmesa."""
+        return np.asarray(self._envs[index].physics.render(height, width, camera_id=0))
+
+
+def _model_arrays(model: MjModel) -> dict[str, np.ndarray]:
+    """The model's float arrays without the meshes: some tasks draw targets into them at an episode's start."""
+    names = (name for name in dir(model) if not name.startswith(("_", "mesh_", "skin_", "tex_", "bvh_")))
+    arrays = ((name, getattr(model, name)) for name in names)
+    return {name: a for name, a in arrays if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size}
+
+
+def _save(env: Any) -> dict[str, Any]:
+    model: MjModel = env.physics.model.ptr
+    data: MjData = env.physics.data.ptr
+    state = np.zeros(mj_stateSize(model, mjtState.mjSTATE_INTEGRATION))
+    mj_getState(model, data, state, mjtState.mjSTATE_INTEGRATION)
+    kind, keys, position, has_gauss, gauss = env.task.random.get_state()
+    return {
+        "physics": torch.from_numpy(state),
+        "model": {name: torch.from_numpy(np.array(array)) for name, array in _model_arrays(model).items()},
+        "steps": env._step_count,
+        "fresh": env._reset_next_step,
+        "random": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def _restore(env: Any, state: dict[str, Any]) -> None:
+    env.reset()
+    model, data = env.physics.model.ptr, env.physics.data.ptr
+    for name, array in _model_arrays(model).items():
+        array[...] = state["model"][name].numpy()
+    mj_setState(model, data, state["physics"].numpy(), mjtState.mjSTATE_INTEGRATION)
+    # Derived quantities first, then the state again: the forward pass moves the solver's warm start.
+    env.physics.forward()
+    mj_setState(model, data, state["physics"].numpy(), mjtState.mjSTATE_INTEGRATION)
+    env._step_count, env._reset_next_step = state["steps"], state["fresh"]
+    kind, keys, position, has_gauss, gauss = state["random"]
+    env.task.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

@@ -1,0 +1,49 @@
+"""Returns of a policy, measured over whole episodes."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from scipy.stats import t as student_t
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+Policy = Callable[[Tensor], Tensor]
+"""observation [n, o] -> action [n, d]."""
+
+
+@torch.no_grad()
+def episode_returns(
+    env: EnvBase, policy: Policy | None, on_step: Callable[[TensorDictBase], None] | None = None
+) -> Tensor:
+    """Undiscounted return of the first episode of each member of a batched environment, [num_envs].
+
+    Args:
+        env: batch size [num_envs]; it is reset first.
+        policy: None acts uniformly at random.
+        on_step: called with the TensorDict of each step, for pictures and counts.
+    """
+    tensordict = env.reset()
+    returns = torch.zeros(env.batch_size)
+    running = torch.ones(env.batch_size, dtype=torch.bool)
+    while running.any():
+        if policy is None:
+            env.rand_action(tensordict)
+        else:
+            tensordict["action"] = policy(tensordict["observation"])
+        stepped, tensordict = env.step_and_maybe_reset(tensordict)
+        if on_step is not None:
+            on_step(stepped)
+        returns += running * stepped["next", "reward"].squeeze(-1)
+        running &= ~stepped["next", "done"].squeeze(-1)
+    return returns
+
+
+def mean_with_interval(returns: Tensor) -> tuple[float, tuple[float, float]]:
+    """Mean and its 95 % Student interval (low, high); one episode has no interval: (nan, nan)."""
+    mean, count = float(returns.mean()), returns.numel()
+    if count < 2:
+        return mean, (math.nan, math.nan)
+    half = float(student_t.ppf(0.975, count - 1)) * float(returns.std()) / math.sqrt(count)
+    return mean, (mean - half, mean + half)

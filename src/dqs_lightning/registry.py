@@ -1,0 +1,60 @@
+"""Components by name. A component is registered by being a subclass of its base that has been imported.
+
+Other packages bring theirs by an entry point of the group `dqs_lightning.components`, whose value is the module
+that defines them.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+GROUP = "dqs_lightning.components"
+T = TypeVar("T")
+
+
+def load_entry_points() -> list[str]:
+    """Import every module that an installed package registers; returns the modules' names."""
+    points = list(entry_points(group=GROUP))
+    for point in points:
+        point.load()
+    return [point.module for point in points]
+
+
+def components(base: type[T]) -> dict[str, type[T]]:
+    """All concrete subclasses of `base` that are imported, public ones, by class name."""
+    found: dict[str, type[T]] = {}
+    pending = [base]
+    while pending:
+        cls = pending.pop()
+        pending.extend(cls.__subclasses__())
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            found[cls.__name__] = cls
+    return dict(sorted(found.items()))
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that `name` most likely meant, if any is close."""
+    by_lower = {candidate.lower(): candidate for candidate in allowed}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
+
+
+def describe(value: Any) -> Any:
+    """A component as {class_path, init_args}, the form in which configurations and checkpoints hold it.
+
+    Arguments are read from the attributes of the same name; plain values stay as they are.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {key: describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    cls = type(value)
+    names = [name for name in inspect.signature(cls).parameters if hasattr(value, name)]
+    return {
+        "class_path": f"{cls.__module__}.{cls.__qualname__}",
+        "init_args": {name: describe(getattr(value, name)) for name in names},
+    }

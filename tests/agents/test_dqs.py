@@ -1,0 +1,211 @@
+"""The agent computes what the paper's equations say, and learns the law that it promises."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import small_agent, small_data, trainer
+from tensordict import TensorDict
+from torch import Tensor
+
+from dqs_lightning.agents import DQS, Agent, Plain, Soft, load_agent
+from dqs_lightning.checkpoint import CheckpointError, atomic_save
+from dqs_lightning.data import OnlineData
+from dqs_lightning.diffusion import Ancestral, Importance, Karras
+from dqs_lightning.registry import components
+from dqs_lightning.temperature import Constant, LogLinear
+
+
+def make_batch(size: int = 32, observation_dim: int = 3, action_dim: int = 2) -> TensorDict:
+    following = TensorDict(
+        {
+            "observation": torch.randn(size, observation_dim),
+            "reward": torch.randn(size, 1),
+            "terminated": torch.rand(size, 1) < 0.5,
+            "truncated": torch.rand(size, 1) < 0.5,
+        },
+        [size],
+    )
+    action = torch.rand(size, action_dim) * 2 - 1
+    return TensorDict({"observation": torch.randn(size, observation_dim), "action": action, "next": following}, [size])
+
+
+def tiny(**changes: object) -> DQS:
+    arguments = {"energy_estimator": Importance(8), "sampler": Ancestral(3), "hidden": (16, 16), **changes}
+    return DQS(3, 2, **arguments)
+
+
+def test_target_bootstraps_from_truncated_and_not_from_terminated_states() -> None:
+    agent, batch = tiny(discount=0.9, backup=Plain()), make_batch()
+    torch.manual_seed(1)
+    target = agent.critic_target(batch, torch.tensor(0.1))
+    torch.manual_seed(1)
+    action = agent.sample(batch["next", "observation"])[0]
+    value = agent.target_critic(batch["next", "observation"], action).min(0).values
+    reward, terminated = batch["next", "reward"].squeeze(-1), batch["next", "terminated"].squeeze(-1)
+    torch.testing.assert_close(target, torch.where(terminated, reward, reward + 0.9 * value))
+    assert (batch["next", "truncated"].squeeze(-1) & ~terminated).any()
+
+
+def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
+    agent, batch = tiny(discount=1.0, backup=Soft(20_000)), make_batch(4)
+    batch["next", "terminated"][:] = False
+    temperature = torch.tensor(0.2)
+    target = agent.critic_target(batch, temperature) - batch["next", "reward"].squeeze(-1)
+    axis = torch.linspace(-1, 1, 201)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2).expand(-1, 4, 2)
+    q = agent.target_critic.minimum(batch["next", "observation"], grid)
+    expected = temperature * (torch.logsumexp(q / temperature, 0) - math.log(len(grid)))
+    torch.testing.assert_close(target, expected.detach(), atol=2e-3, rtol=0)
+
+
+def test_score_loss_reaches_the_denoiser_only_and_the_critic_loss_the_critics_only(tmp_path: Path) -> None:
+    agent, batch = tiny(), make_batch()
+    loss, ess = agent.score_loss(batch, torch.tensor(0.1))
+    loss.backward()
+    assert all(p.grad is None for p in agent.critic.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.denoiser.parameters())
+    assert ess.shape == (32,)
+    assert not any(p.requires_grad for p in agent.target_critic.parameters())
+
+
+def test_a_run_makes_one_optimizer_step_each_update_and_averages_the_target(tmp_path: Path) -> None:
+    data = small_data(total_frames=432)
+    agent = small_agent(data, tau=0.25, temperature=LogLinear(1.0, 0.1, 8))
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    fit = trainer(tmp_path, limit_train_batches=1)
+    fit.fit(agent, data)
+    assert fit.global_step == 1
+    for name, value in agent.critic.state_dict().items():
+        averaged = torch.lerp(before[f"target_critic.{name}"], value, 0.25)
+        torch.testing.assert_close(agent.target_critic.state_dict()[name], averaged)
+    assert agent.temperature().item() == pytest.approx(10 ** (-1 / 8))
+    optimizer = agent.optimizers()
+    assert len(optimizer.param_groups) == 2
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for m in (agent.critic, agent.denoiser) for p in m.parameters()}
+
+
+def test_gradients_are_clipped_to_the_norm_in_each_group(tmp_path: Path) -> None:
+    data = small_data(total_frames=464)
+    agent = small_agent(data, max_grad_norm=1e-3)
+    fit = trainer(tmp_path, limit_train_batches=1)
+    fit.fit(agent, data)
+    for group in agent.optimizers().param_groups:
+        norm = torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm()
+        assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+class Bandit(torch.nn.Module):
+    """A critic known in closed form: two bumps on the line whose heights depend on the state."""
+
+    def __init__(self, width: float = 0.15) -> None:
+        super().__init__()
+        self.width = width
+
+    def minimum(self, observation: Tensor, action: Tensor) -> Tensor:
+        left = -((action[..., 0] + 0.5) / self.width).square() / 2
+        right = -((action[..., 0] - 0.5) / self.width).square() / 2 + observation[..., 0]
+        return torch.logaddexp(left, right)
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return self.minimum(observation, action).expand(2, *action.shape[:-1])
+
+
+def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> None:
+    """Share of the right mode = sigmoid(s / T) when T = 1: several good actions live on, in the right amounts."""
+    agent = DQS(1, 1, energy_estimator=Importance(64), hidden=(64, 64), temperature=Constant(1.0))
+    agent.critic = Bandit()
+    optimizer = torch.optim.Adam(agent.denoiser.parameters(), 2e-3)
+    for _ in range(1500):
+        observation = torch.randint(-1, 2, (128, 1)).float()
+        batch = TensorDict({"observation": observation, "action": torch.rand(128, 1) * 2 - 1}, [128])
+        loss, _ = agent.score_loss(batch, torch.tensor(1.0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    states = torch.tensor([[-1.0], [0.0], [1.0]])
+    actions = agent.sample(states, 4000)[..., 0]
+    shares = (actions > 0).float().mean(0)
+    torch.testing.assert_close(shares, torch.sigmoid(states[:, 0]), atol=0.06, rtol=0)
+    spread = torch.where(actions > 0, actions - 0.5, actions + 0.5).std(0)
+    torch.testing.assert_close(spread, torch.full((3,), 0.15), atol=0.04, rtol=0)
+
+
+def test_acting() -> None:
+    agent = tiny()
+    observation = torch.randn(64, 3)
+    assert agent.act(observation).shape == (64, 2)
+    assert not torch.equal(agent.act(observation), agent.act(observation))
+    assert torch.equal(agent.act(observation, deterministic=True), agent.act(observation, deterministic=True))
+    assert agent.act(observation[0]).shape == (2,)
+    torch.manual_seed(2)
+    candidates = agent.sample(observation, 16)
+    torch.manual_seed(2)
+    chosen = agent.act(observation, best_of=16)
+    best = agent.critic.minimum(observation, candidates).max(0).values
+    torch.testing.assert_close(agent.critic.minimum(observation, chosen), best)
+    assert torch.cat([candidates.flatten(), chosen.flatten()]).abs().max() <= 1
+
+
+def test_the_policy_is_told_the_temperature() -> None:
+    agent = tiny(temperature=LogLinear(1.0, 0.01, 100))
+    observation = torch.randn(5, 3)
+    torch.testing.assert_close(agent.condition(observation)[:, 3], torch.zeros(5))
+    for _ in range(50):
+        agent.temperature.step()
+    torch.testing.assert_close(agent.condition(observation)[:, 3], torch.full((5,), math.log(0.1)))
+
+
+@pytest.mark.parametrize("name", sorted(components(Agent)))
+def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path, name: str) -> None:
+    data = small_data(total_frames=480)
+    changes = {"noise_schedule": Karras(rho=5.0), "temperature": LogLinear(2.0, 0.5, 7)} if name == "DQS" else {}
+    agent = small_agent(data, **changes) if name == "DQS" else components(Agent)[name](5, 1)
+    fit = trainer(tmp_path)
+    fit.fit(agent, data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    observation = torch.randn(6, data.observation_dim)
+    torch.save(observation, tmp_path / "observation.pt")
+    script = (
+        "import sys, torch; from dqs_lightning.agents import load_agent; f = sys.argv[1];"
+        "o = torch.load(f + '/observation.pt');"
+        "torch.save(load_agent(f + '/a.ckpt').act(o, deterministic=True), f + '/action.pt')"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert torch.equal(torch.load(tmp_path / "action.pt"), agent.act(observation, deterministic=True))
+    loaded = load_agent(tmp_path / "a.ckpt")
+    if isinstance(loaded, DQS):
+        assert isinstance(loaded.noise_schedule, Karras) and loaded.noise_schedule.rho == 5.0
+        torch.testing.assert_close(loaded.temperature(), torch.tensor(0.5))
+    assert (
+        OnlineData.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).environment.name == "cartpole-swingup"
+    )
+
+
+def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
+    atomic_save({"agent": "Nobody"}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="class Nobody; known are DQS"):
+        load_agent(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("critic_lr", -1.0),
+        ("actor_lr", 0.0),
+        ("tau", 0.0),
+        ("tau", 1.5),
+        ("discount", 1.1),
+        ("max_grad_norm", 0.0),
+        ("best_of", 0),
+        ("hidden", ()),
+        ("hidden", (0,)),
+    ],
+)
+def test_numbers_out_of_range_are_named(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key):
+        tiny(**{key: value})

@@ -1,0 +1,112 @@
+"""What the callbacks promise a run."""
+
+import json
+import math
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from helpers import small_agent, small_data, trainer
+from lightning.pytorch.loggers import CSVLogger
+from scipy import stats
+
+from dqs_callbacks import Evaluate, FiniteGuard, FramesProgress, NonFiniteError, Throughput
+from dqs_lightning.envs import DMControl
+from dqs_lightning.evaluation import episode_returns, mean_with_interval
+
+COARSE = DMControl("cartpole", "swingup", action_repeat=50)
+
+
+def test_evaluation_writes_scores_and_leaves_training_as_it_was(tmp_path: Path) -> None:
+    weights = []
+    for callbacks in ([], [Evaluate(every_frames=1_600, episodes=3)]):
+        L.seed_everything(1)
+        data = small_data(environment=COARSE, total_frames=8_000, init_random_frames=1_600)
+        agent = small_agent(data)
+        fit = trainer(tmp_path, callbacks)
+        fit.fit(agent, data)
+        weights.append(agent.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["env_frames"] for row in rows] == [2_400, 3_200, 4_800, 6_400, 8_000]
+    assert rows[-1]["updates"] <= fit.global_step and rows[0]["episodes"] == 3
+    low, high = rows[-1]["return_ci95"]
+    assert low < rows[-1]["return_mean"] < high
+    assert fit.callback_metrics["eval/return"].item() == pytest.approx(rows[-1]["return_mean"], abs=1e-3)
+
+
+def test_returns_are_those_of_one_episode_each() -> None:
+    env = COARSE.make(4, seed=3)
+    actions = torch.rand(40, 4, 1) * 2 - 1
+    queue = iter(actions)
+    returns = episode_returns(env, lambda observation: next(queue))
+    for index in range(4):
+        alone = COARSE.make(1, seed=3 + index)
+        tensordict, total = alone.reset(), 0.0
+        for action in actions[:20]:
+            tensordict["action"] = action[index : index + 1]
+            stepped, tensordict = alone.step_and_maybe_reset(tensordict)
+            total += stepped["next", "reward"].item()
+        assert returns[index].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_the_interval_is_student_s() -> None:
+    values = torch.tensor([3.0, 5.0, 4.0, 8.0])
+    mean, (low, high) = mean_with_interval(values)
+    expected = stats.t.interval(0.95, 3, loc=5.0, scale=stats.sem(values.numpy()))
+    assert (mean, low, high) == pytest.approx((5.0, *expected), rel=1e-6)
+    assert all(math.isnan(bound) for bound in mean_with_interval(values[:1])[1])
+
+
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_a_non_finite_value_stops_the_run_before_the_weights(tmp_path: Path, where: str) -> None:
+    class Poison(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if batch_idx == 20:
+                target = batch["next", "reward"] if where == "reward" else batch["observation"]
+                target[0] = float("nan")
+                self.before = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+    data, poison = small_data(), Poison()
+    agent = small_agent(data)
+    with pytest.raises(NonFiniteError, match=r"update 20: non-finite gradient in critic\.members\.0\.first\.weight"):
+        trainer(tmp_path, [poison, FiniteGuard()]).fit(agent, data)
+    assert all(torch.equal(value, poison.before[name]) for name, value in agent.state_dict().items())
+
+
+def test_metrics_have_the_frames_as_an_axis(tmp_path: Path) -> None:
+    data = small_data()
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit = trainer(
+        tmp_path,
+        [Throughput(), FramesProgress(line_s=0.01)],
+        logger=logger,
+        log_every_n_steps=25,
+        enable_progress_bar=True,
+    )
+    fit.fit(small_agent(data), data)
+    text = (tmp_path / "metrics.csv").read_text().splitlines()
+    header = text[0].split(",")
+    wanted = {
+        "env_frames",
+        "time/env_fps",
+        "time/updates_per_s",
+        "train/critic_loss",
+        "train/score_loss",
+        "train/ess",
+        "train/temperature",
+    }
+    assert wanted <= set(header)
+    frames = [float(line.split(",")[header.index("env_frames")]) for line in text[1:]]
+    # 192 updates, a row each 25: the last is that of update 175, in the block that ends at frame 768.
+    assert frames == sorted(frames) and (frames[-1], data.env_frames) == (768, 800)
+
+
+def test_the_progress_bar_says_frames_rate_return_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = small_data()
+    trainer(tmp_path, [FramesProgress(line_s=0.01)], enable_progress_bar=True).fit(small_agent(data), data)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("800/800 frames") and "updates/s" in line and "return" in line and "left" in line

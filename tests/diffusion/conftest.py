@@ -1,0 +1,87 @@
+"""Laws known exactly, to compare with: a mixture on the line, and quadrature for any energy."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ndtr
+from torch import Tensor
+
+from dqs_lightning.diffusion import LogProb, Support
+
+
+class Mixture:
+    """Gaussians of one width on the line. Everything about it is known, noised or not."""
+
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    means = torch.tensor([-0.6, 0.5], dtype=torch.float64)
+    std = 0.15
+
+    def log_prob(self, a: Tensor) -> Tensor:
+        """[..., B, 1] -> [..., B]."""
+        return torch.logsumexp(self.weights.log() - (a - self.means).square() / (2 * self.std**2), -1)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The exact E[a | x], [..., 1]."""
+        variance = self.std**2 + sigma**2
+        share = torch.softmax(self.weights.log() - (x - self.means).square() / (2 * variance), -1)
+        return (share * (x * self.std**2 + self.means * sigma**2) / variance).sum(-1, keepdim=True)
+
+    def quantiles(self, num: int) -> np.ndarray:
+        grid = np.linspace(-2, 2, 20001)
+        cdf = sum(
+            w * ndtr((grid - m) / self.std) for w, m in zip(self.weights.numpy(), self.means.numpy(), strict=True)
+        )
+        return np.interp((np.arange(num) + 0.5) / num, cdf, grid)
+
+
+@pytest.fixture
+def mixture() -> Mixture:
+    return Mixture()
+
+
+@pytest.fixture
+def wells() -> LogProb:
+    """An energy in any dimension with two wells on the diagonal, of unequal depth."""
+
+    def log_prob(a: Tensor) -> Tensor:
+        left, right = ((a - center).square().sum(-1) / (2 * 0.3**2) for center in (-0.5, 0.5))
+        return torch.logaddexp(math.log(0.3) - left, math.log(0.7) - right)
+
+    return log_prob
+
+
+def midpoints(support: Support, dim: int, cells: int) -> Tensor:
+    """Centers of a grid over the latent set, [cells^dim, dim]; 8 stands for infinity."""
+    low, high = support.project(torch.tensor([-8.0, 8.0], dtype=torch.float64)).tolist()
+    axis = low + (high - low) * (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    return torch.stack(torch.meshgrid(*[axis] * dim, indexing="ij"), -1).reshape(-1, dim)
+
+
+@pytest.fixture
+def posterior_mean() -> Callable[[LogProb, Tensor, Tensor, Support], Tensor]:
+    """E[latent | x] by quadrature: x [B, d], sigma [B, 1] or scalar -> [B, d]."""
+
+    def mean(log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support) -> Tensor:
+        dim = x.shape[-1]
+        grid = midpoints(support, dim, 4000 if dim == 1 else 400)
+        prior = support.log_prob(log_prob, grid)
+        rows = []
+        for point, noise in zip(x, sigma.expand(x.shape[0], 1), strict=True):
+            weight = torch.softmax(prior - (point - grid).square().sum(-1) / (2 * noise**2), 0)
+            rows.append(weight @ grid)
+        return torch.stack(rows)
+
+    return mean
+
+
+@pytest.fixture
+def wasserstein() -> Callable[[Tensor, np.ndarray], float]:
+    """Distance between samples on the line and as many quantiles of a law."""
+
+    def distance(samples: Tensor, quantiles: np.ndarray) -> float:
+        return float(np.abs(np.sort(samples.flatten().double().numpy()) - quantiles).mean())
+
+    return distance

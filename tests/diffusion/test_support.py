@@ -1,0 +1,308 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest, truncnorm
+from torch import Tensor
+
+from dqs_lightning.diffusion import Box, Support, Tanh, Unbounded
+from dqs_lightning.registry import components
+
+SUPPORTS = list(components(Support).values())
+SIGMAS = [0.03, 0.3, 2.0, 30.0]
+OUTSIDE = [-1.0, 0.0, 1.0, 4.0, 6.0, 7.9, 8.1, 10.9, 11.1, 12.0, 40.0]
+"""Distances from the upper wall in units of sigma; the same are taken at the lower wall."""
+
+
+def noised(sigma: float, dtype: torch.dtype) -> Tensor:
+    """Points within the box [-1, 1], at its walls and outside: [B, 1]."""
+    inside = [-0.9, 0.0, 0.3]
+    beyond = [wall * (1 + sigma * distance) for distance in OUTSIDE[1:] for wall in (1, -1)]
+    return torch.tensor(inside + beyond, dtype=dtype).unsqueeze(1)
+
+
+def exact(x: float, sigma: float):
+    """The normal law truncated to [-1, 1], seen from the side on which it resolves its tail."""
+    return truncnorm((-1 - x) / sigma, (1 - x) / sigma, loc=x, scale=sigma)
+
+
+def test_all_supports_are_found() -> None:
+    assert {"Box", "Tanh", "Unbounded"} <= {cls.__name__ for cls in SUPPORTS}
+
+
+# Box: proposals
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_box_proposals_are_truncated_normal(sigma: float, dtype: torch.dtype) -> None:
+    x, num = noised(sigma, dtype), 4000
+    points = Box().propose(x, torch.full_like(x, sigma), num).points.double()[..., 0]
+    assert torch.isfinite(points).all()
+    assert points.abs().max() <= 1
+    for center, column in zip(x.flatten().tolist(), points.T.numpy(), strict=True):
+        law = exact(center, sigma)
+        # Each half of the antithetic pairs is independent in itself.
+        for half in (column[: num // 2], column[num // 2 :]):
+            assert kstest(half, law.cdf, method="asymp").pvalue > 1e-4, f"x={center}"
+        assert column.mean() == pytest.approx(law.mean(), abs=0.05 * law.std()), f"x={center}"
+
+
+def test_box_proposals_stay_inside_whatever_the_box() -> None:
+    box = Box(-2.0, 0.5)
+    x = torch.cat([torch.linspace(-5, 5, 101), torch.tensor([-1e4, 1e4])]).unsqueeze(1)
+    for sigma in (1e-3, *SIGMAS):
+        points = box.propose(x, torch.full_like(x, sigma), 64).points
+        assert ((points >= -2.0) & (points <= 0.5)).all()
+
+
+def test_box_pairs_are_mirrored_quantiles() -> None:
+    sigma = 0.4
+    x = torch.tensor([[-1.3], [0.2], [0.9], [2.0]], dtype=torch.float64)
+    points = Box().propose(x, torch.full_like(x, sigma), 100).points[..., 0].numpy()
+    for center, column in zip(x.flatten().tolist(), points.T, strict=True):
+        cdf = exact(center, sigma).cdf(column)
+        np.testing.assert_allclose(cdf[:50] + cdf[50:], 1, atol=1e-8)
+
+
+def test_box_proposals_are_independent_across_rows_and_coordinates() -> None:
+    points = Box().propose(torch.zeros(3, 2), torch.ones(3, 1), 4000).points[:2000].reshape(2000, 6)
+    correlation = torch.corrcoef(points.T) - torch.eye(6)
+    assert correlation.abs().max() < 0.1
+
+
+# Box: what the pathwise gradient needs
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_box_dpoint_dx_is_the_derivative(sigma: float) -> None:
+    # The pairs swap places at the box's center, and far outside the tail is an approximation.
+    box, step = Box(), 1e-5 * sigma
+    offsets = [distance for distance in OUTSIDE if distance < 9]
+    x = torch.tensor(
+        [-0.7, 0.3] + [wall * (1 + sigma * d) for d in offsets[1:] for wall in (1, -1)], dtype=torch.float64
+    )
+    x = x.unsqueeze(1)
+
+    def propose(at: Tensor):
+        return box.propose(at, torch.full_like(x, sigma), 200, torch.Generator().manual_seed(3))
+
+    difference = (propose(x + step).points - propose(x - step).points) / (2 * step)
+    torch.testing.assert_close(propose(x).dpoint_dx, difference, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_box_dpoint_dx_far_outside(sigma: float) -> None:
+    box, step = Box(), 1e-4 * sigma
+    x = torch.tensor([[1 + 11.2 * sigma], [-1 - 12 * sigma], [1 + 40 * sigma]], dtype=torch.float64)
+
+    def propose(at: Tensor):
+        return box.propose(at, torch.full_like(x, sigma), 200, torch.Generator().manual_seed(3))
+
+    # Next to nothing of a move of x reaches the draws, 1 / u^2 of it at u deviations: the mean is all that counts.
+    difference = (propose(x + step).points - propose(x - step).points) / (2 * step)
+    torch.testing.assert_close(propose(x).dpoint_dx.mean(0), difference.mean(0), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_box_dlog_mass_dx_is_the_derivative(sigma: float, dtype: torch.dtype) -> None:
+    """By Tweedie, d log P(N(x, sigma^2) in the box) / dx = (mean of the truncated normal - x) / sigma^2."""
+    x = noised(sigma, dtype)
+    gradient = Box().propose(x, torch.full_like(x, sigma), 2).dlog_mass_dx.expand_as(x)
+    for center, value in zip(x.flatten().tolist(), gradient.flatten().tolist(), strict=True):
+        in_deviations = (exact(center, sigma).mean() - center) / sigma
+        assert value * sigma == pytest.approx(in_deviations, rel=0.02, abs=1e-4), f"x={center}"
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_box_dlog_mass_dx_within_the_normals_bulk(sigma: float) -> None:
+    x = torch.tensor([-0.95, 0.0, 0.4, 1.0], dtype=torch.float64).unsqueeze(1)
+    x = torch.cat([x, 1 + sigma * torch.tensor([[1.0], [3.0], [5.0]], dtype=torch.float64)]).requires_grad_()
+    upper, lower = (torch.special.erfc((x - wall) / (sigma * math.sqrt(2))) / 2 for wall in (1, -1))
+    (gradient,) = torch.autograd.grad((upper - lower).log().sum(), x)
+    proposals = Box().propose(x.detach(), torch.full_like(x, sigma).detach(), 2)
+    torch.testing.assert_close(proposals.dlog_mass_dx * sigma, gradient * sigma, rtol=1e-5, atol=1e-8)
+
+
+def test_box_gradient_is_finite_at_the_end_of_the_random_numbers() -> None:
+    """torch.rand gives an exact 0 once in 2^24 float32 draws: once in some hundred updates of an agent."""
+    x = torch.full((20_000, 1), 0.5)
+    seed, num = 146, 2
+    drawn = torch.rand(1, *x.shape, generator=torch.Generator().manual_seed(seed))
+    assert (drawn == 0).any(), "this seed should draw a 0: choose another one"
+    for center in (0.5, -0.5, 1.1, 1.3):
+        proposals = Box().propose(
+            torch.full_like(x, center), torch.full_like(x, 0.03), num, torch.Generator().manual_seed(seed)
+        )
+        for name, value in proposals._asdict().items():
+            assert torch.isfinite(value).all(), f"{name} at x={center}"
+
+
+# Every support
+
+
+@pytest.fixture(params=SUPPORTS, ids=lambda cls: cls.__name__)
+def support(request: pytest.FixtureRequest) -> Support:
+    return request.param()
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_proposals_have_the_shape_asked_for(support: Support, num: int, dtype: torch.dtype) -> None:
+    x = torch.zeros(3, 2, dtype=dtype)
+    proposals = support.propose(x, torch.ones(3, 1, dtype=dtype), num)
+    assert proposals.points.shape == (num, 3, 2)
+    assert {value.dtype for value in proposals} == {dtype}
+    proposals.dpoint_dx.expand(num, 3, 2)
+    proposals.dlog_mass_dx.expand(3, 2)
+
+
+def test_proposals_follow_their_generator(support: Support) -> None:
+    x, before = torch.zeros(4, 2), torch.get_rng_state()
+    first, again, other = (
+        support.propose(x, torch.ones(4, 1), 8, torch.Generator().manual_seed(seed)).points for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 3.0])
+def test_proposals_follow_their_density(support: Support, sigma: float, dtype: torch.dtype) -> None:
+    """The density's total is the same at every x and sigma, and its moments are those of the draws."""
+    deviations = torch.tensor([-12.0, -6.5, -1.0, -0.2, 0.0, 1.0, 5.0, 12.0], dtype=dtype).unsqueeze(1)
+    x, noise = deviations.sign() + sigma * deviations, torch.full((8, 1), sigma, dtype=dtype)
+    low, high = support.project(torch.tensor([-60.0, 60.0], dtype=dtype))
+    cells = 40_000
+    grid = low + (high - low) * (torch.arange(cells, dtype=dtype) + 0.5) / cells
+    log_density = support.proposal_log_prob(grid[:, None, None].expand(-1, 8, 1), x, noise).double()
+    totals = torch.logsumexp(log_density, 0) + torch.log((high - low).double() / cells)
+    torch.testing.assert_close(totals, totals[:1].expand(8), rtol=0, atol=2e-3)
+    reference = support.proposal_log_prob(grid[:, None, None], x[:1] * 0, noise[:1] * 0 + 0.3).double()
+    total = torch.logsumexp(reference[:, 0], 0) + torch.log((high - low).double() / cells)
+    torch.testing.assert_close(totals[0], total, rtol=0, atol=2e-3)
+
+    share = torch.softmax(log_density, 0).T
+    points = support.propose(x, noise, 20_000).points[..., 0].double()
+    mean = share @ grid.double()
+    std = (share @ grid.double().square() - mean.square()).sqrt()
+    assert ((points.mean(0) - mean).abs() < 0.05 * std).all()
+    assert ((points.std(0) - std).abs() < 0.05 * std).all()
+
+
+def test_density_in_many_dimensions_is_a_product(support: Support) -> None:
+    sigma = torch.tensor([[0.1], [0.5], [3.0]], dtype=torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    points = support.propose(x, sigma, 6).points
+    columns = [support.proposal_log_prob(points[..., [i]], x[:, [i]], sigma) for i in range(4)]
+    gap = support.proposal_log_prob(points, x, sigma) - torch.stack(columns).sum(0)
+    torch.testing.assert_close(gap, gap[0, 0].expand_as(gap))
+
+
+def test_scalar_sigma_equals_a_column(support: Support) -> None:
+    x = torch.linspace(-1, 1, 5).unsqueeze(1)
+    scalar, column = (
+        support.propose(x, sigma, 8, torch.Generator().manual_seed(1)).points
+        for sigma in (torch.tensor(0.4), torch.full((5, 1), 0.4))
+    )
+    torch.testing.assert_close(scalar, column)
+
+
+def test_latent_and_action_map_back_and_forth(support: Support) -> None:
+    action = torch.linspace(-0.99, 0.99, 51, dtype=torch.float64).unsqueeze(1)
+    latent = support.from_action(action)
+    torch.testing.assert_close(support.to_action(latent), action)
+    torch.testing.assert_close(support.from_action(support.to_action(latent)), latent)
+
+
+def test_latent_density_is_the_actions(support: Support) -> None:
+    """exp(log_prob) has one total and one mean whether summed over actions or over latents."""
+
+    def log_prob(a: Tensor) -> Tensor:
+        return (2 * a - 4 * (a - 0.2).square()).sum(-1)
+
+    edges = support.project(torch.tensor([-12.0, 12.0], dtype=torch.float64))
+    cells = 20_000
+    ticks = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    latent = (edges[0] + (edges[1] - edges[0]) * ticks).unsqueeze(1)
+    walls = support.to_action(edges)
+    action = (walls[0] + (walls[1] - walls[0]) * ticks).unsqueeze(1)
+    over_latent = torch.exp(support.log_prob(log_prob, latent)) * (edges[1] - edges[0]) / cells
+    over_action = torch.exp(log_prob(action)) * (walls[1] - walls[0]) / cells
+    assert over_latent.sum().item() == pytest.approx(over_action.sum().item(), rel=1e-5)
+    assert (over_latent @ support.to_action(latent)).item() == pytest.approx((over_action @ action).item(), rel=1e-5)
+
+
+# Boxes of both kinds
+
+
+@pytest.mark.parametrize("cls", [Box, Tanh])
+def test_actions_never_leave_the_box(cls: type[Box] | type[Tanh]) -> None:
+    support = cls(-2.0, 0.7)
+    for scale in (1.0, 10.0, 1e4):
+        action = support.to_action(scale * torch.randn(1000, 3))
+        assert ((action >= -2.0) & (action <= 0.7)).all()
+
+
+@pytest.mark.parametrize("cls", [Box, Tanh])
+def test_uniform_actions(cls: type[Box] | type[Tanh]) -> None:
+    draws = cls(-2.0, 0.7).uniform(2000, torch.zeros(2, 1, dtype=torch.float64))
+    assert draws.shape == (2000, 2, 1)
+    assert draws.dtype == torch.float64
+    for row in range(2):
+        assert kstest(draws[:, row, 0].numpy(), "uniform", args=(-2.0, 2.7)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("cls", [Box, Tanh])
+@pytest.mark.parametrize("low, high", [(1.0, 1.0), (1.0, -1.0), (-math.inf, 1.0), (-1.0, math.inf), (math.nan, 1.0)])
+def test_bad_walls_are_refused(cls: type[Box] | type[Tanh], low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=f"low={low} and high={high}"):
+        cls(low, high)
+
+
+def test_tanh_of_any_walls_keeps_the_total() -> None:
+    support = Tanh(-2.0, 0.5)
+    cells = 20_000
+    ticks = (torch.arange(cells, dtype=torch.float64).unsqueeze(1) + 0.5) / cells
+    over_latent = torch.exp(support.log_prob(lambda a: 3 * a.sum(-1), 24 * ticks - 12)).sum() * 24 / cells
+    assert over_latent.item() == pytest.approx((math.exp(1.5) - math.exp(-6)) / 3, rel=1e-5)
+
+
+def test_tanh_keeps_its_margin_from_the_walls() -> None:
+    support = Tanh(-2.0, 0.5, margin=0.01)
+    walls = torch.tensor([[-2.0], [0.5], [-3.0], [9.0]], dtype=torch.float64)
+    inner = torch.tensor([[-1.9875], [0.4875], [-1.9875], [0.4875]], dtype=torch.float64)
+    torch.testing.assert_close(support.to_action(support.from_action(walls)), inner)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0, -0.1, math.nan])
+def test_bad_margins_are_refused(margin: float) -> None:
+    with pytest.raises(ValueError, match=f"margin={margin}"):
+        Tanh(margin=margin)
+
+
+def test_tanh_log_prob_is_finite_far_out() -> None:
+    x = torch.tensor([[-1e3], [-50.0], [50.0], [1e3]], requires_grad=True)
+    value = Tanh().log_prob(lambda a: a.sum(-1), x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert torch.isfinite(value).all()
+    torch.testing.assert_close(gradient, -2 * x.detach().sign())
+
+
+# The line
+
+
+def test_unbounded_proposals_are_normal_pairs() -> None:
+    x = torch.tensor([[0.3], [-4.0]], dtype=torch.float64)
+    points = Unbounded().propose(x, torch.tensor([[0.1], [2.0]], dtype=torch.float64), 4000).points
+    torch.testing.assert_close(points[:2000] + points[2000:], (2 * x).expand(2000, 2, 1))
+    assert kstest(points[:2000, 0, 0].numpy(), "norm", args=(0.3, 0.1)).pvalue > 1e-3
+    assert kstest(points[:2000, 1, 0].numpy(), "norm", args=(-4.0, 2.0)).pvalue > 1e-3
+
+
+def test_unbounded_has_no_uniform_law() -> None:
+    with pytest.raises(ValueError, match="Unbounded"):
+        Unbounded().uniform(4, torch.zeros(2, 1))

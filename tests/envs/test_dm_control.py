@@ -1,0 +1,103 @@
+"""Laws of the batched dm_control environment."""
+
+import numpy as np
+import pytest
+import torch
+from dm_control import suite
+from tensordict import TensorDictBase
+from torchrl.envs.utils import check_env_specs
+
+from dqs_lightning.envs import DMControl
+from dqs_lightning.envs.dm_control import DMControlBatch
+
+TASKS = [
+    ("walker", "walk"),
+    ("cheetah", "run"),
+    ("cartpole", "swingup"),
+    ("finger", "turn_hard"),
+    ("hopper", "hop"),
+    ("quadruped", "walk"),
+    ("reacher", "hard"),
+]
+
+
+def play(env: DMControlBatch, tensordict: TensorDictBase, actions: torch.Tensor) -> torch.Tensor:
+    rows = []
+    for action in actions:
+        tensordict["action"] = action
+        stepped, tensordict = env.step_and_maybe_reset(tensordict)
+        rows.append(torch.cat([stepped["next", "observation"], stepped["next", "reward"]], -1))
+    return torch.stack(rows)
+
+
+def random_actions(env: DMControlBatch, steps: int) -> torch.Tensor:
+    return torch.rand(steps, *env.action_spec.shape) * 2 - 1
+
+
+@pytest.mark.parametrize(("domain", "task"), TASKS)
+def test_meets_torchrl_specs_in_float32(domain: str, task: str) -> None:
+    env = DMControl(domain, task).make(2, seed=0)
+    check_env_specs(env)
+    step = env.rollout(3)
+    assert step["observation"].dtype == step["next", "reward"].dtype == step["action"].dtype == torch.float32
+    assert env.action_spec.space.low.eq(-1).all() and env.action_spec.space.high.eq(1).all()
+
+
+@pytest.mark.parametrize(("domain", "task"), TASKS)
+def test_snapshot_continues_bitwise_in_mid_episode(domain: str, task: str) -> None:
+    env = DMControl(domain, task).make(2, seed=3)
+    # 13 actions before the end of the episode, so that the restored random streams are used as well.
+    actions = random_actions(env, 510)
+    env_td = env.reset()
+    play(env, env_td, actions[:487])
+    snapshot = env.snapshot()
+    other = DMControl(domain, task).make(2, seed=77)
+    other.restore(snapshot)
+    resumed = other.reset()
+    assert torch.equal(play(env, resumed.clone(), actions[487:]), play(other, resumed, actions[487:]))
+
+
+def test_agrees_with_the_suite_and_sums_rewards_over_the_repeat() -> None:
+    env = DMControl("walker", "walk", action_repeat=3).make(1, seed=5)
+    actions = random_actions(env, 4)
+    got = play(env, env.reset(), actions)
+    raw = suite.load("walker", "walk", task_kwargs={"random": 5})
+    raw.reset()
+    for action, row in zip(actions, got, strict=True):
+        steps = [raw.step(action[0].numpy()) for _ in range(3)]
+        expected = np.concatenate([np.ravel(v) for v in steps[-1].observation.values()])
+        np.testing.assert_allclose(row[0, :-1].numpy(), expected, rtol=1e-6)
+        assert row[0, -1].item() == pytest.approx(sum(step.reward for step in steps), rel=1e-6)
+
+
+def test_members_are_seeded_apart_and_do_not_influence_one_another() -> None:
+    both = DMControl("walker", "walk").make(2, seed=10)
+    second = DMControl("walker", "walk").make(1, seed=11)
+    actions = random_actions(both, 20)
+    together = play(both, both.reset(), actions)
+    alone = play(second, second.reset(), actions[:, 1:])
+    assert torch.equal(together[:, 1:], alone)
+    assert not torch.equal(together[:, 0], together[:, 1])
+
+
+def test_time_limit_truncates_and_does_not_terminate() -> None:
+    env = DMControl("cartpole", "swingup", action_repeat=4).make(2, seed=0)
+    steps = env.rollout(400, break_when_any_done=True)
+    assert steps.shape[1] == 250
+    assert steps["next", "truncated"][:, -1].all() and not steps["next", "truncated"][:, :-1].any()
+    assert not steps["next", "terminated"].any()
+
+
+def test_actions_span_the_task_s_own_range() -> None:
+    env = DMControlBatch("lqr", "lqr_2_1")
+    spec = suite.load("lqr", "lqr_2_1").action_spec()
+    assert env._low == pytest.approx(spec.minimum) and env._low + 2 * env._half == pytest.approx(spec.maximum)
+
+
+def test_unknown_names_are_refused_with_a_suggestion() -> None:
+    with pytest.raises(ValueError, match=r"domain=wlker: .*did you mean walker"):
+        DMControl("wlker", "walk")
+    with pytest.raises(ValueError, match=r"task=runn: allowed is one of run, stand, walk; did you mean run"):
+        DMControl("walker", "runn")
+    with pytest.raises(ValueError, match="action_repeat=0"):
+        DMControl("walker", "walk", action_repeat=0)

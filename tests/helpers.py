@@ -1,0 +1,40 @@
+"""Small real runs that several tests start."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from dqs_lightning.agents import DQS
+from dqs_lightning.checkpoint import AtomicCheckpointIO
+from dqs_lightning.data import OnlineData
+from dqs_lightning.diffusion import Ancestral, Importance
+from dqs_lightning.envs import DMControl
+
+
+def small_data(**changes: Any) -> OnlineData:
+    arguments = {"total_frames": 800, "init_random_frames": 400, "batch_size": 16, "num_envs": 2, **changes}
+    environment = arguments.pop("environment", None) or DMControl("cartpole", "swingup", action_repeat=2)
+    return OnlineData(environment, **arguments)
+
+
+def small_agent(data: OnlineData, **changes: Any) -> DQS:
+    arguments = {"energy_estimator": Importance(4), "sampler": Ancestral(3), "hidden": (32, 32), **changes}
+    return DQS(data.observation_dim, data.action_dim, **arguments)
+
+
+def trainer(folder: Path, callbacks: list[L.Callback] | None = None, **changes: Any) -> L.Trainer:
+    arguments: dict[str, Any] = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks or []),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        "plugins": [AtomicCheckpointIO()],
+        **changes,
+    }
+    return L.Trainer(callbacks=callbacks, **arguments)

@@ -1,0 +1,120 @@
+"""A checkpoint is whole or invisible, runs no code, and continues a run exactly."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from helpers import small_agent, small_data, trainer
+
+from dqs_lightning.checkpoint import CheckpointError, RunCheckpoint, atomic_save, safe_load
+from dqs_lightning.envs import DMControl
+
+
+def test_a_process_that_dies_while_saving_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    atomic_save({"step": 1}, path)
+    script = f"""
+import os, torch
+from dqs_lightning import checkpoint
+write = torch.save
+def half(value, file):
+    write(value, file)
+    file.truncate(file.tell() // 2)
+    file.flush()
+    os._exit(9)
+torch.save = half
+checkpoint.atomic_save({{"step": 2, "much": torch.zeros(10_000)}}, {str(path)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 9
+    assert safe_load(path) == {"step": 1}
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="pickle"):
+        atomic_save({"lambda": lambda: None}, tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.target,))
+
+
+def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:
+    torch.save({"weights": Payload(tmp_path / "ran")}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match=r"evil.ckpt: not a readable checkpoint"):
+        safe_load(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
+    with (tmp_path / "evil.ckpt").open("rb") as file, pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(CheckpointError, match=r"none.ckpt: no such checkpoint file"):
+        safe_load(tmp_path / "none.ckpt")
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"bad.ckpt: not a readable checkpoint"):
+        safe_load(tmp_path / "bad.ckpt")
+
+
+class StopAt(L.Callback):
+    def __init__(self, update: int) -> None:
+        self.update = update
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.global_step >= self.update
+
+
+def fit(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict[str, torch.Tensor]:
+    """cartpole in episodes of 50 actions, a replay buffer that wraps around, and a fractional update ratio."""
+    L.seed_everything(5)
+    data = small_data(
+        environment=DMControl("cartpole", "swingup", action_repeat=20),
+        total_frames=9_600,
+        init_random_frames=1_600,
+        replay_size=200,
+        updates_per_step=0.7,
+    )
+    callbacks: list[L.Callback] = [RunCheckpoint(str(folder), every_n_updates=10_000)]
+    if stop_at:
+        callbacks.append(StopAt(stop_at))
+    agent = small_agent(data)
+    ckpt_path = folder / "last.ckpt" if resume else None
+    trainer(folder, callbacks).fit(agent, data, ckpt_path=ckpt_path, weights_only=True)
+    state = {"frames": torch.tensor(data.env_frames), **agent.state_dict()}
+    replay = safe_load(next(folder.glob("step=*-rank=0.pt")))["replay"]
+    return {**state, "replay": replay["action"]}
+
+
+@pytest.mark.parametrize("stop_at", [1, 37, 150])
+def test_a_stopped_run_continues_bitwise(tmp_path: Path, stop_at: int) -> None:
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "parts", stop_at=stop_at)
+    parts = fit(tmp_path / "parts", resume=True)
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
+def test_only_the_newest_rank_file_stays(tmp_path: Path) -> None:
+    data = small_data()
+    trainer(tmp_path, [RunCheckpoint(str(tmp_path), every_n_updates=50)]).fit(small_agent(data), data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step=192-rank=0.pt"]
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    data = small_data(total_frames=480)
+    trainer(tmp_path, [RunCheckpoint(str(tmp_path))]).fit(small_agent(data), data)
+    checkpoint = safe_load(tmp_path / "last.ckpt")
+    atomic_save({**checkpoint, "world_size": 4}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"--trainer.devices=4"):
+        trainer(tmp_path, [RunCheckpoint(str(tmp_path))]).fit(
+            small_agent(data), data, ckpt_path=tmp_path / "last.ckpt", weights_only=True
+        )

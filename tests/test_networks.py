@@ -1,0 +1,87 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dqs_lightning.networks import CriticPair, QNetwork, soft_update
+
+
+def plain(network: QNetwork, observation: Tensor, action: Tensor) -> Tensor:
+    """The same MLP, on the concatenation (s, a): one observation for each action."""
+    hidden = torch.cat([observation, action], -1)
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    for layer in layers[:-1]:
+        hidden = F.relu(F.linear(hidden, layer.weight, layer.bias))
+    return F.linear(hidden, layers[-1].weight, layers[-1].bias).squeeze(-1)
+
+
+@pytest.fixture(params=[(16,), (16, 8), (16, 8, 4)], ids=str)
+def network(request: pytest.FixtureRequest) -> QNetwork:
+    return QNetwork(3, 2, request.param).double()
+
+
+@pytest.fixture
+def observation() -> Tensor:
+    return torch.randn(5, 3, dtype=torch.float64)
+
+
+def test_q_is_an_mlp_of_observation_and_action(network: QNetwork, observation: Tensor) -> None:
+    action = torch.randn(5, 2, dtype=torch.float64)
+    value = network(observation, action)
+    assert value.shape == (5,)
+    torch.testing.assert_close(value, plain(network, observation, action))
+
+
+def test_many_actions_equal_a_loop(network: QNetwork, observation: Tensor) -> None:
+    action = torch.randn(4, 7, 5, 2, dtype=torch.float64)
+    together = network(observation, action)
+    assert together.shape == (4, 7, 5)
+    one_by_one = [torch.stack([network(observation, row) for row in block]) for block in action]
+    torch.testing.assert_close(together, torch.stack(one_by_one))
+
+
+def test_gradients_are_the_plain_ones(network: QNetwork, observation: Tensor) -> None:
+    action = torch.randn(4, 5, 2, dtype=torch.float64, requires_grad=True)
+    inputs = [action, *network.parameters()]
+    fast = torch.autograd.grad(network(observation, action).square().sum(), inputs)
+    slow = torch.autograd.grad(plain(network, observation.expand(4, 5, 3), action).square().sum(), inputs)
+    torch.testing.assert_close(fast, slow)
+
+
+def test_inputs_are_left_alone(network: QNetwork, observation: Tensor) -> None:
+    action = torch.randn(5, 2, dtype=torch.float64)
+    kept = observation.clone(), action.clone()
+    network(observation, action)
+    assert torch.equal(observation, kept[0])
+    assert torch.equal(action, kept[1])
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (4, 5, 2)], ids=str)
+def test_pair_holds_two_networks_and_their_minimum(observation: Tensor, shape: tuple[int, ...]) -> None:
+    pair, action = CriticPair(3, 2, (16, 16)).double(), torch.randn(shape, dtype=torch.float64)
+    both = pair(observation, action)
+    assert both.shape == (2, *shape[:-1])
+    for value, member in zip(both, pair.members, strict=True):
+        torch.testing.assert_close(value, member(observation, action))
+    assert not torch.allclose(both[0], both[1])
+    torch.testing.assert_close(pair.minimum(observation, action), both.min(0).values)
+    assert len({parameter.data_ptr() for parameter in pair.parameters()}) == len(list(pair.parameters()))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.005, 0.3, 1.0])
+def test_soft_update(tau: float) -> None:
+    target, online = CriticPair(3, 2, (8,)).double(), CriticPair(3, 2, (8,)).double()
+    expected = [(1 - tau) * old + tau * new for old, new in zip(target.parameters(), online.parameters(), strict=True)]
+    unchanged = [new.clone() for new in online.parameters()]
+    soft_update(target, online, tau)
+    torch.testing.assert_close(list(target.parameters()), expected)
+    assert all(torch.equal(a, b) for a, b in zip(online.parameters(), unchanged, strict=True))
+    assert all(parameter.requires_grad and parameter.grad_fn is None for parameter in target.parameters())
+
+
+def test_soft_update_keeps_the_networks_apart() -> None:
+    target, online = QNetwork(3, 2, (8,)), QNetwork(3, 2, (8,))
+    soft_update(target, online, 1.0)
+    with torch.no_grad():
+        online.first.weight.add_(1)
+    torch.testing.assert_close(target.first.weight + 1, online.first.weight)

@@ -1,0 +1,74 @@
+from abc import ABC, abstractmethod
+
+import pytest
+
+from dqs_lightning.registry import components, load_entry_points, nearest
+
+
+class Shape(ABC):
+    @abstractmethod
+    def area(self) -> float: ...
+
+
+class Square(Shape):
+    def area(self) -> float:
+        return 1.0
+
+
+class Solid(Shape):
+    """Abstract still."""
+
+
+class Cube(Solid, Square):
+    pass
+
+
+class _Hidden(Square):
+    pass
+
+
+class Tile(_Hidden):
+    pass
+
+
+def test_components_are_the_public_concrete_subclasses() -> None:
+    assert components(Shape) == {"Cube": Cube, "Square": Square, "Tile": Tile}
+    assert list(components(Shape)) == ["Cube", "Square", "Tile"]
+
+
+def test_a_class_defined_later_is_found_at_once() -> None:
+    assert "Circle" not in components(Shape)
+
+    class Circle(Shape):
+        def area(self) -> float:
+            return 3.14
+
+    assert components(Shape)["Circle"] is Circle
+    assert "Circle" not in components(Solid)
+
+
+def test_a_concrete_base_is_its_own_component() -> None:
+    assert components(Square) == {"Cube": Cube, "Square": Square, "Tile": Tile}
+
+
+@pytest.mark.parametrize(
+    "written, meant",
+    [
+        ("Cosin", "Cosine"),
+        ("cosine", "Cosine"),
+        ("Kerras", "Karras"),
+        ("geometrical", "Geometric"),
+        ("Karras", "Karras"),
+    ],
+)
+def test_nearest_is_the_name_meant(written: str, meant: str) -> None:
+    assert nearest(written, ["Cosine", "Geometric", "Karras", "Linear", "Power"]) == meant
+
+
+@pytest.mark.parametrize("allowed", [["Cosine", "Geometric"], []])
+def test_nearest_to_nonsense_is_nothing(allowed: list[str]) -> None:
+    assert nearest("xyzzy", allowed) is None
+
+
+def test_entry_points_load() -> None:
+    assert all(isinstance(name, str) for name in load_entry_points())
