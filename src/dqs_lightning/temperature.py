@@ -17,7 +17,7 @@ class Temperature(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("updates", torch.zeros(()))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -46,7 +46,7 @@ class Constant(Temperature):
         self.value = _positive("value", value)
 
     def forward(self) -> Tensor:
-        return torch.full_like(self.updates, self.value)
+        return torch.full((), self.value, device=self.updates.device)
 
 
 class LogLinear(Temperature):

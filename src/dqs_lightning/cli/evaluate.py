@@ -63,23 +63,25 @@ def choose_renderer() -> None:
     )
 
 
-def evaluate(options: argparse.Namespace) -> str:
-    """Run the episodes; returns the line to print."""
+def evaluate(path: Path, options: argparse.Namespace) -> str:
+    """Run the episodes of a checkpoint's policy; returns what to print."""
     import imageio
     import torch
     from jsonargparse import set_parsing_settings
 
     from dqs_lightning.agents import load_agent
-    from dqs_lightning.checkpoint import safe_load
+    from dqs_lightning.checkpoint import CheckpointError, safe_load
     from dqs_lightning.cli.fit import trusted_packages
     from dqs_lightning.data import OnlineData
     from dqs_lightning.evaluation import episode_returns, mean_with_interval
 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
-    path = checkpoint_of(options.run_or_ckpt)
-    frames = safe_load(path).get("env_frames")
-    environment = OnlineData.load_from_checkpoint(path, weights_only=True).environment
-    agent = load_agent(path, options.device)
+    try:
+        frames = safe_load(path).get("env_frames")
+        environment = OnlineData.load_from_checkpoint(path, weights_only=True).environment
+        agent = load_agent(path, options.device)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
     torch.manual_seed(options.seed)
     env = environment.make(options.episodes, options.seed)
 
@@ -89,28 +91,31 @@ def evaluate(options: argparse.Namespace) -> str:
     pictures: list[Any] = []
 
     def film(_: Any) -> None:
+        if not hasattr(env, "render"):
+            raise InputError(f"--video: {environment.name} has no pictures; dm_control's tasks have")
         try:
             pictures.append(env.render())
         except Exception as error:
-            raise InputError(
-                f"--video: {environment.name} cannot be rendered here with MUJOCO_GL="
-                f"{os.environ.get('MUJOCO_GL')}: {str(error)[:200]}"
-            ) from error
+            raise InputError(_cannot_render(error)) from error
 
     returns = episode_returns(env, None if options.random else policy, film if options.video else None)
+    env.close(raise_if_closed=False)
     mean, (low, high) = mean_with_interval(returns)
     kind = "random policy" if options.random else f"{type(agent).__name__} at {frames:,} frames"
-    line = (
-        f"{environment.name}  {kind}  return {mean:.1f}  95 % interval [{low:.1f}, {high:.1f}]  {len(returns)} episodes"
-    )
+    interval = f"95 % interval [{low:.1f}, {high:.1f}]"
+    lines = [f"{environment.name}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
     if options.video:
         run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         target = run / "videos" / "eval.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
         imageio.mimwrite(target, pictures, fps=30, macro_block_size=None)
-        line += f"\n{target}"
-    env.close(raise_if_closed=False)
-    return line
+        lines.append(str(target))
+    return "\n".join(lines)
+
+
+def _cannot_render(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"--video: MuJoCo cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {reason}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,15 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     options = parse(arguments)
     try:
+        path = checkpoint_of(options.run_or_ckpt)
         if options.video:
             choose_renderer()
+            try:
+                import dm_control.suite  # noqa: F401  (it loads the renderer)
+            except Exception as error:
+                raise InputError(_cannot_render(error)) from error
         os.environ.setdefault("MUJOCO_GL", "disabled")
-        from dqs_lightning.checkpoint import CheckpointError
-
-        try:
-            print(evaluate(options))
-        except CheckpointError as error:
-            raise InputError(str(error)) from error
+        print(evaluate(path, options))
     except InputError as error:
         print(f"dqs-eval: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -95,7 +95,13 @@ class Denoiser(nn.Module):
         self.register_buffer("frequencies", torch.exp(octaves), persistent=False)
 
     def given(self, condition: Tensor | None) -> Denoise:
-        """Bind a condition [..., c]: its share of the first layer is computed once, however often D is called."""
+        """Bind a condition [..., c]: its share of the first layer is computed once, however often D is called.
+
+        Raises:
+            ValueError: when the network has a condition and none is given.
+        """
+        if condition is None and self.condition_dim:
+            raise ValueError(f"condition=None: this denoiser wants conditions of dimension {self.condition_dim}")
         weight_x, weight_sigma, weight_condition = self.first.weight.split(
             [self.dim, self.embedding, self.condition_dim], dim=1
         )

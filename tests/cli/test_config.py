@@ -1,0 +1,150 @@
+"""Configurations: all that are shipped parse; what is wrong is refused in a few lines before any environment starts."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dqs_lightning.cli import fit
+from dqs_lightning.envs import DMControl
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+WALKER = str(CONFIGS / "walker.yaml")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """`dqs-fit` with arguments, in this process, in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DQS_RUN_DIR", raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dqs-fit", *arguments])
+        try:
+            code = fit.main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def printed(run: Run, *arguments: str) -> dict:
+    code, out, err = run(*arguments, "--print_config")
+    assert code == 0, err
+    return yaml.safe_load(out)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_shipped_configuration_parses_and_constructs(run: Run, path: Path) -> None:
+    config = printed(run, "--config", str(path))
+    assert config["extends"] is None
+    environment = config["data"]["environment"]["init_args"]
+    expected = {"default": "walker", "quickstart": "cartpole"}.get(path.stem, path.stem)
+    assert environment["domain"] == expected
+    assert run("--config", str(path), "--data.total_frames=0")[0] == 2
+
+
+def test_what_print_config_prints_is_itself_a_configuration(run: Run, tmp_path: Path) -> None:
+    first = printed(run, "--config", WALKER, "--model.noise_schedule=Karras", "--model.noise_schedule.rho=3")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(first))
+    again = printed(run, "--config", "again.yaml")
+    assert again == first
+    assert again["model"]["init_args"]["noise_schedule"] == {
+        "class_path": "dqs_lightning.diffusion.Karras",
+        "init_args": {"sigma_min": 0.03, "sigma_max": 2.0, "rho": 3.0},
+    }
+
+
+def test_later_files_and_options_override_and_interpolation_follows(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        f"extends: {WALKER}\n"
+        "model:\n  init_args:\n    temperature:\n      class_path: LogLinear\n"
+        "      init_args:\n        over_updates: ${data.total_frames}\n"
+    )
+    (tmp_path / "more.yaml").write_text("data:\n  batch_size: 64\n")
+    config = printed(run, "--config", "mine.yaml", "--config", "more.yaml", "--data.total_frames=7000")
+    assert config["data"]["batch_size"] == 64
+    assert config["model"]["init_args"]["temperature"]["init_args"]["over_updates"] == 7000
+
+
+def test_help_of_a_component_lists_its_arguments(run: Run) -> None:
+    code, out, _ = run("--config", WALKER, "--model.noise_schedule.help=Cosine")
+    assert code == 0 and "sigma_min" in out and "cosine schedule" in out
+
+
+BAD = {
+    "unknown option": (["--data.totl_frames=5"], "data.totl_frames", "data.total_frames"),
+    "unknown key of the agent": (["--model.noise_schedul=Cosine"], "model.noise_schedul", "noise_schedule"),
+    "unknown key of a component": (["--model.noise_schedule.sigma_mn=1"], "sigma_mn", "sigma_min"),
+    "misspelt class": (["--model.noise_schedule=Cosin"], "model.noise_schedule=Cosin", "Cosine"),
+    "class of another kind": (["--model.noise_schedule=Box"], "model.noise_schedule=Box", "Geometric, Karras, Linear"),
+    "misspelt agent": (["--model=DQSS"], "model=DQSS", "DQS"),
+    "misspelt callback": (["--trainer.callbacks+=Evalute"], "trainer.callbacks=Evalute", "Evaluate"),
+    "wrong type": (["--data.batch_size=many"], "data.batch_size=many", "int"),
+    "wrong type, nested": (["--model.sampler.steps=many"], "model.sampler.steps=many", "int"),
+    "negative learning rate": (["--model.critic_lr=-1"], "model.critic_lr=-1.0", "> 0"),
+    "sigma_min not below sigma_max": (["--model.noise_schedule.sigma_min=3"], "sigma_min=3.0", "sigma_max=2.0"),
+    "K below 1": (["--model.energy_estimator.num_samples=0"], "model.energy_estimator.num_samples=0", "1 or more"),
+    "steps below 1": (["--model.sampler.steps=0"], "model.sampler.steps=0", "1 or more"),
+    "unknown domain": (["--data.environment.domain=wlker"], "data.environment.domain=wlker", "walker"),
+    "unknown task": (["--data.environment.task=wlk"], "data.environment.task=wlk", "run, stand, walk"),
+    "random frames beyond the run": (["--data.init_random_frames=9999999"], "init_random_frames=9999999", "250000"),
+    "one evaluation episode": (["--evaluate.episodes=1"], "evaluate.episodes=1", "2 or more"),
+    "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml", "no such file"),
+    "missing checkpoint": (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt", "auto"),
+    "devices that do not exist": (["--trainer.devices=x"], "trainer", "devices"),
+}
+FILES = {
+    "empty file": ("", "bad.yaml", "empty"),
+    "not YAML": ("data: [", "bad.yaml", "not valid YAML"),
+    "not a mapping": ("- 1\n- 2\n", "bad.yaml", "list"),
+    "duplicate key": ("data:\n  batch_size: 3\n  batch_size: 4\n", "batch_size", "line 3"),
+    "unknown key": ("data:\n  batch_siz: 3\n", "data.batch_siz", "data.batch_size"),
+    "unknown group": ("dta:\n  batch_size: 3\n", "dta.batch_size", "data.batch_size"),
+    "misspelt class": ("model:\n  class_path: DQS\n  init_args:\n    sampler: Ancestrl\n", "Ancestrl", "Ancestral"),
+    "wrong type": ("model:\n  class_path: DQS\n  init_args:\n    critic_lr: fast\n", "model.critic_lr=fast", "float"),
+    "extends nothing": ("extends: nothing.yaml\n", "nothing.yaml", "no such file"),
+    "extends itself": ("extends: bad.yaml\n", "bad.yaml", "extends itself"),
+    "untrusted code": ("data:\n  environment:\n    class_path: payload.X\n", "payload.X", "trust"),
+}
+
+
+def refused(code: int, out: str, err: str, named: str, allowed: str) -> None:
+    assert code == 2
+    assert named in err and allowed in err, err
+    assert err.startswith("dqs-fit: ") and len(err.strip().splitlines()) <= 5, err
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*_: object) -> None:
+        raise AssertionError("an environment was started")
+
+    monkeypatch.setattr(DMControl, "make", make)
+
+
+@pytest.mark.parametrize("case", [case for case in BAD if case != "devices that do not exist"])
+def test_bad_options_are_refused_before_an_environment_starts(run: Run, case: str, no_environment: None) -> None:
+    arguments, named, allowed = BAD[case]
+    refused(*run("--config", WALKER, *arguments), named, allowed)
+    assert os.listdir() == []
+
+
+def test_a_trainer_that_cannot_be_is_refused(run: Run) -> None:
+    arguments, named, allowed = BAD["devices that do not exist"]
+    refused(*run("--config", WALKER, *arguments), named, allowed)
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_bad_files_are_refused_before_an_environment_starts(run: Run, case: str, no_environment: None) -> None:
+    content, named, allowed = FILES[case]
+    Path("bad.yaml").write_text(content)
+    Path("payload.py").write_text("import pathlib; pathlib.Path('ran').touch()\nclass X: ...\n")
+    refused(*run("--config", WALKER, "--config", "bad.yaml"), named, allowed)
+    assert not Path("ran").exists()

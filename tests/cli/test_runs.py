@@ -1,0 +1,131 @@
+"""The commands as a user runs them: whole processes, small tasks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dqs_lightning.checkpoint import safe_load
+
+CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")
+SMALL = [
+    "--config", CARTPOLE, "--data.total_frames=2400", "--data.init_random_frames=800", "--data.batch_size=16",
+    "--data.environment.action_repeat=4", "--model.hidden=[16,16]", "--model.energy_estimator.num_samples=4",
+    "--model.sampler.steps=3", "--evaluate.every_frames=800", "--evaluate.episodes=2",
+]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT.pop("DQS_RUN_DIR", None)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"dqs_lightning.cli.{module}", *arguments]
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(module, *arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    done = run("fit", *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()[0]
+    assert printed.startswith("runs/cartpole-swingup/dqs/")
+    return folder / printed
+
+
+def test_a_run_directory_holds_everything(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "env.json", "metrics.csv", "scores.jsonl", "checkpoints", "tensorboard"} <= names
+    rows = [json.loads(line) for line in (finished / "scores.jsonl").read_text().splitlines()]
+    assert [row["env_frames"] for row in rows] == [832, 1600, 2400]
+    assert set(rows[0]) == {"env_frames", "updates", "wall_s", "episodes", "return_mean", "return_ci95"}
+    environment = json.loads((finished / "env.json").read_text())[-1]
+    assert environment["versions"]["torch"] == torch.__version__ and environment["command"][0] == "dqs-fit"
+
+
+def test_the_saved_configuration_runs_again(finished: Path, tmp_path: Path) -> None:
+    again = run("fit", "--config", str(finished / "config.yaml"), "--run_dir=again", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    first, second = (safe_load(path / "checkpoints" / "last.ckpt") for path in (finished, tmp_path / "again"))
+    assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
+    finished: Path, tmp_path: Path, signal_number: int
+) -> None:
+    arguments = [*SMALL, "--run_dir=r", "--ckpt_path=auto"]
+    process = subprocess.Popen(command("fit", *arguments), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    # An evaluation has been written: training is under way.
+    while not (scores := tmp_path / "r" / "scores.jsonl").exists() or not scores.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal_number)
+    assert process.wait(30) == 75
+    checkpoint = safe_load(tmp_path / "r" / "checkpoints" / "last.ckpt")
+    assert 0 < checkpoint["global_step"] < 400
+    continued = run("fit", *arguments, cwd=tmp_path)
+    assert continued.returncode == 0, continued.stderr
+    whole, parts = (safe_load(path / "checkpoints" / "last.ckpt") for path in (finished, tmp_path / "r"))
+    assert whole["global_step"] == parts["global_step"]
+    assert all(torch.equal(value, parts["state_dict"][name]) for name, value in whole["state_dict"].items())
+    for name in ("env_frames", "return_mean"):
+        one, other = (
+            [json.loads(line)[name] for line in (path / "scores.jsonl").read_text().splitlines()]
+            for path in (finished, tmp_path / "r")
+        )
+        assert one == other
+    header, *rows = (tmp_path / "r" / "metrics.csv").read_text().splitlines()
+    steps = [int(row.split(",")[header.split(",").index("step")]) for row in rows]
+    assert steps == sorted(steps)
+
+
+def test_a_run_that_diverges_says_so_and_exits_with_3(tmp_path: Path) -> None:
+    done = run("fit", *SMALL, "--model.critic_lr=1e30", "--run_dir=r", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "diverged: update" in done.stderr and "non-finite gradient in" in done.stderr
+
+
+def test_evaluation_in_a_fresh_process(finished: Path) -> None:
+    first, again = (run("evaluate", str(finished), "--episodes=3", cwd=finished) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == again.stdout
+    assert first.stdout.startswith("cartpole-swingup  DQS at 2,400 frames  return ")
+    assert "95 % interval [" in first.stdout and "3 episodes" in first.stdout
+    by_file = run("evaluate", str(finished / "checkpoints" / "last.ckpt"), "--episodes=3", "--random", cwd=finished)
+    assert "random policy" in by_file.stdout
+
+
+def test_a_video_is_written_or_the_reason_is_said(finished: Path) -> None:
+    done = run("evaluate", str(finished), "--episodes=1", "--video", cwd=finished)
+    if done.returncode == 2:
+        assert "MUJOCO_GL" in done.stderr or "needs EGL or OSMesa" in done.stderr
+        return
+    video = finished / "videos" / "eval.mp4"
+    assert str(video) in done.stdout
+    import imageio.v3 as iio
+
+    frames = iio.imread(video)
+    assert frames.shape[0] == 250 and frames.shape[-1] == 3
+    assert frames.std() > 5 and abs(frames[0].astype(float) - frames[-1]).max() > 20
+
+
+def test_a_renderer_that_is_not_there_is_named(finished: Path) -> None:
+    arguments = command("evaluate", str(finished), "--episodes=1", "--video")
+    environment = {**ENVIRONMENT, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "nonsense"}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--video" in done.stderr and len(done.stderr.splitlines()) <= 5
+
+
+def test_a_missing_run_is_named(tmp_path: Path) -> None:
+    done = run("evaluate", "nothing", cwd=tmp_path)
+    assert done.returncode == 2 and "nothing: no such" in done.stderr

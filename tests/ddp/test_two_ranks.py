@@ -1,0 +1,67 @@
+"""Two real processes: nothing to set but the number of devices."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dqs_lightning.checkpoint import safe_load
+
+pytestmark = pytest.mark.ddp
+CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")
+ARGUMENTS = [
+    "--config", CARTPOLE, "--trainer.devices=2", "--trainer.accelerator=cpu", "--data.total_frames=2560",
+    "--data.init_random_frames=1280", "--data.batch_size=16", "--model.hidden=[16,16]",
+    "--model.energy_estimator.num_samples=4", "--model.sampler.steps=3", "--evaluate.every_frames=1280",
+    "--evaluate.episodes=2", "--run_dir=r", "--ckpt_path=auto",
+]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**{k: v for k, v in os.environ.items() if k != "DQS_RUN_DIR"}, "OMP_NUM_THREADS": "1"}
+
+
+def command(*extra: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("two_ranks.py")), *ARGUMENTS, *extra]
+
+
+def test_ranks_hold_equal_weights_and_explore_apart(tmp_path: Path) -> None:
+    done = subprocess.run(command(), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = [torch.load(tmp_path / "r" / f"weights-{rank}.pt") for rank in range(2)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    # A block is 8 steps x 2 frames x 2 ranks = 32 frames: 40 random blocks, then 40 with 8 updates each.
+    checkpoint = safe_load(tmp_path / "r" / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 320 and checkpoint["env_frames"] == 2560
+    replays = [safe_load(tmp_path / "r" / "checkpoints" / f"step=320-rank={rank}.pt")["replay"] for rank in range(2)]
+    assert len(replays[0]["action"]) == len(replays[1]["action"]) == 640
+    assert not (replays[0]["action"] == replays[1]["action"]).any()
+    assert not torch.equal(replays[0]["observation"][0], replays[1]["observation"][0])
+    rows = (tmp_path / "r" / "scores.jsonl").read_text().splitlines()
+    assert [json.loads(row)["env_frames"] for row in rows] == [1312, 2560]
+
+
+def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    quiet = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    assert subprocess.run(command(), cwd=whole, timeout=240, **quiet).returncode == 0
+    process = subprocess.Popen(command(), cwd=parts, **quiet)
+    while not (scores := parts / "r" / "scores.jsonl").exists() or not scores.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGTERM)
+    process.wait(60)
+    stopped = safe_load(parts / "r" / "checkpoints" / "last.ckpt")
+    assert 0 < stopped["global_step"] < 320
+    assert subprocess.run(command(), cwd=parts, timeout=240, **quiet).returncode == 0
+    one, other = (torch.load(path / "r" / "weights-0.pt") for path in (whole, parts))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -1,0 +1,13 @@
+"""Trains on two processes; each then writes its weights. Started by test_two_ranks.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from dqs_lightning.cli.fit import FitCLI
+
+cli = FitCLI()
+cli.fit()
+torch.save(cli.model.state_dict(), Path(cli.run_dir) / f"weights-{cli.trainer.global_rank}.pt")
+sys.exit(0)
