@@ -129,3 +129,36 @@ def test_a_renderer_that_is_not_there_is_named(finished: Path) -> None:
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     done = run("evaluate", "nothing", cwd=tmp_path)
     assert done.returncode == 2 and "nothing: no such" in done.stderr
+
+
+@pytest.fixture
+def third_party(tmp_path: Path) -> dict[str, str]:
+    """Two packages on the path, each with a noise schedule; one of them is registered by an entry point."""
+    for package in ("registered", "stranger"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(
+            "from dqs_lightning.diffusion import Geometric\n\n"
+            f"class {package.title()}(Geometric):\n    '''A schedule from elsewhere.'''\n"
+        )
+    information = tmp_path / "registered-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: registered\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[dqs_lightning.components]\nmine = registered\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
+    return {**ENVIRONMENT, "PYTHONPATH": path}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--model.noise_schedule=Registered"], 0),
+        (["--model.noise_schedule=stranger.Stranger"], 2),
+        (["--model.noise_schedule=stranger.Stranger", "--trust=stranger"], 0),
+    ],
+)
+def test_components_of_other_packages(third_party: dict[str, str], arguments: list[str], code: int) -> None:
+    full = command("fit", "--config", CARTPOLE, *arguments, "--print_config")
+    done = subprocess.run(full, env=third_party, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    name = arguments[0].rpartition("=")[2].rpartition(".")[2]
+    assert (f".{name}" in done.stdout) if code == 0 else ("--trust" in done.stderr)

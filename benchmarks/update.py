@@ -1,0 +1,96 @@
+"""What one full update of DQS costs, by estimator and K: walker sizes, one thread, medians and ratios of one run.
+
+    python benchmarks/update.py --updates 40 --out benchmarks/results/update.json
+
+The variants take turns, so that a machine that slows down slows all of them. The last line holds name=value pairs.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+
+from dqs_lightning.agents import DQS
+from dqs_lightning.diffusion import EnergyEstimator, GuidedDefensive, Importance, TargetScore
+from dqs_lightning.networks import soft_update
+
+OBSERVATION, ACTION, BATCH = 24, 6, 256
+VARIANTS: dict[str, EnergyEstimator] = {
+    "guided_defensive_k16": GuidedDefensive(16),
+    "guided_defensive_k32": GuidedDefensive(32),
+    "importance_k32": Importance(32),
+    "target_score_k32": TargetScore(32),
+    "target_score_k100": TargetScore(100),
+}
+
+
+def batch() -> TensorDict:
+    """One batch of made-up transitions of walker's sizes."""
+    following = TensorDict(
+        {
+            "observation": torch.randn(BATCH, OBSERVATION),
+            "reward": torch.rand(BATCH, 1),
+            "terminated": torch.zeros(BATCH, 1, dtype=torch.bool),
+        },
+        [BATCH],
+    )
+    action = torch.rand(BATCH, ACTION) * 2 - 1
+    return TensorDict({"observation": torch.randn(BATCH, OBSERVATION), "action": action, "next": following}, [BATCH])
+
+
+class Step:
+    """The arithmetic of `DQS.training_step`, without a Trainer around it."""
+
+    def __init__(self, estimator: EnergyEstimator) -> None:
+        self.agent = DQS(OBSERVATION, ACTION, energy_estimator=estimator)
+        self.optimizer = self.agent.configure_optimizers()
+        self.batch = batch()
+
+    def __call__(self) -> None:
+        """One update."""
+        agent, temperature = self.agent, self.agent.temperature()
+        q_values = agent.critic(self.batch["observation"], self.batch["action"])
+        target = agent.critic_target(self.batch, temperature)
+        loss = (q_values - target).square().mean() + agent.score_loss(self.batch, temperature)[0]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        soft_update(agent.target_critic, agent.critic, agent.tau)
+
+
+def main() -> None:
+    """Time the variants in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=40, help="timed updates of each variant")
+    parser.add_argument("--out", type=Path, help="where to write JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    steps = {name: Step(estimator) for name, estimator in VARIANTS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(options.updates + 3):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            if turn >= 3:
+                seconds[name].append(time.process_time() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    base = medians["guided_defensive_k32"]
+    print(f"{'variant':24} {'ms':>8} {'updates/CPU-s':>14} {'cost / default':>15}")
+    for name, median in medians.items():
+        print(f"{name:24} {median * 1e3:8.1f} {1 / median:14.1f} {median / base:15.2f}")
+    if options.out:
+        machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+        options.out.write_text(
+            json.dumps({"median_s": medians, "updates": options.updates, **machine}, indent=2) + "\n"
+        )
+    print(" ".join(f"{name}_updates_per_cpu_s={1 / median:.2f}" for name, median in medians.items()))
+
+
+if __name__ == "__main__":
+    main()
