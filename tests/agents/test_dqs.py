@@ -1,6 +1,7 @@
 """The agent computes what the paper's equations say, and learns the law that it promises."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,8 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
         "o = torch.load(f + '/observation.pt');"
         "torch.save(load_agent(f + '/a.ckpt').act(o, deterministic=True), f + '/action.pt')"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like here: another number rounds otherwise
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=one_thread)
     assert torch.equal(torch.load(tmp_path / "action.pt"), agent.act(observation, deterministic=True))
     loaded = load_agent(tmp_path / "a.ckpt")
     if isinstance(loaded, DQS):

@@ -88,6 +88,13 @@ def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
     assert steps == sorted(steps)
 
 
+def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
+    before = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    again = run("fit", *SMALL, f"--run_dir={finished}", "--ckpt_path=auto", cwd=finished)
+    assert again.returncode == 0 and "was finished already" in again.stderr
+    assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
 def test_a_run_that_diverges_says_so_and_exits_with_3(tmp_path: Path) -> None:
     done = run("fit", *SMALL, "--model.critic_lr=1e30", "--run_dir=r", cwd=tmp_path)
     assert done.returncode == 3

@@ -1,6 +1,7 @@
 """Diffusion Q-Sampling: an actor-critic whose policy is a diffusion model of exp(Q(s, a) / T) (arXiv 2410.01312)."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -78,7 +79,9 @@ class DQS(Agent):
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden={list(hidden)}: allowed is one or more widths of at least 1")
-        self.save_hyperparameters()
+        with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
+            warnings.simplefilter("ignore")
+            self.save_hyperparameters()
         self.noise_schedule = noise_schedule or Geometric()
         self.energy_estimator = energy_estimator or GuidedDefensive()
         self.sampler = sampler or Ancestral()

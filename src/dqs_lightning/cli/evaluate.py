@@ -73,6 +73,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     from dqs_lightning.checkpoint import CheckpointError, safe_load
     from dqs_lightning.cli.fit import trusted_packages
     from dqs_lightning.data import OnlineData
+    from dqs_lightning.envs.dm_control import DMControlBatch
     from dqs_lightning.evaluation import episode_returns, mean_with_interval
 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
@@ -91,8 +92,8 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     pictures: list[Any] = []
 
     def film(_: Any) -> None:
-        if not hasattr(env, "render"):
-            raise InputError(f"--video: {environment.name} has no pictures; dm_control's tasks have")
+        if not isinstance(env, DMControlBatch):
+            raise InputError(f"--video: {environment.name} has no pictures; only dm_control's tasks have")
         try:
             pictures.append(env.render())
         except Exception as error:

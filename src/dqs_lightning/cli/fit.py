@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dqs_callbacks
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, RunCheckpoint
+from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, RunCheckpoint, safe_load
 from dqs_lightning.cli import run_dir
 from dqs_lightning.cli.errors import BAD_INPUT, DIVERGED, DONE, STOPPED, InputError
 from dqs_lightning.cli.parser import ConfigFile, Parser
@@ -104,9 +104,11 @@ class FitCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print(self.run_dir, flush=True)
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, self.run_dir / "config.yaml", skip_none=False, overwrite=True)
+            self.parser.save(self.config, self.run_dir / "config.yaml", skip_unset=False, overwrite=True)
             run_dir.write_environment(self.run_dir)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+        if self.ckpt_path is not None and self.trainer.global_step == safe_load(self.ckpt_path)["global_step"]:
+            print(f"{self.ckpt_path}: that run was finished already; a longer one starts anew", file=sys.stderr)
         stopped = any(isinstance(c, dqs_callbacks.Preempt) and c.stopped for c in self.callbacks)
         return STOPPED if stopped else DONE
 

@@ -26,7 +26,7 @@ PACKAGES = ("torch", "lightning", "torchrl", "tensordict", "dm_control", "mujoco
 def choose(run_dir: str | None, task: str, agent: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
     """The run's directory and the checkpoint to continue from, if any.
 
-    Without `run_dir` it is runs/<task>/<agent>/<time>. `ckpt_path` is a file, or `auto`: the newest unfinished
+    Without `run_dir` it is runs/<task>/<agent>/<time>. `ckpt_path` is a file, or `auto`: the newest
     checkpoint of `run_dir`, or of runs/<task>/<agent>/; where there is none, a new run.
 
     Raises:
