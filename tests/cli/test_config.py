@@ -141,6 +141,12 @@ def test_a_trainer_that_cannot_be_is_refused(run: Run) -> None:
     refused(*run("--config", WALKER, *arguments), named, allowed)
 
 
+def test_a_run_is_not_written_over(run: Run, no_environment: None) -> None:
+    Path("mine").mkdir()
+    Path("mine/config.yaml").touch()
+    refused(*run("--config", WALKER, "--run_dir=mine"), "--run_dir=mine", "--ckpt_path=auto")
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_bad_files_are_refused_before_an_environment_starts(run: Run, case: str, no_environment: None) -> None:
     content, named, allowed = FILES[case]

@@ -69,7 +69,7 @@ def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal_number)
-    assert process.wait(30) == 75
+    assert process.wait(120) == 75
     checkpoint = safe_load(tmp_path / "r" / "checkpoints" / "last.ckpt")
     assert 0 < checkpoint["global_step"] < 400
     continued = run("fit", *arguments, cwd=tmp_path)

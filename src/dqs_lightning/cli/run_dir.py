@@ -30,13 +30,15 @@ def choose(run_dir: str | None, task: str, agent: str, ckpt_path: str | None) ->
     checkpoint of `run_dir`, or of runs/<task>/<agent>/; where there is none, a new run.
 
     Raises:
-        InputError: when ckpt_path names no file.
+        InputError: when ckpt_path names no file, or run_dir holds a run that this command would write over.
     """
     family = Path("runs") / task / agent
     if os.environ.get(VARIABLE):
         folder = Path(os.environ[VARIABLE])
     elif run_dir:
         folder = Path(run_dir)
+        if ckpt_path is None and (folder / "config.yaml").exists():
+            raise InputError(f"--run_dir={run_dir}: holds a run; continue it with --ckpt_path=auto, or name another")
     else:
         folder = family / datetime.now().strftime("%Y%m%d-%H%M%S")
         if ckpt_path == "auto":
