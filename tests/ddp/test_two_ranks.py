@@ -54,6 +54,7 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(tmp_path:
     quiet = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     assert subprocess.run(command(), cwd=whole, timeout=240, **quiet).returncode == 0
     process = subprocess.Popen(command(), cwd=parts, **quiet)
+    # An evaluation has been written: training is under way.
     while not (scores := parts / "r" / "scores.jsonl").exists() or not scores.read_text():
         assert process.poll() is None
         time.sleep(0.05)
