@@ -1,12 +1,16 @@
+import copy
+import inspect
 import math
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from dqs_lightning.registry import components
-from dqs_lightning.temperature import Constant, LogLinear, Temperature
+from dqs_lightning.registry import components, describe
+from dqs_lightning.temperature import Constant, LogLinear, Relative, TargetEntropy, TargetESS, Temperature
 
 TEMPERATURES = list(components(Temperature).values())
 
@@ -23,7 +27,7 @@ def after(temperature: Temperature, updates: int) -> float:
 
 
 def test_all_temperatures_are_found() -> None:
-    assert {"Constant", "LogLinear"} <= {cls.__name__ for cls in TEMPERATURES}
+    assert {"Constant", "LogLinear", "Relative", "TargetESS", "TargetEntropy"} <= {cls.__name__ for cls in TEMPERATURES}
 
 
 def test_is_a_positive_scalar(cls: type[Temperature]) -> None:
@@ -91,3 +95,235 @@ def test_bad_temperatures_are_refused(value: float) -> None:
 def test_annealing_over_no_updates_is_refused() -> None:
     with pytest.raises(ValueError, match="over_updates=0"):
         LogLinear(over_updates=0)
+
+
+class Measured:
+    """Measurements that may be asked for what is given, and for nothing else."""
+
+    def __init__(self, **values: float) -> None:
+        self.values = values
+
+    def _of(self, name: str) -> Tensor:
+        assert name in self.values, f"{name} was asked for"
+        return torch.tensor(self.values[name])
+
+    def q_spread(self) -> Tensor:
+        return self._of("q_spread")
+
+    def entropy(self) -> Tensor:
+        return self._of("entropy")
+
+    def ess(self) -> Tensor:
+        return self._of("ess")
+
+
+ASKS = {"Relative": "q_spread", "TargetEntropy": "entropy", "TargetESS": "ess"}
+CONTROLLED = {TargetEntropy: "entropy", TargetESS: "ess"}
+QUICK: dict[str, Any] = {"rate": 0.02, "warmup": 0, "decay": 0.9}
+
+
+def boltzmann(temperature: float) -> float:
+    """Entropy of exp(Q/T) = N(0, T s^2) for Q = -a^2 / 2 s^2 with s = 0.5."""
+    return math.log(2 * math.pi * math.e * temperature * 0.25) / 2
+
+
+def share(temperature: float) -> float:
+    """An ESS share that rises with T and saturates at 1, as importance weights' does in six dimensions."""
+    return (1 + 0.1 / temperature) ** -3
+
+
+@pytest.mark.parametrize("cls", TEMPERATURES, ids=lambda cls: cls.__name__)
+def test_asks_for_what_it_needs_alone(cls: type[Temperature]) -> None:
+    needed = ASKS.get(cls.__name__)
+    temperature = cls()
+    for _ in range(3):
+        temperature.step(Measured(**({needed: 0.5} if needed else {})))
+    assert temperature.updates == 3
+    if needed:
+        with pytest.raises(AssertionError, match=needed):
+            temperature.step(Measured())
+
+
+@pytest.mark.parametrize("cls", TEMPERATURES, ids=lambda cls: cls.__name__)
+def test_metrics_are_finite_scalars_from_the_start(cls: type[Temperature]) -> None:
+    temperature = cls()
+    for value in (0.5, math.nan, math.inf, 0.2):
+        metrics = temperature.metrics()
+        assert torch.equal(metrics["temperature"], temperature())
+        assert all(metric.shape == () and torch.isfinite(metric) for metric in metrics.values())
+        temperature.step(Measured(q_spread=value, entropy=value, ess=value))
+    assert torch.isfinite(temperature())
+
+
+@pytest.mark.parametrize("cls, name", [(Relative, "q_spread"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
+def test_a_checkpoint_continues_what_was_measured(cls: type[Temperature], name: str) -> None:
+    arguments = {} if cls is Relative else QUICK
+    through, second = cls(**arguments), cls(**arguments)
+    values = torch.rand(20).tolist()
+    for i, value in enumerate(values):
+        through.step(Measured(**{name: value}))
+        if i == 9:
+            state = copy.deepcopy(through.state_dict())
+    second.load_state_dict(state)
+    for value in values[10:]:
+        second.step(Measured(**{name: value}))
+    assert torch.equal(second(), through())
+    assert second().item() != cls(**arguments)().item()
+    for key, value in through.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value)
+    for key, metric in through.metrics().items():
+        assert torch.equal(second.metrics()[key], metric)
+
+
+@pytest.mark.parametrize("cls, name", [(Relative, "q_spread"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
+def test_nothing_flows_into_a_measurement(cls: type[Temperature], name: str) -> None:
+    measured = Measured()
+    value = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    setattr(measured, name, lambda: 2 * value)
+    temperature = cls()
+    temperature.step(measured)
+    assert all(not metric.requires_grad for metric in temperature.metrics().values())
+
+
+@pytest.mark.parametrize("cls", TEMPERATURES, ids=lambda cls: cls.__name__)
+def test_every_argument_is_an_attribute(cls: type[Temperature]) -> None:
+    described = describe(cls())
+    assert set(described["init_args"]) == set(inspect.signature(cls).parameters)
+    assert describe(cls(**described["init_args"])) == described
+
+
+def test_relative_is_tau_times_the_spread() -> None:
+    temperature = Relative(tau=0.1, decay=0.99, initial=0.3)
+    assert temperature().item() == pytest.approx(0.3)
+    temperature.step()
+    assert temperature().item() == pytest.approx(0.3)  # nothing measured
+    temperature.step(Measured(q_spread=8.0))
+    assert temperature().item() == pytest.approx(0.8)  # bias-corrected: the first measurement counts in full
+    temperature.step(Measured(q_spread=4.0))
+    assert temperature().item() == pytest.approx(0.1 * (0.99 * 8 + 4) / 1.99, rel=1e-5)
+    for _ in range(2000):
+        temperature.step(Measured(q_spread=4.0))
+    assert temperature().item() == pytest.approx(0.4, rel=1e-4)
+    assert temperature.metrics()["q_spread"].item() == pytest.approx(4.0, rel=1e-4)
+
+
+def test_relative_forgets_at_its_decay() -> None:
+    temperature = Relative(tau=1.0, decay=0.9)
+    for _ in range(200):
+        temperature.step(Measured(q_spread=1.0))
+    for _ in range(10):
+        temperature.step(Measured(q_spread=2.0))
+    assert temperature().item() == pytest.approx(2 - 0.9**10, rel=1e-4)
+
+
+def test_relative_holds_its_floor_where_q_is_flat() -> None:
+    temperature = Relative(floor=0.01)
+    temperature.step(Measured(q_spread=0.0))
+    assert temperature().item() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("start", [0.1, 10.0])
+@pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
+def test_control_arrives_at_the_fixed_point(cls: type[TargetEntropy | TargetESS], start: float) -> None:
+    """From a tenth and from ten times the T whose Boltzmann law has the target, through noise, and stays there."""
+    fixed = 0.06
+    curve, noise = (boltzmann, 0.3) if cls is TargetEntropy else (share, 0.03)
+    temperature = cls(target=curve(fixed), initial=start * fixed, **QUICK)
+    late = []
+    for i in range(2000):
+        error = noise * torch.randn(()).item()
+        temperature.step(Measured(**{CONTROLLED[cls]: curve(temperature().item()) + error}))
+        if i >= 1000:
+            late.append(math.log(temperature().item() / fixed))
+    assert abs(sum(late) / len(late)) < 0.05
+    assert max(map(abs, late)) < 0.3
+
+
+def test_entropy_control_does_not_ring_with_a_lagging_policy() -> None:
+    """At its default rate, with the lag that its docstring allows; T is followed in strides of a hundred updates."""
+    stride, lag, fixed = 100, 2500, 0.05
+    defaults = TargetEntropy()
+    temperature = TargetEntropy(
+        target=boltzmann(fixed), rate=defaults.rate * stride, initial=10 * fixed, warmup=0, decay=0.0
+    )
+    entropy = boltzmann(10 * fixed)
+    path = []
+    for _ in range(900):
+        entropy += (boltzmann(temperature().item()) - entropy) * stride / lag
+        temperature.step(Measured(entropy=entropy))
+        path.append(temperature().item() / fixed)
+    assert path[-1] == pytest.approx(1, rel=0.02)
+    assert min(path) > 0.8  # never far beyond the fixed point
+
+
+@pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
+def test_control_moves_at_its_rate_and_no_faster(cls: type[TargetEntropy | TargetESS]) -> None:
+    far_below, far_above = (-9.0, 9.0) if cls is TargetEntropy else (1e-9, 9.0)
+    for value, expected in ((far_below, 1.0), (far_above, -1.0)):
+        temperature = cls(target=0.5, rate=0.01, initial=0.05, warmup=0)
+        temperature.step(Measured(**{CONTROLLED[cls]: value}))
+        assert math.log(temperature().item() / 0.05) / 0.01 == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
+def test_control_holds_floor_and_ceiling_and_leaves_them(cls: type[TargetEntropy | TargetESS]) -> None:
+    name = CONTROLLED[cls]
+    low, high = (-3.0, 0.6) if name == "entropy" else (1e-3, 1.0)
+    temperature = cls(target=0.3, rate=0.1, initial=0.05, floor=0.02, ceiling=0.2, warmup=0, decay=0.0)
+    for value, wall in ((low, 0.2), (high, 0.02), (low, 0.2)):
+        for _ in range(100):  # far longer than the way takes: nothing is wound up
+            temperature.step(Measured(**{name: value}))
+            assert 0.02 * (1 - 1e-6) <= temperature().item() <= 0.2 * (1 + 1e-6)
+        assert temperature().item() == pytest.approx(wall)
+    temperature.step(Measured(**{name: high}))
+    assert temperature().item() < 0.2
+
+
+@pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
+def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS]) -> None:
+    temperature = cls(initial=0.05, warmup=10)
+    measured = Measured(**{CONTROLLED[cls]: 0.01})
+    for _ in range(10):
+        temperature.step(measured)
+        assert temperature().item() == pytest.approx(0.05, rel=1e-6)
+    before = temperature()
+    temperature.step()  # nothing measured: no move
+    assert torch.equal(temperature(), before)
+    temperature.step(measured)
+    assert not torch.equal(temperature(), before)
+
+
+@pytest.mark.parametrize(
+    "cls, arguments, message",
+    [
+        (Relative, {"tau": 0.0}, "tau=0.0: allowed is a finite number > 0"),
+        (Relative, {"decay": 1.0}, "decay=1.0: allowed is 0 <= decay < 1"),
+        (Relative, {"floor": -1.0}, "floor=-1.0: allowed is a finite number > 0"),
+        (Relative, {"initial": 1e-3, "floor": 1e-2}, "initial=0.001: allowed is a number >= floor=0.01"),
+        (TargetEntropy, {"target": 0.7}, "target=0.7: allowed is a finite number < log 2"),
+        (TargetEntropy, {"target": math.nan}, "target=nan"),
+        (TargetEntropy, {"target": -math.inf}, "target=-inf"),
+        (TargetESS, {"target": 0.0}, "target=0.0: allowed is 0 < target < 1"),
+        (TargetESS, {"target": 1.0}, "target=1.0: allowed is 0 < target < 1"),
+    ],
+)
+def test_bad_arguments_are_refused(cls: type[Temperature], arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cls(**arguments)
+
+
+@pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"rate": 0.0}, "rate=0.0: allowed is a finite number > 0"),
+        ({"decay": -0.1}, "decay=-0.1: allowed is 0 <= decay < 1"),
+        ({"warmup": -1}, "warmup=-1: allowed is 0 or more"),
+        ({"ceiling": math.inf}, "ceiling=inf: allowed is a finite number > 0"),
+        ({"initial": 0.5, "ceiling": 0.4}, "initial=0.5: allowed is floor=0.0001 to ceiling=0.4"),
+        ({"initial": 0.1, "floor": 0.2}, "initial=0.1: allowed is floor=0.2 to ceiling=10.0"),
+    ],
+)
+def test_bad_controllers_are_refused(cls: type[Temperature], arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cls(**arguments)

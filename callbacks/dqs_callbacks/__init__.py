@@ -1,9 +1,10 @@
 """Lightning callbacks for runs of dqs-lightning. They use its public interface; it never imports them."""
 
+from dqs_callbacks.diagnostics import Diagnostics
 from dqs_callbacks.evaluate import Evaluate
 from dqs_callbacks.finite_guard import FiniteGuard, NonFiniteError
 from dqs_callbacks.preempt import Preempt
 from dqs_callbacks.progress import FramesProgress
 from dqs_callbacks.throughput import Throughput
 
-__all__ = ["Evaluate", "FiniteGuard", "FramesProgress", "NonFiniteError", "Preempt", "Throughput"]
+__all__ = ["Diagnostics", "Evaluate", "FiniteGuard", "FramesProgress", "NonFiniteError", "Preempt", "Throughput"]

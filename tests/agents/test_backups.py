@@ -1,13 +1,22 @@
+import inspect
+import math
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from dqs_lightning.agents.backups import Backup, Plain, Soft
-from dqs_lightning.diffusion import Box, Tanh, Unbounded
-from dqs_lightning.registry import components
+from dqs_lightning.agents.backups import Backup, Entropic, Plain, SelfNormalised, Soft, log_volume
+from dqs_lightning.diffusion import Box, Support, Tanh, Unbounded
+from dqs_lightning.registry import components, describe
 
 BACKUPS = list(components(Backup).values())
+MIXED = [Soft, SelfNormalised]
 TEMPERATURES = [0.05, 0.5, 5.0]
+SUPPORTS = pytest.mark.parametrize("support", [Box(), Tanh(), Box(-2.0, 0.5)], ids=["Box", "Tanh", "other walls"])
+DTYPE = torch.float64
+GRID = 2 * (torch.arange(20_000, dtype=DTYPE) + 0.5) / 20_000 - 1
 
 
 def q_value(a: Tensor) -> Tensor:
@@ -16,74 +25,312 @@ def q_value(a: Tensor) -> Tensor:
     return state + (torch.sin(4 * a) + 0.5 * a).squeeze(-1) * (1 + state.abs())
 
 
+def entropy() -> Tensor:
+    return torch.tensor([0.1, -0.2, 0.3], dtype=DTYPE)
+
+
+def no_entropy() -> Tensor:
+    raise AssertionError("the entropy was asked for")
+
+
+def value_of(
+    backup: Backup,
+    q: Callable[[Tensor], Tensor],
+    actions: Tensor,
+    temperature: float,
+    support: Support | None = None,
+    entropy: Callable[[], Tensor] = no_entropy,
+) -> Tensor:
+    return backup(q, actions, torch.tensor(temperature, dtype=actions.dtype), support or Box(), entropy)
+
+
 @pytest.fixture
-def action() -> Tensor:
-    return 2 * torch.rand(3, 1, dtype=torch.float64) - 1
+def actions() -> Tensor:
+    return 2 * torch.rand(4, 3, 1, dtype=DTYPE) - 1
+
+
+@pytest.fixture(params=BACKUPS, ids=lambda cls: cls.__name__)
+def cls(request: pytest.FixtureRequest) -> type[Backup]:
+    return request.param
 
 
 def test_all_backups_are_found() -> None:
-    assert {"Plain", "Soft"} <= {cls.__name__ for cls in BACKUPS}
+    assert {"Plain", "Soft", "SelfNormalised", "Entropic"} == {cls.__name__ for cls in BACKUPS}
 
 
-@pytest.mark.parametrize("cls", BACKUPS, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_moves_with_a_constant(cls: type[Backup], action: Tensor, temperature: float) -> None:
+def test_moves_with_a_constant(cls: type[Backup], actions: Tensor, temperature: float) -> None:
     def value(constant: float) -> Tensor:
         torch.manual_seed(3)
-        return cls()(lambda a: q_value(a) + constant, action, torch.tensor(temperature, dtype=torch.float64), Box())
+        return value_of(cls(), lambda a: q_value(a) + constant, actions, temperature, entropy=entropy)
 
     assert value(0.0).shape == (3,)
     for constant in (1e4, -1e4):
         torch.testing.assert_close(value(constant), value(0.0) + constant)
 
 
-def test_plain_is_the_value_of_the_policys_action(action: Tensor) -> None:
-    assert torch.equal(Plain()(q_value, action, torch.tensor(0.5), Box()), q_value(action))
+@pytest.mark.parametrize("num", [1, 2, 4, 7])
+def test_takes_any_number_of_actions(cls: type[Backup], num: int) -> None:
+    value = value_of(cls(), q_value, torch.zeros(num, 3, 1), 0.5, entropy=lambda: entropy().float())
+    assert value.shape == (3,)
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value).all()
 
 
-@pytest.mark.parametrize("support", [Box(), Tanh(), Box(-2.0, 0.5)], ids=["Box", "Tanh", "other walls"])
+def test_no_gradient_flows(cls: type[Backup], actions: Tensor) -> None:
+    weight = torch.ones((), dtype=DTYPE, requires_grad=True)
+    actions.requires_grad_()
+    value = value_of(cls(), lambda a: weight * q_value(a), actions, 0.5, entropy=lambda: weight * entropy())
+    assert not value.requires_grad
+    assert weight.grad is None
+    assert actions.grad is None
+
+
+def test_the_entropy_is_computed_by_entropic_alone(cls: type[Backup], actions: Tensor) -> None:
+    if cls is Entropic:
+        with pytest.raises(AssertionError, match="the entropy was asked for"):
+            value_of(cls(), q_value, actions, 0.5)
+    else:
+        value_of(cls(), q_value, actions, 0.5)
+
+
+def test_every_argument_is_an_attribute(cls: type[Backup]) -> None:
+    described = describe(cls())
+    assert set(described["init_args"]) == set(inspect.signature(cls).parameters)
+    assert describe(cls(**described["init_args"])) == described
+    assert cls().policy_actions >= 1
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-3])
+@pytest.mark.parametrize("support", [Box(), Tanh()], ids=["Box", "Tanh"])
+@pytest.mark.parametrize("dim", [1, 21])
+def test_finite_at_tiny_temperatures(cls: type[Backup], support: Support, temperature: float, dim: int) -> None:
+    """In float32, with a Q whose ratio to T overflows exp and with actions at the walls."""
+    corners = torch.ones(8, 5, dim)
+    corners[4:] = 2 * torch.rand(4, 5, dim) - 1
+    value = value_of(cls(), lambda a: 1e3 * a.sum(-1), corners, temperature, support, lambda: torch.zeros(5))
+    assert torch.isfinite(value).all()
+    assert (value <= 1.001e3 * dim).all()
+
+
+def test_plain_is_the_value_of_the_first_action(actions: Tensor) -> None:
+    assert torch.equal(value_of(Plain(), q_value, actions, 0.5), q_value(actions[0]))
+
+
+def test_entropic_is_the_mean_and_the_entropy_above_that_of_uniform(actions: Tensor) -> None:
+    value = value_of(Entropic(), q_value, actions, 0.5, Box(-2.0, 0.5), entropy)
+    torch.testing.assert_close(value, q_value(actions).mean(0) + 0.5 * (entropy() - math.log(2.5)))
+
+
+@SUPPORTS
+def test_entropic_of_a_uniform_policy_is_the_mean(support: Box | Tanh) -> None:
+    uniform = support.uniform(6, torch.zeros(3, 4, dtype=DTYPE))
+    full = torch.full((3,), 4 * math.log(support.high - support.low), dtype=DTYPE)
+    value = value_of(Entropic(), lambda a: a.sum(-1), uniform, 0.5, support, lambda: full)
+    torch.testing.assert_close(value, uniform.sum(-1).mean(0))
+
+
+@SUPPORTS
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_soft_converges_to_quadrature(support: Box | Tanh, action: Tensor, temperature: float) -> None:
-    grid = support.low + (support.high - support.low) * (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("num", [0, 4])
+def test_mixed_converges_to_quadrature(
+    support: Box | Tanh, actions: Tensor, temperature: float, clip: float | None, num: int
+) -> None:
+    """For any policy actions, here arbitrary ones."""
+    grid = support.low + (support.high - support.low) * (GRID + 1) / 2
     q = q_value(grid[:, None, None].expand(-1, 3, 1))
-    exact = temperature * torch.log(torch.exp((q - q.amax(0)) / temperature).mean(0)) + q.amax(0)
-    value = Soft(num_candidates=200_000)(q_value, action, torch.tensor(temperature, dtype=torch.float64), support)
-    torch.testing.assert_close(value, exact, rtol=0, atol=0.02)
-    assert (value > q.mean(0)).all()
-    assert (value < q.amax(0)).all()
+    arguments = {"num_candidates": 40_000, "clip": clip, "policy_actions": num}
+    arbitrary = support.low + (support.high - support.low) * (actions + 1) / 2
+    value = value_of(Soft(**arguments), q_value, arbitrary, temperature, support)
+    exact = temperature * (torch.logsumexp(q / temperature, 0) - math.log(len(q)))
+    torch.testing.assert_close(value, exact, rtol=0, atol=0.005 + 0.06 * min(temperature, 1))
+    value = value_of(SelfNormalised(**arguments), q_value, arbitrary, temperature, support)
+    torch.testing.assert_close(value, (torch.softmax(q / temperature, 0) * q).sum(0), rtol=0, atol=0.05)
 
 
-def test_soft_goes_from_the_maximum_to_the_mean(action: Tensor) -> None:
+@pytest.mark.parametrize("support", [Box(), Tanh()], ids=["Box", "Tanh"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_mixed_converges_to_quadrature_in_two_dimensions(support: Support, temperature: float) -> None:
+    def energy(a: Tensor) -> Tensor:
+        return torch.sin(3 * a[..., 0] * a[..., 1]) + a[..., 0] - 2 * (a[..., 1] - 0.3).square()
+
+    line = GRID.reshape(-1, 40).mean(1)
+    q = energy(torch.cartesian_prod(line, line))
+    policy = 2 * torch.rand(4, 64, 2, dtype=DTYPE) - 1
+    value = value_of(Soft(num_candidates=5_000), energy, policy, temperature, support).mean()
+    exact = temperature * (torch.logsumexp(q / temperature, 0) - math.log(len(q)))
+    assert value.item() == pytest.approx(exact.item(), abs=0.08 * temperature)
+    value = value_of(SelfNormalised(num_candidates=5_000), energy, policy, temperature, support).mean()
+    assert value.item() == pytest.approx((torch.softmax(q / temperature, 0) * q).sum().item(), abs=0.15 * temperature)
+
+
+def test_soft_goes_from_the_maximum_to_the_mean(actions: Tensor) -> None:
     """As T rises; candidate for candidate, so that no sampling error stands between."""
     torch.manual_seed(3)
-    q = q_value(Box().uniform(64, action))
+    q = q_value(Box().uniform(64, actions[0]))
     values = []
     for temperature in (1e-6, *TEMPERATURES, 1e6):
         torch.manual_seed(3)
-        values.append(Soft(num_candidates=64)(q_value, action, torch.tensor(temperature, dtype=torch.float64), Box()))
+        values.append(value_of(Soft(num_candidates=64, policy_actions=0), q_value, actions, temperature))
     torch.testing.assert_close(values[0], q.amax(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(values[-1], q.mean(0), rtol=0, atol=1e-5)
     assert (torch.stack(values).diff(dim=0) < 0).all()
 
 
-def test_soft_does_not_consult_the_policy(action: Tensor) -> None:
+@pytest.mark.parametrize("cls", MIXED)
+def test_without_policy_actions_the_policy_is_not_consulted(cls: type[Soft | SelfNormalised], actions: Tensor) -> None:
     values = []
-    for policy in (action, -action):
+    for policy in (actions, -actions, actions[:0]):
         torch.manual_seed(3)
-        values.append(Soft()(q_value, policy, torch.tensor(0.5), Box()))
+        values.append(value_of(cls(policy_actions=0), q_value, policy, 0.5))
     assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
 
 
-def test_soft_is_finite_where_exp_overflows(action: Tensor) -> None:
-    value = Soft()(lambda a: 1e6 * q_value(a), action.float(), torch.tensor(1e-3), Box())
-    assert torch.isfinite(value).all()
+# Products whose values are known: b.a, and a normal law of deviation s around 0.4, cut off by the walls.
+# (dimension, T) are such that uniform candidates are of no use.
+STATES = 2000
 
 
-def test_soft_needs_a_finite_volume(action: Tensor) -> None:
-    with pytest.raises(ValueError, match="Unbounded"):
-        Soft()(q_value, action, torch.tensor(0.5), Unbounded())
+def corner(a: Tensor) -> Tensor:
+    return a.sum(-1)
 
 
-def test_no_candidates_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_candidates=0"):
-        Soft(num_candidates=0)
+def hill(a: Tensor) -> Tensor:
+    return -3 * (a - 0.4).square().sum(-1)
+
+
+def per_dimension(energy: Callable[[Tensor], Tensor], temperature: float) -> tuple[Tensor, float, float]:
+    """The Boltzmann law on the grid, T log E_U exp(Q/T) and the mean of Q, for one dimension."""
+    q = energy(GRID.unsqueeze(-1))
+    law = torch.softmax(q / temperature, 0)
+    soft = temperature * (torch.logsumexp(q / temperature, 0) - math.log(len(q)))
+    return law, soft.item(), (law * q).sum().item()
+
+
+def draw(law: Tensor, *shape: int) -> Tensor:
+    cell = torch.searchsorted(law.cumsum(0), torch.rand(*shape, dtype=DTYPE)).clamp_max(len(GRID) - 1)
+    return GRID[cell]
+
+
+def entropy_of(law: Tensor) -> float:
+    return torch.special.entr(law).sum().item() + math.log(2 / len(GRID))
+
+
+def test_the_closed_form_of_a_linear_energy() -> None:
+    """T log E_U exp(b a / T) = T log(sinh(b / T) / (b / T)), so that the grid can be believed."""
+    for temperature in (0.03, 0.3, 3.0):
+        b = 1 / temperature
+        closed = temperature * (b + math.log1p(-math.exp(-2 * b)) - math.log(2 * b))
+        assert per_dimension(corner, temperature)[1] == pytest.approx(closed, rel=1e-5)
+
+
+@pytest.mark.parametrize("energy", [corner, hill], ids=["corner", "hill"])
+@pytest.mark.parametrize("dim, bound", [(6, 0.2), (21, 1.2)])
+@pytest.mark.parametrize("temperature", [0.3, 0.03])
+def test_many_dimensions(energy: Callable[[Tensor], Tensor], dim: int, bound: float, temperature: float) -> None:
+    """With samples of the exact policy: Entropic has no bias, Soft's is below the bound, both in units of T."""
+    law, soft, mean = per_dimension(energy, temperature)
+    exact = dim * soft
+    policy = draw(law, 4, STATES, dim)
+    full = torch.full((STATES,), dim * entropy_of(law), dtype=DTYPE)
+    entropic = value_of(Entropic(), energy, policy, temperature, entropy=lambda: full)
+    standard_error = entropic.std().item() / math.sqrt(STATES)
+    assert entropic.mean().item() == pytest.approx(exact, abs=5 * standard_error + 1e-3 * temperature)
+    assert entropic.std().item() / temperature == pytest.approx(math.sqrt(dim / 4), rel=0.35)
+    found = value_of(Soft(), energy, policy[:, :400], temperature)
+    assert -bound < (found.mean().item() - exact) / temperature < 0.05
+    uniform = value_of(Soft(policy_actions=0), energy, policy[:, :400], temperature)
+    assert uniform.mean() < found.mean()
+    if dim == 6:
+        found = value_of(SelfNormalised(), energy, policy[:, :400], temperature)
+        assert abs(found.mean().item() - dim * mean) / temperature < 0.3
+
+
+@pytest.mark.parametrize("energy", [corner, hill], ids=["corner", "hill"])
+def test_with_a_wrong_policy(energy: Callable[[Tensor], Tensor]) -> None:
+    """That of 1.5 T: Entropic is below Soft's exact value by T KL, Soft still converges to it."""
+    dim, temperature = 6, 0.1
+    law, soft, _ = per_dimension(energy, temperature)
+    wide, _, _ = per_dimension(energy, 1.5 * temperature)
+    divergence = dim * (wide * (wide.clamp_min(1e-300) / law.clamp_min(1e-300)).log()).sum().item()
+    policy = draw(wide, 4, STATES, dim)
+    full = torch.full((STATES,), dim * entropy_of(wide), dtype=DTYPE)
+    entropic = value_of(Entropic(), energy, policy, temperature, entropy=lambda: full)
+    assert divergence > 0.2
+    below = (dim * soft - entropic.mean().item()) / temperature
+    assert below == pytest.approx(divergence, abs=5 * entropic.std().item() / temperature / math.sqrt(STATES))
+    found = value_of(Soft(), energy, policy[:, :400], temperature)
+    assert abs(found.mean().item() - dim * soft) / temperature < 0.3
+    found = value_of(Soft(num_candidates=4096), energy, policy[:, :40], temperature)
+    assert abs(found.mean().item() - dim * soft) / temperature < 0.05
+
+
+def test_the_gradient_step_pays() -> None:
+    law, soft, _ = per_dimension(corner, 0.1)
+    policy = draw(law, 4, 400, 21)
+    with_step, without = (value_of(Soft(clip=clip), corner, policy, 0.1).mean().item() for clip in (1.0, None))
+    assert without < with_step - 0.1
+    assert with_step < 21 * soft + 0.01
+
+
+def test_soft_is_above_the_mean_over_the_boltzmann_law(actions: Tensor) -> None:
+    """E_pi[Q] - T KL(pi || U) for pi = exp(Q/T) is Soft; KL >= 0, so E_pi[Q] is above, and the uniform mean below."""
+    q = q_value(GRID[:, None, None].expand(-1, 3, 1))
+    for temperature in TEMPERATURES:
+        soft = value_of(Soft(num_candidates=20_000), q_value, actions, temperature)
+        boltzmann = value_of(SelfNormalised(num_candidates=20_000), q_value, actions, temperature)
+        assert (q.mean(0) < soft).all()
+        assert (soft < boltzmann).all()
+        assert (boltzmann < q.amax(0)).all()
+
+
+def test_the_candidates_are_as_many_as_said(actions: Tensor) -> None:
+    for num, policy_actions in ((1, 0), (64, 4), (64, 1), (50, 3), (16, 4)):
+        counts: list[int] = []
+
+        def counted(a: Tensor, counts: list[int] = counts) -> Tensor:
+            counts.append(len(a))
+            return q_value(a)
+
+        value_of(Soft(num, policy_actions), counted, actions, 0.5)
+        assert counts == ([policy_actions] if policy_actions else []) + [num]
+
+
+def test_what_asks_for_a_finite_volume(cls: type[Backup], actions: Tensor) -> None:
+    if cls is not Plain:
+        with pytest.raises(ValueError, match="Unbounded"):
+            value_of(cls(), q_value, actions, 0.5, Unbounded(), entropy)
+
+
+def test_log_volume() -> None:
+    assert log_volume(Box(), 6) == pytest.approx(6 * math.log(2))
+    assert log_volume(Tanh(-2.0, 0.5), 3) == pytest.approx(3 * math.log(2.5))
+    with pytest.raises(ValueError, match=re.escape("support=Unbounded: allowed is a set of finite volume")):
+        log_volume(Unbounded(), 2)
+
+
+@pytest.mark.parametrize("cls", MIXED)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_candidates": 0, "policy_actions": 0}, "num_candidates=0: allowed is 1 or more"),
+        ({"num_candidates": 0}, "num_candidates=0: allowed is 16 or more"),
+        ({"num_candidates": 15}, "num_candidates=15: allowed is 16 or more"),
+        ({"policy_actions": -1}, "policy_actions=-1: allowed is 0 or more"),
+        ({"widths": ()}, "widths=[]: allowed are one or more numbers > 0"),
+        ({"widths": (0.1, 0.0)}, "widths=[0.1, 0.0]: allowed are one or more numbers > 0"),
+        ({"clip": 0.0}, "clip=0.0: allowed is a number > 0"),
+        ({"uniform_share": 0.0}, "uniform_share=0.0: allowed is 0 < uniform_share <= 1"),
+        ({"uniform_share": 1.1}, "uniform_share=1.1: allowed is 0 < uniform_share <= 1"),
+    ],
+)
+def test_bad_arguments_are_refused(cls: type[Soft], arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cls(**arguments)
+
+
+def test_entropic_needs_an_action() -> None:
+    with pytest.raises(ValueError, match="policy_actions=0: allowed is 1 or more"):
+        Entropic(policy_actions=0)

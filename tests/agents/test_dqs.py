@@ -12,12 +12,22 @@ from helpers import small_agent, small_data, trainer
 from tensordict import TensorDict
 from torch import Tensor
 
-from dqs_lightning.agents import DQS, Agent, Plain, Soft, load_agent
+from dqs_lightning.agents import DQS, Agent, Backup, Plain, Soft, load_agent
 from dqs_lightning.checkpoint import CheckpointError, atomic_save
 from dqs_lightning.data import OnlineData
-from dqs_lightning.diffusion import Ancestral, Importance, Karras
+from dqs_lightning.diffusion import (
+    Ancestral,
+    AroundActions,
+    Importance,
+    Karras,
+    MomentMatched,
+    OnPath,
+    ProbabilityFlow,
+    Sampler,
+    Unbounded,
+)
 from dqs_lightning.registry import components
-from dqs_lightning.temperature import Constant, LogLinear
+from dqs_lightning.temperature import Constant, LogLinear, Temperature
 
 
 def make_batch(size: int = 32, observation_dim: int = 3, action_dim: int = 2) -> TensorDict:
@@ -52,7 +62,7 @@ def test_target_bootstraps_from_truncated_and_not_from_terminated_states() -> No
 
 
 def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
-    agent, batch = tiny(discount=1.0, backup=Soft(20_000)), make_batch(4)
+    agent, batch = tiny(discount=1.0, backup=Soft(20_000, policy_actions=0)), make_batch(4)
     batch["next", "terminated"][:] = False
     temperature = torch.tensor(0.2)
     target = agent.critic_target(batch, temperature) - batch["next", "reward"].squeeze(-1)
@@ -63,13 +73,49 @@ def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
     torch.testing.assert_close(target, expected.detach(), atol=2e-3, rtol=0)
 
 
+def test_actor_learns_at_the_first_states_of_the_batch() -> None:
+    agent, batch = tiny(noised_points=OnPath(states=5, points=4)), make_batch()
+    assert agent.score_loss(batch, torch.tensor(0.1))[1].ess.shape == (4, 5)
+    agent = tiny(noised_points=AroundActions())
+    assert agent.score_loss(batch, torch.tensor(0.1))[1].ess.shape == (1, 32)
+
+
+@pytest.mark.parametrize("name", [name for name in components(Temperature) if name not in ("Constant", "LogLinear")])
+def test_a_controlled_temperature_moves_by_what_it_measures(name: str, tmp_path: Path) -> None:
+    temperature = components(Temperature)[name](**({} if name == "Relative" else {"warmup": 0, "rate": 0.01}))
+    before = temperature().item()
+    data = small_data(total_frames=480)
+    agent = small_agent(data, temperature=temperature)
+    trainer(tmp_path).fit(agent, data)
+    assert agent.temperature().item() != before
+    assert math.isfinite(agent.temperature().item())
+
+
+@pytest.mark.parametrize("name", components(Backup))
+def test_every_backup_trains(name: str, tmp_path: Path) -> None:
+    data = small_data(total_frames=480)
+    agent = small_agent(data, backup=components(Backup)[name]())
+    trainer(tmp_path).fit(agent, data)
+    assert all(torch.isfinite(p).all() for p in agent.parameters())
+
+
+@pytest.mark.parametrize("sampler", [MomentMatched(8), ProbabilityFlow(8)], ids=lambda s: type(s).__name__)
+def test_entropy_of_a_policy_that_knows_nothing(sampler: Sampler) -> None:
+    """A fresh denoiser is that of a normal law of deviation sigma_data; wide noise makes it nearly exact."""
+    agent = tiny(sampler=sampler, support=Unbounded(), noise_schedule=Karras(0.01, 5.0))
+    entropy = agent.entropy(agent.path(torch.randn(4, 3), 512))
+    exact = torch.full((4,), math.log(2 * math.pi * math.e * 0.5**2))
+    torch.testing.assert_close(entropy, exact, atol=0.6, rtol=0)
+
+
 def test_score_loss_reaches_the_denoiser_only_and_the_critic_loss_the_critics_only(tmp_path: Path) -> None:
     agent, batch = tiny(), make_batch()
-    loss, ess = agent.score_loss(batch, torch.tensor(0.1))
+    loss, estimate = agent.score_loss(batch, torch.tensor(0.1))
     loss.backward()
     assert all(p.grad is None for p in agent.critic.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.denoiser.parameters())
-    assert ess.shape == (32,)
+    assert estimate.ess.shape == (8, 32)
+    assert not estimate.denoised.requires_grad
     assert not any(p.requires_grad for p in agent.target_critic.parameters())
 
 

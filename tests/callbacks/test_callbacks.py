@@ -11,7 +11,9 @@ from helpers import small_agent, small_data, trainer
 from lightning.pytorch.loggers import CSVLogger
 from scipy import stats
 
-from dqs_callbacks import Evaluate, FiniteGuard, FramesProgress, NonFiniteError, Throughput
+from dqs_callbacks import Diagnostics, Evaluate, FiniteGuard, FramesProgress, NonFiniteError, Throughput
+from dqs_callbacks.diagnostics import diagnose
+from dqs_lightning.diffusion import GuidedDefensive
 from dqs_lightning.envs import DMControl
 from dqs_lightning.evaluation import episode_returns, mean_with_interval
 
@@ -110,3 +112,50 @@ def test_the_progress_bar_says_frames_rate_return_and_time_left(
     trainer(tmp_path, [FramesProgress(line_s=0.01)], enable_progress_bar=True).fit(small_agent(data), data)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("800/800 frames") and "updates/s" in line and "return" in line and "left" in line
+
+
+def test_diagnostics_measure_the_actor_and_leave_the_run_as_it_was(tmp_path: Path) -> None:
+    """With and without them the weights end the same; what they write is finite and in its range."""
+    ends = []
+    for callbacks in ([], [Diagnostics(every_updates=10, states=8)]):
+        L.seed_everything(3)
+        data = small_data()
+        agent = small_agent(data, energy_estimator=GuidedDefensive(4))
+        fit = trainer(tmp_path, list(callbacks))
+        fit.fit(agent, data)
+        ends.append(agent)
+    for one, two in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        assert torch.equal(one, two)
+    found = {k.removeprefix("diagnostics/"): v.item() for k, v in fit.callback_metrics.items() if "diagnostics/" in k}
+    assert set(found) == {
+        "ess_low", "ess_middle", "ess_high", "target_error", "entropy", "at_walls", "sharpness"
+    }  # fmt: skip
+    assert all(math.isfinite(value) for value in found.values())
+    assert 0 <= found["at_walls"] <= 1
+    assert found["sharpness"] >= 0
+    assert found["target_error"] > 0
+    assert 1 <= found["ess_low"] <= 32
+
+
+def test_sharpness_and_entropy_see_a_policy_change() -> None:
+    """The same states, critic and T: a policy of one action has no spread of Q, and an entropy far below."""
+    torch.manual_seed(0)
+    data = small_data()
+    agent, observation = small_agent(data), torch.randn(16, data.observation_dim)
+    before = diagnose(agent, observation)
+    with torch.no_grad():
+        last = agent.denoiser.rest[-1]
+        last.bias[agent.action_dim :] = -8.0  # the variance's half
+        agent.denoiser.preconditioning.sigma_data = 1e-3
+    after = diagnose(agent, observation)
+    assert after["sharpness"] < before["sharpness"] / 10
+    assert after["entropy"] < before["entropy"] - 1
+
+
+def test_diagnostics_keep_their_states_in_the_checkpoint() -> None:
+    first, second = Diagnostics(), Diagnostics()
+    first._observation = torch.randn(4, 3)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second._observation, first._observation)
+    with pytest.raises(ValueError, match="every_updates=0"):
+        Diagnostics(every_updates=0)

@@ -9,7 +9,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from dqs_lightning.diffusion import LogProb, Support
+from dqs_lightning.diffusion import LogProb, Moments, Support
 
 
 class Mixture:
@@ -23,11 +23,13 @@ class Mixture:
         """[..., B, 1] -> [..., B]."""
         return torch.logsumexp(self.weights.log() - (a - self.means).square() / (2 * self.std**2), -1)
 
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The exact E[a | x], [..., 1]."""
-        variance = self.std**2 + sigma**2
-        share = torch.softmax(self.weights.log() - (x - self.means).square() / (2 * variance), -1)
-        return (share * (x * self.std**2 + self.means * sigma**2) / variance).sum(-1, keepdim=True)
+    def denoise(self, x: Tensor, sigma: Tensor) -> Moments:
+        """The exact moments of p(a | x), [..., 1]."""
+        total = self.std**2 + sigma**2
+        share = torch.softmax(self.weights.log() - (x - self.means).square() / (2 * total), -1)
+        means = (x * self.std**2 + self.means * sigma**2) / total
+        mean = (share * means).sum(-1, keepdim=True)
+        return Moments(mean, self.std**2 * sigma**2 / total + (share * (means - mean).square()).sum(-1, keepdim=True))
 
     def quantiles(self, num: int) -> np.ndarray:
         grid = np.linspace(-2, 2, 20001)
@@ -61,20 +63,21 @@ def midpoints(support: Support, dim: int, cells: int) -> Tensor:
 
 
 @pytest.fixture
-def posterior_mean() -> Callable[[LogProb, Tensor, Tensor, Support], Tensor]:
-    """E[latent | x] by quadrature: x [B, d], sigma [B, 1] or scalar -> [B, d]."""
+def posterior() -> Callable[[LogProb, Tensor, Tensor, Support], Moments]:
+    """Moments of p(latent | x) by quadrature: x [..., d], sigma [..., 1] or scalar -> [..., d]."""
 
-    def mean(log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support) -> Tensor:
+    def moments(log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support) -> Moments:
         dim = x.shape[-1]
-        grid = midpoints(support, dim, 4000 if dim == 1 else 400)
+        grid = midpoints(support, dim, 4000 if dim == 1 else 240)
         prior = support.log_prob(log_prob, grid)
-        rows = []
-        for point, noise in zip(x, sigma.expand(x.shape[0], 1), strict=True):
+        means, variances = [], []
+        for point, noise in zip(x.reshape(-1, dim), sigma.expand(*x.shape[:-1], 1).reshape(-1, 1), strict=True):
             weight = torch.softmax(prior - (point - grid).square().sum(-1) / (2 * noise**2), 0)
-            rows.append(weight @ grid)
-        return torch.stack(rows)
+            means.append(weight @ grid)
+            variances.append(weight @ (grid - means[-1]).square())
+        return Moments(torch.stack(means).reshape(x.shape), torch.stack(variances).reshape(x.shape))
 
-    return mean
+    return moments
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from dqs_lightning.diffusion import (
     EDM,
-    Ancestral,
     Box,
+    Defensive,
     Denoiser,
+    Estimate,
     Geometric,
-    Importance,
+    MomentMatched,
+    Moments,
     Preconditioning,
     RawScore,
     score,
@@ -25,13 +27,16 @@ SIGMA = torch.tensor([[0.03], [0.2], [1.0], [4.0]], dtype=torch.float64)
 
 
 class _Bare(Preconditioning):
-    """The network's output as it is."""
+    """The network's output as it is: the mean, and the variance's logarithm."""
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones_like(sigma)
         return 0 * one, one, one
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def prior_variance(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
 
 
@@ -75,10 +80,22 @@ def test_bad_sigma_data_is_refused(sigma_data: float) -> None:
         EDM(sigma_data)
 
 
+@pytest.mark.parametrize(
+    "preconditioning", [*(cls() for cls in PRECONDITIONINGS), EDM(1.3)], ids=lambda p: type(p).__name__
+)
+def test_prior_variance_is_a_normal_posteriors(preconditioning: Preconditioning) -> None:
+    """1 / V - 1 / sigma^2 is the prior's precision at every sigma, sigma_data^-2 or 1."""
+    variance = preconditioning.prior_variance(SIGMA)
+    assert variance.shape == SIGMA.shape
+    assert (variance > 0).all()
+    precision = torch.full_like(SIGMA, getattr(preconditioning, "sigma_data", 1.0) ** -2)
+    torch.testing.assert_close(1 / variance - 1 / SIGMA**2, precision)
+
+
 def test_raw_score_is_the_networks_output() -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    output = network(_Bare())(x, SIGMA, condition)
-    denoised = network(RawScore())(x, SIGMA, condition)
+    output = network(_Bare())(x, SIGMA, condition).mean
+    denoised = network(RawScore())(x, SIGMA, condition).mean
     torch.testing.assert_close(score(denoised, x, SIGMA), output)
 
     target = x + SIGMA**2 * torch.randn_like(x)
@@ -90,17 +107,42 @@ def test_raw_score_is_the_networks_output() -> None:
 def test_denoiser_is_the_preconditioned_network(denoiser: Denoiser) -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     c_skip, c_out, c_in = denoiser.preconditioning.coefficients(SIGMA)
-    output = network(_Bare())(c_in * x, SIGMA, condition)
-    torch.testing.assert_close(denoiser(x, SIGMA, condition), c_skip * x + c_out * output)
+    mean, ratio = network(_Bare())(c_in * x, SIGMA, condition)
+    moments = denoiser(x, SIGMA, condition)
+    torch.testing.assert_close(moments.mean, c_skip * x + c_out * mean)
+    torch.testing.assert_close(moments.variance, denoiser.preconditioning.prior_variance(SIGMA) * ratio)
 
 
 # The network
 
 
-def test_starts_as_the_skip_connection() -> None:
-    x = torch.randn(4, 2)
-    c_skip, _, _ = EDM().coefficients(SIGMA.float())
-    torch.testing.assert_close(Denoiser(2)(x, SIGMA.float()), c_skip * x)
+@pytest.mark.parametrize("preconditioning", [cls() for cls in PRECONDITIONINGS], ids=lambda p: type(p).__name__)
+def test_starts_at_the_priors_moments(preconditioning: Preconditioning) -> None:
+    x, sigma = torch.randn(4, 2), SIGMA.float()
+    c_skip, _, _ = preconditioning.coefficients(sigma)
+    moments = Denoiser(2, preconditioning=preconditioning)(x, sigma)
+    torch.testing.assert_close(moments.mean, c_skip * x)
+    torch.testing.assert_close(moments.variance, preconditioning.prior_variance(sigma).expand_as(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (5, 4, 3)], ids=str)
+def test_moments_have_the_shape_and_dtype_of_x(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    denoiser, x = Denoiser(3, hidden=(8,), embedding=4).to(dtype), torch.randn(shape, dtype=dtype)
+    for sigma in (torch.tensor(0.3, dtype=dtype), torch.full((*shape[:-1], 1), 0.3, dtype=dtype)):
+        for found in denoiser(x, sigma):
+            assert found.shape == shape
+            assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("output", [-1e4, -20.0, 20.0, 1e4])
+def test_variance_is_positive_and_bounded_whatever_the_weights(output: float) -> None:
+    """Within a factor of 10^4 of the prior's: log V and 1 / V stay finite in the loss."""
+    denoiser, x = Denoiser(2, hidden=(8,), embedding=4), torch.randn(4, 2)
+    torch.nn.init.constant_(denoiser.rest[-1].bias, output)
+    ratio = denoiser(x, SIGMA.float()).variance / EDM().prior_variance(SIGMA.float())
+    assert ((ratio > 1e-4) & (ratio < 1e4)).all()
+    assert ((ratio > 1) == (output > 0)).all()
 
 
 def test_given_equals_forward(denoiser: Denoiser) -> None:
@@ -119,15 +161,18 @@ def test_scalar_sigma_equals_a_column(denoiser: Denoiser) -> None:
 def test_many_actions_a_condition_equal_a_loop(denoiser: Denoiser) -> None:
     x, condition = torch.randn(5, 4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     together = denoiser(x, SIGMA, condition)
-    one_by_one = [torch.stack([denoiser(x[m, b], SIGMA[b], condition[b]) for b in range(4)]) for m in range(5)]
-    torch.testing.assert_close(together, torch.stack(one_by_one))
+    for m in range(5):
+        for b in range(4):
+            alone = denoiser(x[m, b], SIGMA[b], condition[b])
+            torch.testing.assert_close(Moments(*(found[m, b] for found in together)), alone)
 
 
 def test_listens_to_noise_and_condition() -> None:
     bare, x = network(_Bare()), torch.zeros(4, 2, dtype=torch.float64)
     condition = torch.zeros(4, 3, dtype=torch.float64)
-    assert len(bare(x, SIGMA, condition).unique(dim=0)) == 4
-    assert not torch.allclose(bare(x, SIGMA, condition), bare(x, SIGMA, condition + 1))
+    for found, other in zip(bare(x, SIGMA, condition), bare(x, SIGMA, condition + 1), strict=True):
+        assert len(found.unique(dim=0)) == 4
+        assert not torch.allclose(found, other)
 
 
 def test_works_without_a_condition() -> None:
@@ -138,7 +183,8 @@ def test_works_without_a_condition() -> None:
 
 def test_every_parameter_is_trained(denoiser: Denoiser) -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    denoiser(x, SIGMA, condition).square().sum().backward()
+    moments = denoiser(x, SIGMA, condition)
+    (moments.mean.square().sum() + moments.variance.square().sum()).backward()
     for name, parameter in denoiser.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -150,29 +196,85 @@ def test_bad_embeddings_are_refused(embedding: int) -> None:
         Denoiser(2, embedding=embedding)
 
 
+# The loss
+
+
+def constant_problem() -> tuple[Moments, Estimate, Tensor]:
+    """Moments [1, 2] to choose for a point of which 64 estimates were made, at one noise level."""
+    targets = torch.randn(64, 2, dtype=torch.float64)
+    estimate = Estimate(targets, torch.rand(64, 2, dtype=torch.float64) + 0.1, torch.ones(64))
+    best = Moments(targets.mean(0, keepdim=True), estimate.spread.mean(0, keepdim=True))
+    return best, estimate, torch.full((64, 1), 0.4, dtype=torch.float64)
+
+
+def slopes(denoiser: Denoiser, moments: Moments, estimate: Estimate, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of the loss in mean and variance."""
+    leaves = Moments(*(found.clone().requires_grad_() for found in moments))
+    return torch.autograd.grad(denoiser.loss(leaves, estimate, sigma), leaves)
+
+
+def test_loss_is_least_at_the_estimates_means(denoiser: Denoiser) -> None:
+    """D at the mean of the targets, V at the mean of their spreads; each has its slope on either side."""
+    best, estimate, sigma = constant_problem()
+    at_best = slopes(denoiser, best, estimate, sigma)
+    for slope in at_best:
+        torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-9)
+    for factor in (0.5, 2.0):
+        mean, variance = slopes(denoiser, Moments(best.mean + factor - 1, best.variance * factor), estimate, sigma)
+        assert (mean * (factor - 1) > 0).all()
+        assert (variance * (factor - 1) > 0).all()
+
+
+def test_mean_and_variance_are_learned_apart(denoiser: Denoiser) -> None:
+    """A wrong mean moves no variance, and a wrong variance no mean."""
+    best, estimate, sigma = constant_problem()
+    mean, variance = slopes(denoiser, Moments(best.mean, 3 * best.variance), estimate, sigma)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9)
+    assert variance.abs().min() > 1e-3
+    mean, variance = slopes(denoiser, Moments(best.mean + 1, best.variance), estimate, sigma)
+    torch.testing.assert_close(variance, torch.zeros_like(variance), rtol=0, atol=1e-9)
+    assert mean.abs().min() > 1e-3
+
+
+def test_a_noise_level_counts_by_its_weight(denoiser: Denoiser) -> None:
+    """Row by row the slope of the mean is 2 lambda(sigma) (D - D_K) / size; that of log V has no weight."""
+    mean, variance = torch.randn(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64) + 0.1
+    estimate = Estimate(torch.randn_like(mean), torch.rand_like(mean), torch.ones(4))
+    in_mean, in_variance = slopes(denoiser, Moments(mean, variance), estimate, SIGMA)
+    expected = denoiser.preconditioning.loss_weight(SIGMA) * (mean - estimate.denoised) / 4
+    torch.testing.assert_close(in_mean, expected)
+    share = in_variance * variance / (1 - estimate.spread / variance)
+    torch.testing.assert_close(share, share[:1, :1].expand_as(share))
+    assert share.min() > 0
+
+
 # From an energy to its samples
 
 
 def test_learns_to_sample_an_energy(mixture, wasserstein: Callable[[Tensor, np.ndarray], float]) -> None:
-    """Training on targets from the energy alone, then sampling, gives the energy's law, masses included."""
-    schedule, support, estimator = Geometric(), Box(), Importance(num_samples=32)
+    """Training on an energy alone gives the posterior's moments, and then samples of its law, masses included."""
+    schedule, support, estimator = Geometric(), Box(), Defensive(num_samples=32)
     denoiser = Denoiser(1, hidden=(64, 64), embedding=16)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=3e-3)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.03, 600)
-    for _ in range(600):
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-2)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.03, 800)
+    for _ in range(800):
         clean = 2 * torch.rand(256, 1) - 1
         sigma = schedule.draw(clean)
         x = clean + sigma * torch.randn_like(clean)
-        target = estimator(mixture.log_prob, x, sigma, support).denoised
-        weight = denoiser.preconditioning.loss_weight(sigma)
-        loss = (weight * (denoiser(x, sigma) - target).square()).mean()
+        moments = denoiser(x, sigma)
+        loss = denoiser.loss(moments, estimator(mixture.log_prob, x, sigma, support, guide=moments.mean), sigma)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         decay.step()
 
     with torch.no_grad():
-        samples = Ancestral(steps=30).sample(denoiser.given(None), schedule, support, torch.empty(4000, 1))
+        x = torch.linspace(-1, 1, 81).unsqueeze(1)
+        for sigma in (torch.tensor(0.1), torch.tensor(0.4), torch.tensor(1.0)):
+            found, exact = denoiser(x, sigma), mixture.denoise(x, sigma)
+            assert (found.mean - exact.mean).abs().mean() < 0.12 * exact.variance.mean().sqrt()
+            assert (found.variance - exact.variance).abs().mean() < 0.25 * exact.variance.mean()
+        samples = MomentMatched(steps=10).sample(denoiser.given(None), schedule, support, torch.empty(4000, 1))
     assert (samples < 0).float().mean().item() == pytest.approx(0.3, abs=0.06)
     assert wasserstein(samples, mixture.quantiles(4000)) < 0.08
 

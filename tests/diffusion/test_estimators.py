@@ -2,50 +2,124 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from scipy.stats import truncnorm
 from torch import Tensor, nn
 
 from dqs_lightning.diffusion import (
     Box,
+    ControlVariate,
     EnergyEstimator,
-    GuidedDefensive,
+    Estimate,
     Importance,
     LogProb,
+    Moments,
+    NoiseSplit,
+    PosteriorMode,
+    QScore,
+    Resampling,
     Support,
+    Tanh,
     TargetScore,
     Unbounded,
     score,
 )
+from dqs_lightning.diffusion.estimators import GRADIENT_COST, softmax_weights
 from dqs_lightning.registry import components
 
 ESTIMATORS = list(components(EnergyEstimator).values())
-INCONSISTENT: set[str] = set()
-"""Names of the estimators that say that they do not converge to the denoised mean."""
-CONSISTENT = [cls for cls in ESTIMATORS if cls.__name__ not in INCONSISTENT]
 SUPPORTS = list(components(Support).values())
+INCONSISTENT: set[type[EnergyEstimator]] = {PosteriorMode, QScore}
+"""Estimators that say that they do not converge to the denoised mean, and that draw nothing."""
+CONSISTENT = [cls for cls in ESTIMATORS if cls not in INCONSISTENT]
+NEEDS_VOLUME: set[type[EnergyEstimator]] = {Resampling}
+"""Estimators that say that they need a support of finite volume and noise that spans many of their candidates."""
 
-PosteriorMean = Callable[[LogProb, Tensor, Tensor, Support], Tensor]
-each_estimator = pytest.mark.parametrize("cls", ESTIMATORS, ids=lambda cls: cls.__name__)
-each_consistent = pytest.mark.parametrize("cls", CONSISTENT, ids=lambda cls: cls.__name__)
+Posterior = Callable[[LogProb, Tensor, Tensor, Support], Moments]
 
 
-@pytest.fixture(params=SUPPORTS, ids=lambda cls: cls.__name__)
-def support(request: pytest.FixtureRequest) -> Support:
-    return request.param()
+def build(cls: type[EnergyEstimator], num_samples: int) -> EnergyEstimator:
+    if cls is NoiseSplit:
+        return NoiseSplit(TargetScore(num_samples), Importance(num_samples), at=0.2)
+    return cls(num_samples=num_samples)
+
+
+def estimators_of(classes: list[type[EnergyEstimator]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("cls", classes, ids=lambda cls: cls.__name__)
+
+
+def pairs_of(classes: list[type[EnergyEstimator]]) -> pytest.MarkDecorator:
+    """Each estimator with each support that it is for."""
+    pairs = [(cls, support) for cls in classes for support in SUPPORTS]
+    return pytest.mark.parametrize(
+        ("cls", "support"),
+        [
+            pytest.param(cls, support(), id=f"{cls.__name__}-{support.__name__}")
+            for cls, support in pairs
+            if not (cls in NEEDS_VOLUME and support is Unbounded)
+        ],
+    )
+
+
+each_estimator = estimators_of(ESTIMATORS)
+each_consistent = estimators_of(CONSISTENT)
+each_everywhere = estimators_of([cls for cls in CONSISTENT if cls not in NEEDS_VOLUME])
+each_pair = pairs_of(ESTIMATORS)
+each_consistent_pair = pairs_of(CONSISTENT)
 
 
 def seeded(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def spread(num: int, dim: int, sigma: float) -> Tensor:
-    """Actions of the box, noised: [num, dim] in float64."""
-    clean = 2 * torch.rand(num, dim, dtype=torch.float64) - 1
+def noised(shape: tuple[int, ...], sigma: float) -> Tensor:
+    """Actions of the box, noised: float64."""
+    clean = 2 * torch.rand(shape, dtype=torch.float64) - 1
     return clean + sigma * torch.randn_like(clean)
 
 
+class Counted:
+    """An energy that counts the evaluations asked of it, those with a gradient as often as they cost."""
+
+    def __init__(self, log_prob: LogProb) -> None:
+        self.log_prob, self.count = log_prob, 0
+
+    def __call__(self, a: Tensor) -> Tensor:
+        value = self.log_prob(a)
+        self.count += value.numel() * (GRADIENT_COST if a.requires_grad else 1)
+        return value
+
+
+class _Constant(EnergyEstimator):
+    """Says the same number of every point."""
+
+    def __init__(self, value: float, num_samples: int = 1) -> None:
+        super().__init__(num_samples)
+        self.value = value
+
+    def __call__(
+        self,
+        log_prob: LogProb,
+        x: Tensor,
+        sigma: Tensor,
+        support: Support,
+        generator: torch.Generator | None = None,
+        guide: Tensor | None = None,
+    ) -> Estimate:
+        filled = torch.full_like(x, self.value)
+        return Estimate(filled, 2 * filled, 3 * filled[..., 0])
+
+
 def test_all_estimators_are_found() -> None:
-    assert {"GuidedDefensive", "Importance", "TargetScore"} <= {cls.__name__ for cls in ESTIMATORS}
+    assert {
+        "ControlVariate",
+        "Defensive",
+        "GuidedDefensive",
+        "Importance",
+        "NoiseSplit",
+        "PosteriorMode",
+        "QScore",
+        "Resampling",
+        "TargetScore",
+    } <= {cls.__name__ for cls in ESTIMATORS}
 
 
 def test_score_is_tweedies() -> None:
@@ -55,141 +129,266 @@ def test_score_is_tweedies() -> None:
     torch.testing.assert_close(score(denoised, x, sigma), (mean - x) / (std**2 + sigma**2))
 
 
+# Weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_weights_are_normalised_in_single_precision_or_better(dtype: torch.dtype) -> None:
+    log_weight = torch.tensor([[50.0, 0.0], [49.75, -0.25], [48.5, 0.0], [50.0, -1.5], [40.0, -8.0]], dtype=dtype)
+    exact = log_weight.double().softmax(0)
+    weight, ess = softmax_weights(log_weight)
+    assert weight.dtype == ess.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(weight.double(), exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ess.double(), 1 / exact.square().sum(0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_weights_do_not_see_a_shift(dtype: torch.dtype) -> None:
+    """Values near 50, whose steps in bfloat16 are 0.25, weigh as the same values near 0 do."""
+    near_zero = torch.randint(-40, 40, (64, 5)).to(dtype) / 4
+    for found, expected in zip(softmax_weights(near_zero + 50), softmax_weights(near_zero), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30])
+def test_weights_of_huge_values_are_finite(value: float) -> None:
+    weight, ess = softmax_weights(torch.tensor([value, value, 0.0]) if value > 0 else torch.tensor([value, value]))
+    torch.testing.assert_close(weight[:2], torch.tensor([0.5, 0.5]))
+    assert ess.item() == pytest.approx(2)
+
+
 # Laws of every estimator on every support
 
 
-@each_estimator
+@each_pair
 @pytest.mark.parametrize("num_samples", [1, 32])
 def test_unchanged_by_a_constant(
     cls: type[EnergyEstimator], support: Support, wells: LogProb, num_samples: int
 ) -> None:
-    x, sigma = spread(64, 2, 0.3), torch.tensor(0.3, dtype=torch.float64)
-    plain = cls(num_samples=num_samples)(wells, x, sigma, support, seeded())
+    x, sigma, estimator = noised((64, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), build(cls, num_samples)
+    plain = estimator(wells, x, sigma, support, seeded())
     for constant in (1e4, -1e4):
-        shifted = cls(num_samples=num_samples)(lambda a: wells(a) + constant, x, sigma, support, seeded())  # noqa: B023
+        shifted = estimator(lambda a: wells(a) + constant, x, sigma, support, seeded())  # noqa: B023
         torch.testing.assert_close(shifted.denoised, plain.denoised, rtol=0, atol=1e-8)
+        torch.testing.assert_close(shifted.spread, plain.spread, rtol=0, atol=1e-8)
         torch.testing.assert_close(shifted.ess, plain.ess, rtol=1e-6, atol=0)
 
 
-@each_estimator
+@each_pair
 @pytest.mark.parametrize("num_samples", [1, 2, 7])
 @pytest.mark.parametrize("sigma", [1e-3, 0.03, 0.3, 2.0, 30.0])
+@pytest.mark.parametrize("shape", [(256,), (3, 64)], ids=["alone", "pooled"])
 def test_finite_at_every_noise(
-    cls: type[EnergyEstimator], support: Support, wells: LogProb, num_samples: int, sigma: float
+    cls: type[EnergyEstimator],
+    support: Support,
+    wells: LogProb,
+    num_samples: int,
+    sigma: float,
+    shape: tuple[int, ...],
 ) -> None:
-    x = spread(256, 3, sigma).float()
-    estimate = cls(num_samples=num_samples)(wells, x, torch.full((256, 1), sigma), support)
-    assert estimate.denoised.shape == x.shape
-    assert estimate.ess.shape == (256,)
-    assert estimate.denoised.dtype == x.dtype
-    assert torch.isfinite(estimate.denoised).all()
-    assert (estimate.ess >= 1 - 1e-4).all()
-    assert (estimate.ess <= num_samples * (1 + 1e-4)).all()
+    x, noise = noised((*shape, 3), sigma).float(), torch.full((*shape, 1), sigma)
+    candidates = num_samples * (shape[0] if len(shape) == 2 else 1)
+    for guide in (None, torch.zeros_like(x)):
+        estimate = build(cls, num_samples)(wells, x, noise, support, guide=guide)
+        for found in (estimate.denoised, estimate.spread):
+            assert found.shape == x.shape
+            assert found.dtype == x.dtype
+            assert torch.isfinite(found).all()
+        assert (estimate.spread >= 0).all()
+        assert estimate.ess.shape == shape
+        assert (estimate.ess >= 1 - 1e-4).all()
+        assert (estimate.ess <= candidates * (1 + 1e-4)).all()
 
 
-@each_estimator
+@each_everywhere
 @pytest.mark.parametrize("sigma", [0.03, 0.3])
 def test_near_the_posterior_however_far_outside(
-    cls: type[EnergyEstimator], wells: LogProb, posterior_mean: PosteriorMean, sigma: float
+    cls: type[EnergyEstimator], wells: LogProb, posterior: Posterior, sigma: float
 ) -> None:
     """In float32, from the walls of a box to 40 deviations outside: never the opposite wall, never a huge score."""
     deviations = torch.linspace(0, 40, 161).unsqueeze(1)
     x, noise = torch.cat([1 + sigma * deviations, -1 - sigma * deviations]), torch.tensor(sigma)
-    estimate = cls(num_samples=64)(wells, x, noise, Box())
-    exact = posterior_mean(wells, x.double(), noise.double(), Box())
+    estimate = build(cls, 64)(wells, x, noise, Box())
+    exact = posterior(wells, x.double(), noise.double(), Box()).mean
     assert (estimate.denoised - exact).abs().max() < 3 * sigma
 
 
-@each_estimator
+@each_pair
 def test_follows_its_generator(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
     x, sigma, before = torch.linspace(-1, 1, 16).unsqueeze(1), torch.tensor(0.3), torch.get_rng_state()
-    first, again, other = (cls(num_samples=8)(wells, x, sigma, support, seeded(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.denoised, again.denoised)
-    assert torch.equal(first.ess, again.ess)
-    assert not torch.equal(first.denoised, other.denoised)
+    first, again, other = (build(cls, 8)(wells, x, sigma, support, seeded(seed)) for seed in (1, 1, 2))
+    for one, same, differs in zip(first, again, other, strict=True):
+        assert torch.equal(one, same)
+        assert torch.equal(one, differs) == (cls in INCONSISTENT)
     assert torch.equal(before, torch.get_rng_state())
 
 
-@each_estimator
-def test_scalar_sigma_equals_a_column(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
-    x = torch.linspace(-1, 1, 16).unsqueeze(1)
+@each_pair
+@pytest.mark.parametrize("shape", [(16,), (3, 16)], ids=["alone", "pooled"])
+def test_scalar_sigma_equals_a_column(
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, shape: tuple[int, ...]
+) -> None:
+    x = noised((*shape, 2), 0.3).float()
     scalar, column = (
-        cls(num_samples=8)(wells, x, sigma, support, seeded())
-        for sigma in (torch.tensor(0.3), torch.full((16, 1), 0.3))
+        build(cls, 8)(wells, x, sigma, support, seeded()) for sigma in (torch.tensor(0.3), torch.full((*shape, 1), 0.3))
     )
-    torch.testing.assert_close(scalar.denoised, column.denoised)
+    torch.testing.assert_close(scalar, column)
 
 
-@each_estimator
+@each_pair
 def test_no_gradient_reaches_the_energy(cls: type[EnergyEstimator], support: Support) -> None:
     network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
-    estimate = cls(num_samples=8)(lambda a: network(a).squeeze(-1), torch.randn(4, 2), torch.ones(4, 1), support)
-    assert not estimate.denoised.requires_grad
-    assert not estimate.ess.requires_grad
+    x = torch.randn(4, 2, requires_grad=True)
+    estimate = build(cls, 8)(lambda a: network(a).squeeze(-1), x, torch.ones(4, 1), support, guide=x / 2)
+    assert not any(found.requires_grad for found in estimate)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-@each_estimator
+@each_pair
+def test_leaves_its_arguments_as_they_are(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
+    x, sigma, guide = noised((4, 2), 0.3), 0.1 + torch.rand(4, 1, dtype=torch.float64), noised((4, 2), 0.3)
+    before = [given.clone() for given in (x, sigma, guide)]
+    for near in (None, guide):
+        build(cls, 8)(wells, x, sigma, support, guide=near)
+    for given, copy in zip((x, sigma, guide), before, strict=True):
+        assert torch.equal(given, copy)
+        assert not given.requires_grad
+
+
+@each_pair
 def test_works_where_gradients_are_off(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
     x, sigma = torch.linspace(-1, 1, 16).unsqueeze(1), torch.tensor(0.3)
     with torch.no_grad():
-        off = cls(num_samples=8)(wells, x, sigma, support, seeded())
-    torch.testing.assert_close(off, cls(num_samples=8)(wells, x, sigma, support, seeded()))
+        off = build(cls, 8)(wells, x, sigma, support, seeded())
+    torch.testing.assert_close(off, build(cls, 8)(wells, x, sigma, support, seeded()))
 
 
 @each_estimator
 def test_no_samples_are_refused(cls: type[EnergyEstimator]) -> None:
     with pytest.raises(ValueError, match="num_samples=0"):
-        cls(num_samples=0)
+        build(cls, 0)
 
 
-# Convergence to the posterior's mean
+@each_pair
+@pytest.mark.parametrize("num_samples", [1, 2, 9])
+@pytest.mark.parametrize("shape", [(5,), (3, 5)], ids=["alone", "pooled"])
+def test_costs_what_it_says(
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, num_samples: int, shape: tuple[int, ...]
+) -> None:
+    """Rows that the energy is asked for, those with a gradient counted as such, for each noised point."""
+    estimator, energy, x = build(cls, num_samples), Counted(wells), noised((*shape, 2), 0.3)
+    estimator(energy, x, torch.tensor(0.3, dtype=torch.float64), support)
+    assert energy.count == estimator.cost * x[..., 0].numel()
 
 
-@each_consistent
+@each_pair
+def test_one_point_of_a_law_equals_the_point_alone(
+    cls: type[EnergyEstimator], support: Support, wells: LogProb
+) -> None:
+    x, guide, sigma = noised((16, 2), 0.3), noised((16, 2), 0.1), 0.1 + torch.rand(16, 1, dtype=torch.float64)
+    for near in (None, guide):
+        alone = build(cls, 8)(wells, x, sigma, support, seeded(), near)
+        pooled = build(cls, 8)(
+            wells, x[None], sigma[None], support, seeded(), None if near is None else near.unsqueeze(0)
+        )
+        torch.testing.assert_close(tuple(found.squeeze(0) for found in pooled), tuple(alone))
+
+
+@estimators_of([cls for cls in ESTIMATORS if cls is not NoiseSplit])
+def test_says_whether_it_pools(cls: type[EnergyEstimator]) -> None:
+    """Under a flat energy and wide noise every candidate counts: those of all points, or a point's own."""
+    ess = build(cls, 8)(lambda a: 0 * a.sum(-1), noised((4, 50, 1), 0.1), torch.tensor(3.0), Box()).ess
+    assert (ess.mean() > 16) == cls.pools
+    assert (ess <= 8 * (4 if cls.pools else 1) + 1e-3).all()
+
+
+@each_pair
+@pytest.mark.parametrize("pooled", [False, True], ids=["alone", "pooled"])
+def test_rows_have_their_own_laws(cls: type[EnergyEstimator], support: Support, pooled: bool) -> None:
+    """A row's estimate follows from the energy of that row alone."""
+
+    def energy(pull: Tensor) -> LogProb:
+        return lambda a: (pull * a).sum(-1)
+
+    x, sigma = noised((3, 6, 2) if pooled else (6, 2), 0.3), torch.tensor(0.3, dtype=torch.float64)
+    pull = torch.randn(6, 2, dtype=torch.float64)
+    other = pull + torch.tensor([0.0, 0, 0, 5, 5, 5], dtype=torch.float64).unsqueeze(1)
+    first, second = (build(cls, 8)(energy(p), x, sigma, support, seeded()) for p in (pull, other))
+    torch.testing.assert_close(first.denoised[..., :3, :], second.denoised[..., :3, :])
+    assert (first.denoised[..., 3:, :] - second.denoised[..., 3:, :]).abs().max() > 1e-3
+
+
+# Convergence to the posterior's moments
+
+
+@each_consistent_pair
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("sigma", [0.1, 0.4])
 def test_converges_to_quadrature(
-    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior_mean: PosteriorMean, dim: int, sigma: float
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: Posterior, dim: int, sigma: float
 ) -> None:
-    """With no guide and with one that points to the wrong side."""
-    x, noise = spread(12, dim, sigma), torch.tensor(sigma, dtype=torch.float64)
-    exact = posterior_mean(wells, x, noise, support)
+    """Mean and spread, with no guide and with one that points to the wrong side."""
+    if cls in NEEDS_VOLUME and dim == 2 and sigma == 0.1:
+        pytest.skip("too little noise for so few candidates")
+    x, noise = noised((12, dim), sigma), torch.tensor(sigma, dtype=torch.float64)
+    exact = posterior(wells, x, noise, support)
     for guide in (None, -x.clamp(-1, 1)):
-        error = (cls(num_samples=30_000)(wells, x, noise, support, guide=guide).denoised - exact).abs()
+        estimate = build(cls, 30_000)(wells, x, noise, support, guide=guide)
+        error = (estimate.denoised - exact.mean).abs()
         assert error.mean() < 0.03 * sigma
         assert error.max() < 0.25 * sigma
+        away = 0 * exact.mean if guide is None else (exact.mean - guide).abs()
+        error = (estimate.spread - exact.variance - away.square()).abs() / (sigma**2 + 2 * sigma * away)
+        assert error.mean() < 0.03
+        assert error.max() < 0.25
 
 
-@each_consistent
-@pytest.mark.parametrize("sigma", [0.05, 0.3])
-def test_converges_for_an_optimum_in_a_corner(
-    cls: type[EnergyEstimator], posterior_mean: PosteriorMean, sigma: float
+@each_consistent_pair
+def test_points_of_one_law_converge_each(
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: Posterior
 ) -> None:
+    """Each at a noise level of its own."""
+    x, sigma = noised((4, 3, 2), 0.3), torch.linspace(0.25, 0.6, 12, dtype=torch.float64).reshape(4, 3, 1)
+    guide = -x.clamp(-1, 1)
+    exact = posterior(wells, x, sigma, support)
+    estimate = build(cls, 10_000)(wells, x, sigma, support, guide=guide)
+    error = (estimate.denoised - exact.mean).abs() / sigma
+    assert error.mean() < 0.03
+    assert error.max() < 0.25
+    away = (exact.mean - guide).abs()
+    error = (estimate.spread - exact.variance - away.square()).abs() / (sigma**2 + 2 * sigma * away)
+    assert error.mean() < 0.03
+    assert error.max() < 0.25
+
+
+@each_everywhere
+@pytest.mark.parametrize("sigma", [0.05, 0.3])
+def test_converges_for_an_optimum_in_a_corner(cls: type[EnergyEstimator], posterior: Posterior, sigma: float) -> None:
     def towards_corner(a: Tensor) -> Tensor:
         return a @ torch.tensor([6.0, 3.0], dtype=a.dtype)
 
     away = sigma * torch.tensor([[0, 0], [1, -0.5], [1.5, 1.5], [-1, 2], [-1, -1], [0, -3]], dtype=torch.float64)
     x, noise = 1 + away, torch.tensor(sigma, dtype=torch.float64)
-    exact = posterior_mean(towards_corner, x, noise, Box())
-    error = (cls(num_samples=30_000)(towards_corner, x, noise, Box()).denoised - exact).abs()
-    assert error.max() < 0.05 * sigma
+    exact = posterior(towards_corner, x, noise, Box())
+    estimate = build(cls, 30_000)(towards_corner, x, noise, Box())
+    assert (estimate.denoised - exact.mean).abs().max() < 0.05 * sigma
+    assert (estimate.spread - exact.variance).abs().max() < 0.05 * sigma**2
 
 
-@each_consistent
+@each_consistent_pair
 def test_error_shrinks_with_samples(
-    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior_mean: PosteriorMean
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: Posterior
 ) -> None:
-    x, noise = spread(400, 1, 0.3), torch.tensor(0.3, dtype=torch.float64)
-    exact = posterior_mean(wells, x, noise, support)
+    x, noise = noised((400, 1), 0.3), torch.tensor(0.3, dtype=torch.float64)
+    exact = posterior(wells, x, noise, support)
     few, many = (
-        (cls(num_samples=num)(wells, x, noise, support).denoised - exact).square().mean().sqrt() for num in (8, 512)
+        (build(cls, num)(wells, x, noise, support).denoised - exact.mean).square().mean().sqrt() for num in (8, 512)
     )
     # The square root of 64 is 8.
     assert many < few / 4
 
 
-@each_consistent
+@each_everywhere
 def test_gaussian_energy_on_the_line(cls: type[EnergyEstimator]) -> None:
     mean, std = torch.tensor([0.4, -1.0], dtype=torch.float64), 0.5
 
@@ -199,58 +398,18 @@ def test_gaussian_energy_on_the_line(cls: type[EnergyEstimator]) -> None:
     x = torch.tensor([[0.0, 0.0], [0.5, -1.5], [1.2, 0.3]], dtype=torch.float64)
     sigma = torch.tensor([[0.05], [0.2], [0.5]], dtype=torch.float64)
     exact = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
-    error = (cls(num_samples=50_000)(log_prob, x, sigma, Unbounded()).denoised - exact).abs()
-    assert (error < 0.05 * sigma).all()
+    estimate = build(cls, 50_000)(log_prob, x, sigma, Unbounded())
+    assert ((estimate.denoised - exact).abs() < 0.05 * sigma).all()
+    variance = (std * sigma).square() / (std**2 + sigma**2)
+    assert ((estimate.spread - variance).abs() < 0.05 * variance).all()
 
 
-# Laws of one or some of them
-
-
-@pytest.mark.parametrize("cls", [Importance, TargetScore])
-def test_effective_samples_from_flat_to_sharp(cls: type[EnergyEstimator]) -> None:
-    x, sigma = torch.zeros(8, 2), torch.tensor(0.5)
-    flat = cls(num_samples=16)(lambda a: 0 * a.sum(-1), x, sigma, Box()).ess
-    tilted = cls(num_samples=16)(lambda a: 2 * a.sum(-1), x, sigma, Box()).ess
-    sharp = cls(num_samples=16)(lambda a: 1e5 * a.sum(-1), x, sigma, Box()).ess
-    torch.testing.assert_close(flat, torch.full((8,), 16.0))
-    assert ((tilted > 1.01) & (tilted < 15.9)).all()
-    assert (sharp < 1.01).all()
-
-
-@pytest.mark.parametrize("cls", [Importance, GuidedDefensive])
-def test_weighted_means_stay_in_the_box(cls: type[EnergyEstimator], wells: LogProb) -> None:
-    x = torch.linspace(-20, 20, 401).unsqueeze(1)
-    for sigma in (1e-3, 0.03, 0.5, 2.0):
-        assert cls(num_samples=4)(wells, x, torch.tensor(sigma), Box()).denoised.abs().max() <= 1 + 1e-6
-
-
-def test_a_guide_sharpens_in_six_dimensions() -> None:
-    """Few proposals, a narrow optimum in a corner: looking where the guide and the gradient point pays."""
-
-    def narrow(a: Tensor) -> Tensor:
-        return 20 * a.sum(-1)
-
-    x, sigma = spread(200, 6, 0.5), torch.tensor(0.5, dtype=torch.float64)
-    # The posterior is a product: a truncated normal around x + 20 sigma^2 in each dimension.
-    exact = torch.from_numpy(truncnorm.mean(*((wall - x.numpy() - 5) / 0.5 for wall in (-1, 1)), x.numpy() + 5, 0.5))
-
-    def error(estimator: EnergyEstimator, guide: Tensor | None = None) -> float:
-        estimate = estimator(narrow, x, sigma, Box(), guide=guide)
-        return (estimate.denoised - exact).square().mean().sqrt().item()
-
-    assert error(GuidedDefensive(32), exact) < error(Importance(32)) / 2
-
-
-@pytest.mark.parametrize("name", ["sigma_data", "clip"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_bad_widths_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name}={value}"):
-        GuidedDefensive(**{name: value})
+# TargetScore
 
 
 def test_target_score_is_the_papers_on_the_line(wells: LogProb) -> None:
     """Its score is the gradient in x of log mean exp(log_prob(x + sigma eps)) at fixed eps."""
-    x, sigma, num = spread(10, 2, 0.2), torch.tensor(0.2, dtype=torch.float64), 16
+    x, sigma, num = noised((10, 2), 0.2), torch.tensor(0.2, dtype=torch.float64), 16
     points = Unbounded().propose(x, sigma, num, seeded()).points
     moved = x.clone().requires_grad_()
     (paper,) = torch.autograd.grad(torch.logsumexp(wells(moved + (points - x)), 0).sum(), moved)
@@ -258,8 +417,9 @@ def test_target_score_is_the_papers_on_the_line(wells: LogProb) -> None:
     torch.testing.assert_close(score(estimate.denoised, x, sigma), paper)
 
 
+@pytest.mark.parametrize("support", [support() for support in SUPPORTS], ids=lambda support: type(support).__name__)
 def test_target_score_clips_the_norm(support: Support, wells: LogProb) -> None:
-    x, sigma, limit = spread(200, 2, 0.1), torch.tensor(0.1, dtype=torch.float64), 5.0
+    x, sigma, limit = noised((200, 2), 0.1), torch.tensor(0.1, dtype=torch.float64), 5.0
     free, clipped = (
         score(TargetScore(8, max_norm)(wells, x, sigma, support, seeded()).denoised, x, sigma)
         for max_norm in (None, limit)
@@ -276,8 +436,162 @@ def test_bad_norms_are_refused(max_norm: float) -> None:
         TargetScore(max_norm=max_norm)
 
 
-def test_target_score_is_finite_at_the_end_of_the_random_numbers(wells: LogProb) -> None:
+@pytest.mark.parametrize("cls", [ControlVariate, TargetScore])
+def test_a_gradient_is_finite_at_the_end_of_the_random_numbers(cls: type[EnergyEstimator], wells: LogProb) -> None:
     """With this seed one of the proposals' random numbers is an exact 0, as one in 2^24 is."""
     x = torch.full((20_000, 1), 0.5)
-    estimate = TargetScore(num_samples=2)(wells, x, torch.tensor(0.03), Box(), seeded(146))
+    estimate = cls(num_samples=2)(wells, x, torch.tensor(0.03), Box(), seeded(146))
     assert torch.isfinite(estimate.denoised).all()
+
+
+# ControlVariate
+
+
+@pytest.mark.parametrize("support", [Box(), Tanh(), Unbounded()], ids=lambda support: type(support).__name__)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_control_variate_is_better_than_what_it_combines(
+    support: Support, wells: LogProb, posterior: Posterior, dim: int
+) -> None:
+    x, sigma = noised((40, dim), 0.3), torch.tensor(0.3, dtype=torch.float64)
+    exact = posterior(wells, x, sigma, support).mean
+
+    def error(estimator: EnergyEstimator) -> float:
+        """On average over a hundred draws at each point."""
+        drawn = estimator(wells, x.repeat(100, 1), sigma, support).denoised
+        return (drawn - exact.repeat(100, 1)).abs().mean().item()
+
+    assert error(ControlVariate(32)) < 0.85 * min(error(Importance(32)), error(TargetScore(32)))
+
+
+def test_control_variate_is_between_what_it_combines(wells: LogProb) -> None:
+    """The three draw the same proposals from the same generator."""
+    for support in (support() for support in SUPPORTS):
+        for sigma in (0.03, 0.3, 1.0):
+            x, noise = noised((100, 2), sigma), torch.tensor(sigma, dtype=torch.float64)
+            mixed, one, other = (
+                cls(4)(wells, x, noise, support, seeded()).denoised for cls in (ControlVariate, Importance, TargetScore)
+            )
+            assert (mixed >= torch.minimum(one, other) - 1e-6).all()
+            assert (mixed <= torch.maximum(one, other) + 1e-6).all()
+
+
+def test_control_variate_knows_a_flat_energy() -> None:
+    """Without a gradient the score has no variance: D = x exactly."""
+    x = torch.randn(20, 2)
+    estimate = ControlVariate(4)(lambda a: 0 * a.sum(-1), x, torch.tensor(0.3), Unbounded())
+    torch.testing.assert_close(estimate.denoised, x)
+
+
+# QScore
+
+
+def test_q_score_is_the_clean_laws_score(wells: LogProb) -> None:
+    x, sigma = noised((20, 2), 0.3).requires_grad_(), 0.1 + torch.rand(20, 1, dtype=torch.float64)
+    (exact,) = torch.autograd.grad(wells(x).sum(), x)
+    estimate = QScore()(wells, x, sigma, Unbounded())
+    torch.testing.assert_close(score(estimate.denoised, x.detach(), sigma), exact)
+    assert (estimate.spread == 0).all()
+    assert (estimate.ess == 1).all()
+
+
+def test_q_score_on_a_box_is_projected() -> None:
+    """Both where the energy is asked and what is said."""
+    asked: list[Tensor] = []
+
+    def energy(a: Tensor) -> Tensor:
+        asked.append(a.detach())
+        return 3 * a.sum(-1)
+
+    x, sigma = torch.tensor([[-4.0], [-1.2], [-0.5], [0.6], [4.0]]), torch.tensor(0.5)
+    estimate = QScore()(energy, x, sigma, Box(), guide=torch.zeros(5, 1))
+    torch.testing.assert_close(estimate.denoised, torch.tensor([[-1.0], [-0.45], [0.25], [1.0], [1.0]]))
+    torch.testing.assert_close(estimate.spread, estimate.denoised**2)
+    assert asked[0].abs().max() <= 1
+
+
+# PosteriorMode
+
+
+def gaussian(mean: float, std: float) -> LogProb:
+    return lambda a: -(a - mean).square().sum(-1) / (2 * std**2)
+
+
+def test_posterior_mode_of_a_gaussian_energy_stands_at_its_mean() -> None:
+    """There for every sigma; from elsewhere it gets there, step by step, where sigma < std."""
+    mean, std = 0.4, 0.5
+    x, sigma = noised((20, 2), 0.3), torch.linspace(0.05, 1.0, 20, dtype=torch.float64).unsqueeze(1)
+    exact = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
+    estimate = PosteriorMode()(gaussian(mean, std), x, sigma, Unbounded(), guide=exact)
+    torch.testing.assert_close(estimate.denoised, exact)
+    torch.testing.assert_close(estimate.spread, torch.zeros_like(exact))
+
+    sigma = sigma * 0.4
+    exact = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
+    guide = None
+    for _ in range(200):
+        guide = PosteriorMode()(gaussian(mean, std), x, sigma, Unbounded(), guide=guide).denoised
+    torch.testing.assert_close(guide, exact)
+
+
+def test_posterior_mode_starts_at_the_noised_point() -> None:
+    """Without a guide: there its step is sigma^2 times the gradient."""
+    x, sigma = noised((20, 2), 0.1), torch.tensor(0.1, dtype=torch.float64)
+    estimate = PosteriorMode(clip=100)(gaussian(0.4, 0.5), x, sigma, Unbounded())
+    torch.testing.assert_close(estimate.denoised, x + sigma**2 * (0.4 - x) / 0.5**2)
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.0])
+def test_posterior_mode_keeps_near_its_guide(clip: float) -> None:
+    x, sigma = torch.zeros(9, 1), torch.logspace(-2, 1, 9).unsqueeze(1)
+    guide = torch.linspace(-5, 5, 9).unsqueeze(1)
+    reach = clip * sigma * 0.7 / (sigma**2 + 0.7**2).sqrt()
+    for slope in (1e6, -1e6):
+        energy: LogProb = lambda a: slope * a.sum(-1)  # noqa: B023, E731
+        estimate = PosteriorMode(sigma_data=0.7, clip=clip)(energy, x, sigma, Unbounded(), guide=guide)
+        torch.testing.assert_close(estimate.denoised, guide + reach * (1 if slope > 0 else -1))
+        torch.testing.assert_close(estimate.spread, reach**2)
+
+
+def test_posterior_mode_on_a_box_is_projected() -> None:
+    guide = torch.tensor([[-7.0], [0.0], [7.0]])
+    estimate = PosteriorMode(clip=100)(lambda a: 1e3 * a.sum(-1), guide, torch.tensor(0.5), Box(), guide=guide)
+    torch.testing.assert_close(estimate.denoised, torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("name", ["sigma_data", "clip"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_bad_reaches_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        PosteriorMode(**{name: value})
+
+
+# NoiseSplit
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4)], ids=["alone", "pooled"])
+def test_noise_split_picks_row_by_row(shape: tuple[int, ...]) -> None:
+    sigma = torch.tensor([0.01, 0.29, 0.3, 2.0]).expand(shape).unsqueeze(-1)
+    split, x = NoiseSplit(_Constant(1.0), _Constant(5.0), at=0.3), torch.zeros(*shape, 2)
+    expected = torch.tensor([1.0, 1.0, 5.0, 5.0]).expand(shape)
+    estimate = split(lambda a: a.sum(-1), x, sigma, Unbounded())
+    assert torch.equal(estimate.denoised, expected.unsqueeze(-1).expand_as(x))
+    assert torch.equal(estimate.spread, 2 * expected.unsqueeze(-1).expand_as(x))
+    assert torch.equal(estimate.ess, 3 * expected)
+
+
+def test_noise_split_hands_on_its_guide(wells: LogProb) -> None:
+    x, guide, sigma = noised((6, 2), 0.1), noised((6, 2), 0.1), torch.tensor(0.1, dtype=torch.float64)
+    for split in (NoiseSplit(PosteriorMode(), QScore(), at=0.2), NoiseSplit(QScore(), PosteriorMode(), at=0.05)):
+        found = split(wells, x, sigma, Box(), guide=guide)
+        torch.testing.assert_close(found, PosteriorMode()(wells, x, sigma, Box(), guide=guide))
+
+
+def test_noise_split_counts_both() -> None:
+    split = NoiseSplit(TargetScore(3), Importance(8))
+    assert (split.cost, split.num_samples) == (3 * GRADIENT_COST + 8, 8)
+
+
+@pytest.mark.parametrize("at", [0.0, -1.0, float("nan")])
+def test_bad_noise_levels_are_refused(at: float) -> None:
+    with pytest.raises(ValueError, match=f"at={at}"):
+        NoiseSplit(TargetScore(), Importance(), at=at)

@@ -1,4 +1,6 @@
+import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,7 +9,23 @@ from scipy.special import ndtri
 from scipy.stats import kstest
 from torch import Tensor
 
-from dqs_lightning.diffusion import Box, Geometric, Karras, LogProb, NoiseSchedule, Sampler, Support, Tanh, Unbounded
+from dqs_lightning.diffusion import (
+    Ancestral,
+    Box,
+    Denoise,
+    DPMSolverSDE,
+    Geometric,
+    Karras,
+    LogProb,
+    MomentMatched,
+    Moments,
+    NoiseSchedule,
+    ProbabilityFlow,
+    Sampler,
+    Support,
+    Tanh,
+    Unbounded,
+)
 from dqs_lightning.registry import components
 
 SAMPLERS = list(components(Sampler).values())
@@ -33,25 +51,44 @@ def support(request: pytest.FixtureRequest) -> Support:
     return request.param()
 
 
-def shrink(x: Tensor, sigma: Tensor) -> Tensor:
-    """The exact denoiser of N(0, 0.5^2)."""
-    return x * 0.25 / (0.25 + sigma**2)
+def shrink(x: Tensor, sigma: Tensor) -> Moments:
+    """The exact moments for N(0, 0.5^2)."""
+    share = 0.25 / (0.25 + sigma**2)
+    return Moments(share * x, (share * sigma**2).expand_as(x))
 
 
-def quadrature_denoiser(log_prob: LogProb) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[a | x] of exp(log_prob) on [-1, 1]."""
-    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 500 - 1
+def certain(mean: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
+    """A denoiser that claims no variance."""
+    return lambda x, sigma: Moments(mean(x, sigma), torch.zeros_like(x))
+
+
+def quadrature_denoiser(log_prob: LogProb) -> Denoise:
+    """Moments of p(a | x) for exp(log_prob) on [-1, 1]."""
+    grid = (torch.arange(400, dtype=torch.float64) + 0.5) / 200 - 1
     prior = log_prob(grid.unsqueeze(1))
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(x: Tensor, sigma: Tensor) -> Moments:
         weight = torch.softmax(prior - (x - grid).square() / (2 * sigma**2), -1)
-        return (weight @ grid).unsqueeze(-1)
+        mean, square = (weight @ torch.stack([grid, grid**2], 1)).chunk(2, -1)
+        return Moments(mean, (square - mean**2).clamp_min(0))
 
     return denoise
 
 
 def test_all_samplers_are_found() -> None:
-    assert {"Ancestral", "EulerMaruyama"} <= {cls.__name__ for cls in SAMPLERS}
+    assert {"Ancestral", "DPMSolverSDE", "EulerMaruyama", "MomentMatched", "ProbabilityFlow"} <= {
+        cls.__name__ for cls in SAMPLERS
+    }
+
+
+def test_exact_moments_are_exact(mixture) -> None:
+    """What these laws stand on: the mixture's closed form is its quadrature."""
+    x, sigma = torch.linspace(-2, 2, 9, dtype=torch.float64).unsqueeze(1), torch.tensor(0.4, dtype=torch.float64)
+    grid = torch.linspace(-3, 3, 6001, dtype=torch.float64)
+    weight = torch.softmax(mixture.log_prob(grid.unsqueeze(1)) - (x - grid).square() / (2 * sigma**2), -1)
+    mean = (weight @ grid).unsqueeze(-1)
+    exact = Moments(mean, (weight * (grid - mean).square()).sum(-1, keepdim=True))
+    torch.testing.assert_close(mixture.denoise(x, sigma), exact)
 
 
 # The law of the samples
@@ -60,7 +97,7 @@ def test_all_samplers_are_found() -> None:
 def test_converges_to_the_target(cls: type[Sampler], wide: NoiseSchedule, mixture, wasserstein: Wasserstein) -> None:
     like, target = torch.empty(8000, 1, dtype=torch.float64), mixture.quantiles(8000)
     few, many = (
-        wasserstein(cls(steps=steps).sample(mixture.denoise, wide, Unbounded(), like), target) for steps in (10, 200)
+        wasserstein(cls(steps=steps).sample(mixture.denoise, wide, Unbounded(), like), target) for steps in (4, 200)
     )
     assert many < 0.03
     assert many < few / 2
@@ -83,20 +120,131 @@ def test_noise_free_steps_carry_noise_to_the_target(
 def test_converges_on_a_box_with_its_optimum_at_a_wall(
     cls: type[Sampler], wide: NoiseSchedule, wasserstein: Wasserstein
 ) -> None:
-    slope, num = 3.0, 1000
+    slope, num = 3.0, 500
     denoise = quadrature_denoiser(lambda a: slope * a.sum(-1))
-    samples = cls(steps=100).sample(denoise, wide, Box(), torch.empty(num, 1, dtype=torch.float64))
+    samples = cls(steps=60).sample(denoise, wide, Box(), torch.empty(num, 1, dtype=torch.float64))
     assert samples.abs().max() <= 1
     ranks = (np.arange(num) + 0.5) / num
     quantiles = np.log(np.exp(-slope) + ranks * 2 * np.sinh(slope)) / slope
     assert wasserstein(samples, quantiles) < 0.05
 
 
+def test_moment_matched_steps_carry_the_mode_masses(wide: NoiseSchedule, mixture, wasserstein: Wasserstein) -> None:
+    """In ten steps, where the mean alone gives too much to the larger mode."""
+    like, target = torch.empty(8000, 1, dtype=torch.float64), mixture.quantiles(8000)
+    mean_only, matched = (
+        method(steps=10).sample(mixture.denoise, wide, Unbounded(), like) for method in (Ancestral, MomentMatched)
+    )
+    assert wasserstein(matched, target) < wasserstein(mean_only, target) / 2
+    missed, carried = (abs((samples < 0).double().mean().item() - 0.3) for samples in (mean_only, matched))
+    assert carried < 0.025 < missed
+
+
+def test_moment_matched_steps_of_a_normal_law_are_exact() -> None:
+    """However few they are; the mean alone loses its spread."""
+
+    def deviation(sampler: Sampler) -> float:
+        start = 10 * torch.randn(50_000, 1, dtype=torch.float64)
+        schedule = Geometric(0.01, 10.0)
+        return sampler.integrate(shrink, schedule, start, lambda: torch.randn_like(start)).std().item()
+
+    for steps in (2, 5, 20):
+        assert deviation(MomentMatched(steps, max_ratio=math.inf)) == pytest.approx(0.5, rel=0.02)
+    assert deviation(Ancestral(2)) < 0.1
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_moment_matched_without_variance_is_ancestral(
+    wide: NoiseSchedule, support: Support, deterministic: bool
+) -> None:
+    """At the same noise levels."""
+    like, denoise = torch.empty(50, 2, dtype=torch.float64), certain(lambda x, sigma: shrink(x, sigma).mean)
+    ancestral, matched = (
+        sampler.sample(denoise, wide, support, like, torch.Generator().manual_seed(1), deterministic)
+        for sampler in (Ancestral(6), MomentMatched(6, max_ratio=math.inf))
+    )
+    torch.testing.assert_close(matched, ancestral)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 8, 12, 40])
+def test_moment_matched_steps_are_not_too_long(steps: int) -> None:
+    """A step lowers sigma by 2.5 at most; all the way to sigma_min where the steps suffice, and in equal ratios."""
+    schedule, like = Geometric(0.01, 10.0), torch.empty(1, 1, dtype=torch.float64)
+    levels = MomentMatched(steps, max_ratio=2.5).path(shrink, schedule, Unbounded(), like).sigma
+    ratios = levels[:-1] / levels[1:]
+    assert levels[0].item() == pytest.approx(10.0)
+    assert levels[-1].item() == pytest.approx(max(0.01, 10.0 * 2.5 ** (1 - steps)))
+    torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
+    assert (ratios <= 2.5 + 1e-9).all()
+
+
+@pytest.mark.parametrize("max_ratio", [1.0, 0.5, -2.0, float("nan")])
+def test_bad_ratios_are_refused(max_ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"max_ratio={max_ratio}"):
+        MomentMatched(max_ratio=max_ratio)
+
+
+@pytest.mark.parametrize("second_order", [DPMSolverSDE, ProbabilityFlow])
+def test_order_on_the_flow_of_a_normal_law(second_order: type[Sampler], wide: NoiseSchedule) -> None:
+    """x - 1 falls as sqrt(0.5^2 + sigma^2). Twice the steps: half the error at first order, a quarter at second."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Moments:
+        mean, variance = shrink(x - 1, sigma)
+        return Moments(1 + mean, variance)
+
+    start = torch.tensor([[12.0], [-7.0]], dtype=torch.float64)
+    low = torch.tensor(wide.sigma_min, dtype=torch.float64)
+    exact = denoise(1 + (start - 1) * ((0.25 + low**2) / (0.25 + wide.sigma_max**2)).sqrt(), low).mean
+
+    def error(method: type[Sampler], steps: int) -> float:
+        return (method(steps).integrate(denoise, wide, start, None) - exact).abs().max().item()
+
+    assert error(second_order, 40) < error(second_order, 20) / 3
+    assert error(second_order, 80) < error(second_order, 40) / 3.5
+    assert error(Ancestral, 40) / 2.3 < error(Ancestral, 80) < error(Ancestral, 40) / 1.7
+    assert error(second_order, 20) < error(Ancestral, 20) / 4
+
+
+@pytest.mark.parametrize("power", [1, 2], ids=["flow", "noise"])
+def test_second_order_knows_uneven_steps(wide: NoiseSchedule, power: int) -> None:
+    """A mean linear in log sigma is extrapolated to a step's middle exactly, however long the step before was."""
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Moments:
+        asked.append((x, sigma))
+        return Moments(3 * torch.log(sigma).expand_as(x), torch.zeros_like(x))
+
+    start = torch.randn(4, 1, dtype=torch.float64)
+    DPMSolverSDE(6).integrate(denoise, wide, start, None if power == 1 else lambda: torch.zeros_like(start))
+    for (x, sigma), (x_next, sigma_next) in pairwise(asked[1:]):
+        middle, share = 3 * torch.log(sigma * sigma_next) / 2, (sigma_next / sigma) ** power
+        torch.testing.assert_close(x_next, middle + share * (x - middle))
+
+
+def test_second_order_needs_fewer_steps_with_noise(wide: NoiseSchedule, mixture, wasserstein: Wasserstein) -> None:
+    like, target = torch.empty(8000, 1, dtype=torch.float64), mixture.quantiles(8000)
+    first, second = (
+        wasserstein(method(20).sample(mixture.denoise, wide, Unbounded(), like), target)
+        for method in (Ancestral, DPMSolverSDE)
+    )
+    assert second < first / 2
+
+
+def test_probability_flow_is_random_in_its_start_only() -> None:
+    def noise() -> Tensor:
+        raise AssertionError("noise was asked for")
+
+    start = torch.randn(5, 2)
+    with_noise, without = (ProbabilityFlow(6).integrate(shrink, Geometric(), start, source) for source in (noise, None))
+    assert torch.equal(with_noise, without)
+    assert torch.equal(without, DPMSolverSDE(6).integrate(shrink, Geometric(), start, None))
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_no_sample_is_outside_whatever_the_denoiser(cls: type[Sampler], deterministic: bool, steps: int) -> None:
     for support in (Box(-2.0, 0.7), Tanh(-2.0, 0.7)):
-        for denoise in (lambda x, sigma: 10 * x + 5, lambda x, sigma: -50 + 0 * x):
+        for denoise in (certain(lambda x, sigma: 10 * x + 5), lambda x, sigma: Moments(-50 + 0 * x, 9 + 0 * x)):
             samples = cls(steps=steps).sample(
                 denoise, Geometric(), support, torch.empty(500, 2), deterministic=deterministic
             )
@@ -106,8 +254,9 @@ def test_no_sample_is_outside_whatever_the_denoiser(cls: type[Sampler], determin
 def test_noise_free_samples_follow_the_flow(cls: type[Sampler]) -> None:
     """From x = 0, the flow to N(1, 0.5^2) ends at 1 - 0.5 / sqrt(0.5^2 + sigma_max^2)."""
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return (0.25 * x + sigma**2) / (0.25 + sigma**2)
+    def denoise(x: Tensor, sigma: Tensor) -> Moments:
+        mean, variance = shrink(x - 1, sigma)
+        return Moments(1 + mean, variance)
 
     like = torch.empty(1, 1, dtype=torch.float64)
     sample = cls(steps=500).sample(denoise, Geometric(0.01, 1.0), Unbounded(), like, deterministic=True)
@@ -117,7 +266,7 @@ def test_noise_free_samples_follow_the_flow(cls: type[Sampler]) -> None:
 def test_starts_from_the_largest_noise(cls: type[Sampler]) -> None:
     seen: list[Tensor] = []
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(x: Tensor, sigma: Tensor) -> Moments:
         seen.append(x)
         return shrink(x, sigma)
 
@@ -129,8 +278,8 @@ def test_denoised_means_are_projected(cls: type[Sampler]) -> None:
     """A denoiser that points outside serves as one that points at the wall."""
     schedule, like = Geometric(), torch.empty(200, 2)
     out, wall = (
-        cls(steps=6).sample(lambda x, sigma: value + 0 * x, schedule, Box(), like, torch.Generator().manual_seed(1))  # noqa: B023
-        for value in (25.0, 1.0)
+        cls(steps=6).sample(denoise, schedule, Box(), like, torch.Generator().manual_seed(1))
+        for denoise in (certain(lambda x, sigma: 25 + 0 * x), certain(lambda x, sigma: 1 + 0 * x))
     )
     torch.testing.assert_close(out, wall)
 
@@ -140,7 +289,7 @@ def test_evaluates_the_denoiser_once_a_step(cls: type[Sampler], support: Support
         for deterministic in (False, True):
             levels: list[float] = []
 
-            def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            def denoise(x: Tensor, sigma: Tensor) -> Moments:
                 levels.append(float(sigma))  # noqa: B023
                 return shrink(x, sigma)
 
@@ -151,6 +300,38 @@ def test_evaluates_the_denoiser_once_a_step(cls: type[Sampler], support: Support
             assert levels[-1] > 0
 
 
+# Paths
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("shape", [(5, 2), (3, 5, 2)], ids=str)
+def test_path_is_what_the_denoiser_was_asked(
+    cls: type[Sampler], support: Support, steps: int, shape: tuple[int, ...]
+) -> None:
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Moments:
+        asked.append((x.clone(), sigma.clone()))
+        mean, variance = shrink(x, sigma)
+        return Moments(3 * mean, variance)
+
+    like, state = torch.empty(shape, dtype=torch.float64), torch.Generator().manual_seed(1).get_state()
+    path, action = (
+        method(denoise, Geometric(), support, like, torch.Generator().set_state(state))
+        for method in (cls(steps).path, cls(steps).sample)
+    )
+    assert torch.equal(path.action, action)
+    assert (path.x.shape, path.mean.shape, path.sigma.shape) == ((steps, *shape), (steps, *shape), (steps,))
+    # The second half of what was asked is `sample`'s own.
+    for calls in (asked[:steps], asked[steps:]):
+        for x, sigma, (asked_x, asked_sigma) in zip(path.x, path.sigma, calls, strict=True):
+            assert torch.equal(x, asked_x)
+            assert torch.equal(sigma, asked_sigma)
+    for x, sigma, mean in zip(path.x, path.sigma, path.mean, strict=True):
+        assert torch.equal(mean, support.project(3 * shrink(x, sigma).mean))
+    assert (path.sigma.diff() < 0).all()
+
+
 # Randomness and shapes
 
 
@@ -158,8 +339,13 @@ def test_deterministic_draws_nothing(cls: type[Sampler], support: Support) -> No
     like, before = torch.empty(5, 2), torch.get_rng_state()
     generator = torch.Generator().manual_seed(1)
     start = generator.get_state()
-    first = cls(steps=5).sample(lambda x, sigma: shrink(x, sigma) + 0.3, Geometric(), support, like, generator, True)
-    second = cls(steps=5).sample(lambda x, sigma: shrink(x, sigma) + 0.3, Geometric(), support, like, None, True)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Moments:
+        mean, variance = shrink(x, sigma)
+        return Moments(mean + 0.3, variance)
+
+    first = cls(steps=5).sample(denoise, Geometric(), support, like, generator, True)
+    second = cls(steps=5).sample(denoise, Geometric(), support, like, None, True)
     assert torch.equal(first, second)
     assert torch.equal(first, first[:1].expand_as(first))
     assert torch.equal(before, torch.get_rng_state())

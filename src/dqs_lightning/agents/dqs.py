@@ -13,17 +13,23 @@ from dqs_lightning.agents.backups import Backup, Plain
 from dqs_lightning.agents.base import Agent
 from dqs_lightning.diffusion import (
     EDM,
-    Ancestral,
     Box,
     Denoiser,
     EnergyEstimator,
+    Estimate,
     Geometric,
     GuidedDefensive,
     LogProb,
+    MomentMatched,
+    NoisedPoints,
     NoiseSchedule,
+    OnPath,
+    Path,
     Preconditioning,
     Sampler,
     Support,
+    match,
+    path_entropy,
 )
 from dqs_lightning.networks import CriticPair, soft_update
 from dqs_lightning.temperature import Constant, Temperature
@@ -36,12 +42,14 @@ class DQS(Agent):
         observation_dim: dimension of the flat observation.
         action_dim: dimension of the action; actions lie in [-1, 1].
         noise_schedule: sigma(t). Default: Geometric(0.03, 2).
-        energy_estimator: target of the denoiser from the critic. Default: GuidedDefensive with K = 32.
-        sampler: from noise to actions. Default: Ancestral, 10 steps.
+        energy_estimator: target of the denoiser from the critic. Default: GuidedDefensive with K = 16.
+        noised_points: where the denoiser is trained. Default: OnPath, eight points of the sampler's own paths at 64
+            states of the batch; AroundActions is the paper's.
+        sampler: from noise to actions. Default: MomentMatched, 10 steps.
         support: the action set and the latent in which the diffusion runs. Default: Box.
         preconditioning: how the score network's output is read. Default: EDM.
         temperature: T. Default: Constant, 0.01.
-        backup: V(s') in the critic's target: Plain (the paper) or Soft.
+        backup: V(s') in the critic's target: Plain (the paper), Soft, SelfNormalised or Entropic.
         hidden: widths of the hidden layers of critics and denoiser.
         critic_lr: Adam's step size for the critics.
         actor_lr: Adam's step size for the denoiser.
@@ -57,6 +65,7 @@ class DQS(Agent):
         action_dim: int,
         noise_schedule: NoiseSchedule | None = None,
         energy_estimator: EnergyEstimator | None = None,
+        noised_points: NoisedPoints | None = None,
         sampler: Sampler | None = None,
         support: Support | None = None,
         preconditioning: Preconditioning | None = None,
@@ -83,8 +92,9 @@ class DQS(Agent):
             warnings.simplefilter("ignore")
             self.save_hyperparameters()
         self.noise_schedule = noise_schedule or Geometric()
-        self.energy_estimator = energy_estimator or GuidedDefensive()
-        self.sampler = sampler or Ancestral()
+        self.energy_estimator = energy_estimator or GuidedDefensive(num_samples=16)
+        self.noised_points = noised_points or OnPath()
+        self.sampler = sampler or MomentMatched()
         self.support = support or Box()
         self.temperature = temperature or Constant()
         self.backup = backup or Plain()
@@ -107,6 +117,17 @@ class DQS(Agent):
         return self.sampler.sample(denoise, self.noise_schedule, self.support, like, deterministic=deterministic)
 
     @torch.no_grad()
+    def path(self, observation: Tensor, num: int = 1) -> Path:
+        """`sample` with all that the sampler met on its way."""
+        denoise = self.denoiser.given(self.condition(observation))
+        like = observation.new_empty(num, *observation.shape[:-1], self.action_dim)
+        return self.sampler.path(denoise, self.noise_schedule, self.support, like)
+
+    def entropy(self, path: Path) -> Tensor:
+        """Differential entropy of the policy in nats at the states of paths [steps, P, B, d], P >= 2: [B]."""
+        return path_entropy(path, self.support, self.sampler.stochastic)
+
+    @torch.no_grad()
     def act(self, observation: Tensor, deterministic: bool = False, best_of: int | None = None) -> Tensor:
         num = 1 if deterministic else best_of or self.best_of
         actions = self.sample(observation, num, deterministic)
@@ -124,45 +145,56 @@ class DQS(Agent):
         """y = r + gamma (1 - terminated) V(s'), [B]."""
         following = batch["next"]
         observation = following["observation"]
+        path = self.path(observation, self.backup.policy_actions)
         value = self.backup(
             lambda action: self.target_critic.minimum(observation, action),
-            self.sample(observation)[0],
+            path.action,
             temperature,
             self.support,
+            lambda: self.entropy(path),
         )
         alive = (~following["terminated"]).squeeze(-1)
         target: Tensor = following["reward"].squeeze(-1) + self.discount * alive * value
         return target
 
-    def score_loss(self, batch: TensorDictBase, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Score matching to the Boltzmann law, E_sigma[lambda(sigma) |D(x, sigma, s) - D_K|^2], and the ESS [B].
+    def score_loss(self, batch: TensorDictBase, temperature: Tensor) -> tuple[Tensor, Estimate]:
+        """Score matching to the Boltzmann law, E_sigma[lambda(sigma) |D(x, sigma, s) - D_K|^2], and the target.
 
-        x = a + sigma eps starts from the actions of the batch; D_K comes from the online critics, into which
-        nothing flows back.
+        D_K comes from the online critics, into which nothing flows back.
         """
-        observation = batch["observation"]
-        clean = self.support.from_action(batch["action"])
-        sigma = self.noise_schedule.draw(clean)
-        x = clean + sigma * torch.randn_like(clean)
-        denoised = self.denoiser(x, sigma, self.condition(observation))
-        target, ess = self.energy_estimator(
-            self.log_prob(observation, temperature), x, sigma, self.support, guide=denoised.detach()
+        laws = batch[: self.noised_points.states]
+        observation = laws["observation"]
+        x, sigma = self.noised_points(
+            lambda num: self.path(observation, num),
+            lambda: self.support.from_action(laws["action"]),
+            self.noise_schedule,
         )
-        weight = self.denoiser.preconditioning.loss_weight(sigma)
-        return (weight * (denoised - target.detach()).square()).mean(), ess
+        return match(
+            self.denoiser,
+            self.condition(observation),
+            self.energy_estimator,
+            self.log_prob(observation, temperature),
+            x,
+            sigma,
+            self.support,
+        )
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         temperature = self.temperature()
         q_values = self.critic(batch["observation"], batch["action"])
         target = self.critic_target(batch, temperature)
         critic_loss = F.mse_loss(q_values, target.expand_as(q_values))
-        score_loss, ess = self.score_loss(batch, temperature)
+        score_loss, estimate = self.score_loss(batch, temperature)
         # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
         self.update(critic_loss + score_loss)
         soft_update(self.target_critic, self.critic, self.tau)
-        self.temperature.step()
+        self.temperature.step(Measured(self, batch["observation"], estimate))
         self.record(
-            critic_loss=critic_loss, score_loss=score_loss, q=q_values.mean(), ess=ess.mean(), temperature=temperature
+            critic_loss=critic_loss,
+            score_loss=score_loss,
+            q=q_values.mean(),
+            ess=estimate.ess.mean(),
+            **self.temperature.metrics(),
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -172,3 +204,40 @@ class DQS(Agent):
             {"params": list(self.denoiser.parameters()), "lr": self.actor_lr},
         ]
         return torch.optim.Adam(groups, fused=True)
+
+
+class Measured:
+    """What a temperature may ask after an update (`temperature.Measurements`), worked out when it is asked.
+
+    Each is a mean over `STATES` states of the batch and over ranks, so that all ranks hold the same T.
+    """
+
+    STATES = 64
+    ACTIONS = 16
+    PATHS = 4
+
+    def __init__(self, agent: DQS, observation: Tensor, estimate: Estimate) -> None:
+        self.agent, self.observation, self.estimate = agent, observation[: self.STATES], estimate
+
+    @torch.no_grad()
+    def q_spread(self) -> Tensor:
+        like = self.observation.new_empty(len(self.observation), self.agent.action_dim)
+        actions = self.agent.support.uniform(self.ACTIONS, like)
+        return self._mean(self.agent.critic.minimum(self.observation, actions).std(0))
+
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        path = self.agent.path(self.observation, self.PATHS)
+        return self._mean(self.agent.entropy(path) / self.agent.action_dim)
+
+    @torch.no_grad()
+    def ess(self) -> Tensor:
+        agent = self.agent
+        estimator = agent.energy_estimator
+        candidates = estimator.num_samples * (agent.noised_points.points if estimator.pools else 1)
+        return self._mean(self.estimate.ess / candidates)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        mean = value.mean()
+        trainer = self.agent._trainer
+        return mean if trainer is None else trainer.strategy.reduce(mean, reduce_op="mean")

@@ -16,6 +16,7 @@ BASES = (
     agents.Backup,
     diffusion.EnergyEstimator,
     diffusion.NoiseSchedule,
+    diffusion.NoisedPoints,
     diffusion.Preconditioning,
     diffusion.Sampler,
     diffusion.Support,

@@ -1,27 +1,51 @@
 """Sampling from exp(log_prob) by diffusion, from an energy alone. Imports torch and nothing else.
 
-One file a concept: `schedules` (how much noise), `support` (where samples live), `estimators` (the score of the
-noised law from the energy), `denoiser` (the network that learns it), `samplers` (noise to samples).
+One file a concept: `schedules` (how much noise), `support` (where samples live), `estimators` and `importance` (the
+moments of the denoised law from the energy), `denoiser` (the network that learns them), `samplers` (noise to samples),
+`matching` (where and towards what the network is trained), `entropy` (entropy and likelihood of a sampler),
+`boltzmann` (all of it together, for any energy).
 """
 
+from dqs_lightning.diffusion.boltzmann import BoltzmannSampler
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning, RawScore
+from dqs_lightning.diffusion.entropy import path_entropy
 from dqs_lightning.diffusion.estimators import (
+    ControlVariate,
     EnergyEstimator,
     Estimate,
-    GuidedDefensive,
-    Importance,
+    NoiseSplit,
+    PosteriorMode,
+    QScore,
     TargetScore,
     score,
 )
-from dqs_lightning.diffusion.samplers import Ancestral, EulerMaruyama, Sampler
+from dqs_lightning.diffusion.importance import Defensive, GuidedDefensive, Importance, Resampling
+from dqs_lightning.diffusion.matching import AroundActions, NoisedPoints, OnPath, match
+from dqs_lightning.diffusion.samplers import (
+    Ancestral,
+    Denoise,
+    DPMSolverSDE,
+    EulerMaruyama,
+    MomentMatched,
+    Moments,
+    Path,
+    ProbabilityFlow,
+    Sampler,
+)
 from dqs_lightning.diffusion.schedules import Cosine, Geometric, Karras, Linear, NoiseSchedule, Power
 from dqs_lightning.diffusion.support import Box, LogProb, Support, Tanh, Unbounded
 
 __all__ = [
     "EDM",
     "Ancestral",
+    "AroundActions",
+    "BoltzmannSampler",
     "Box",
+    "ControlVariate",
     "Cosine",
+    "DPMSolverSDE",
+    "Defensive",
+    "Denoise",
     "Denoiser",
     "EnergyEstimator",
     "Estimate",
@@ -32,14 +56,26 @@ __all__ = [
     "Karras",
     "Linear",
     "LogProb",
+    "MomentMatched",
+    "Moments",
     "NoiseSchedule",
+    "NoiseSplit",
+    "NoisedPoints",
+    "OnPath",
+    "Path",
+    "PosteriorMode",
     "Power",
     "Preconditioning",
+    "ProbabilityFlow",
+    "QScore",
     "RawScore",
+    "Resampling",
     "Sampler",
     "Support",
     "Tanh",
     "TargetScore",
     "Unbounded",
+    "match",
+    "path_entropy",
     "score",
 ]

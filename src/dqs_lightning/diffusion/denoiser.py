@@ -1,4 +1,4 @@
-"""The score network, written as a denoiser D(x, sigma, condition), and its preconditioning."""
+"""The score network, written as a denoiser: the moments of p(a | x, condition) at noise sigma, and its loss."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,11 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqs_lightning.diffusion.samplers import Denoise
+from dqs_lightning.diffusion.estimators import Estimate
+from dqs_lightning.diffusion.samplers import Denoise, Moments
+
+VARIANCE_WEIGHT = 0.1
+"""Weight of the variance's loss beside the mean's; results change little from 0.1 to 1."""
 
 
 class Preconditioning(ABC):
-    """How the raw network F becomes a denoiser: D = c_skip x + c_out F(c_in x, sigma, condition)."""
+    """How the raw network F becomes a denoiser: D = c_skip x + c_out F(c_in x, sigma, condition).
+
+    The variance is V = prior_variance(sigma) exp(G), G the network's second half.
+    """
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,6 +29,10 @@ class Preconditioning(ABC):
     @abstractmethod
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """Weight of |D - D_target|^2 in the score loss, sigma's shape."""
+
+    @abstractmethod
+    def prior_variance(self, sigma: Tensor) -> Tensor:
+        """Var[a | x] of a normal a, sigma's shape: what the network's variance is measured by."""
 
 
 class EDM(Preconditioning):
@@ -44,6 +55,9 @@ class EDM(Preconditioning):
     def loss_weight(self, sigma: Tensor) -> Tensor:
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
+    def prior_variance(self, sigma: Tensor) -> Tensor:
+        return (sigma * self.sigma_data) ** 2 / (sigma**2 + self.sigma_data**2)
+
 
 class RawScore(Preconditioning):
     """The network is the score itself, as in the paper: D = x + sigma^2 F(x, sigma, condition).
@@ -58,9 +72,12 @@ class RawScore(Preconditioning):
     def loss_weight(self, sigma: Tensor) -> Tensor:
         return (sigma**2 + 1e-3) / sigma**4
 
+    def prior_variance(self, sigma: Tensor) -> Tensor:
+        return sigma**2 / (sigma**2 + 1)
+
 
 class Denoiser(nn.Module):
-    """MLP estimate of E[a | x, condition] at noise sigma, with SiLU and a sinusoidal embedding of log sigma.
+    """MLP estimate of the moments of p(a | x, condition), with SiLU and a sinusoidal embedding of log sigma.
 
     Args:
         dim: dimension d of x.
@@ -86,8 +103,8 @@ class Denoiser(nn.Module):
         self.dim, self.condition_dim, self.embedding = dim, condition_dim, embedding
         self.preconditioning = preconditioning or EDM()
         self.first = nn.Linear(dim + embedding + condition_dim, hidden[0])
-        last = nn.Linear(hidden[-1], dim)
-        # A zero last layer starts every sample at the prior mean, not at a random function of the state.
+        last = nn.Linear(hidden[-1], 2 * dim)
+        # A zero last layer starts every sample at the prior's moments, not at a random function of the state.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.rest = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(hidden)), last)
@@ -107,17 +124,34 @@ class Denoiser(nn.Module):
         )
         context = self.first.bias if condition is None else F.linear(condition, weight_condition, self.first.bias)
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        def denoise(x: Tensor, sigma: Tensor) -> Moments:
             sigma = sigma.reshape(1) if sigma.ndim == 0 else sigma
             c_skip, c_out, c_in = self.preconditioning.coefficients(sigma)
             phase = torch.log(sigma) * self.frequencies / 4
             noise_features = torch.cat([torch.sin(phase), torch.cos(phase)], -1)
             hidden = F.linear(c_in * x, weight_x) + (F.linear(noise_features, weight_sigma) + context)
-            output: Tensor = self.rest(F.silu(hidden))
-            return c_skip * x + c_out * output
+            output, log_ratio = self.rest(F.silu(hidden)).chunk(2, -1)
+            variance = self.preconditioning.prior_variance(sigma) * torch.exp(log_ratio.clamp(-9, 3))
+            return Moments(c_skip * x + c_out * output, variance)
 
         return denoise
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """D(x, sigma, condition): x [..., d], sigma scalar or [..., 1], condition [..., c] -> [..., d]."""
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Moments:
+        """Moments at x [..., d], sigma scalar or [..., 1], condition [..., c]; both [..., d]."""
         return self.given(condition)(x, sigma)
+
+    def loss(self, moments: Moments, estimate: Estimate, sigma: Tensor) -> Tensor:
+        """Score matching, lambda(sigma) |D - D_K|^2, and with it the variance's likelihood, log V + S_K / V.
+
+        S_K is the estimator's second moment around the network's own mean, so that its minimum is at the mean of S_K,
+        which is Var[a | x] once D is right and more while it is not. Nothing flows from one term into the other.
+
+        Args:
+            moments: of this network at the noised points, which were the estimator's guide.
+            estimate: the target at the same points.
+            sigma: their noise levels, [..., 1].
+        """
+        weight = self.preconditioning.loss_weight(sigma)
+        mean_loss = (weight * (moments.mean - estimate.denoised).square()).mean()
+        variance_loss = (torch.log(moments.variance) + estimate.spread / moments.variance).mean()
+        return mean_loss + VARIANCE_WEIGHT * variance_loss

@@ -45,14 +45,20 @@ class NoiseSchedule(ABC):
     def dvar_dt(self, t: Tensor) -> Tensor:
         """d(sigma^2)/dt = g(t)^2, the squared diffusion coefficient, elementwise."""
 
-    def grid(self, steps: int, like: Tensor) -> Tensor:
+    def grid(self, steps: int, like: Tensor, end: float = 0.0) -> Tensor:
         """Noise levels of a sampler: sigma at `steps` even times from 1 to 0, then 0. Shape [steps + 1].
 
         Dtype and device are those of `like`. One step goes from sigma_max to 0.
+
+        Args:
+            steps: >= 1.
+            like: gives dtype and device.
+            end: the last level before 0, where that is above sigma_min.
         """
         if steps < 1:
             raise ValueError(f"steps={steps}: allowed is 1 or more")
-        t = torch.linspace(1, 0, steps, dtype=like.dtype, device=like.device)
+        last = self.t_of(torch.tensor(end, dtype=torch.float64)).item() if end > self.sigma_min else 0.0
+        t = torch.linspace(1, last, steps, dtype=like.dtype, device=like.device)
         return torch.cat([self.sigma(t), t.new_zeros(1)])
 
     def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:

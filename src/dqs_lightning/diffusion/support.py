@@ -72,6 +72,10 @@ class Support(ABC):
         """Log density of `propose`'s law at points [K, B, d]: [K, B], up to one constant for all laws."""
         return -((points - x) / sigma).square().sum(-1) / 2 - x.shape[-1] * torch.log(sigma).squeeze(-1)
 
+    def standard(self) -> tuple["Support", float, float]:
+        """(set, center, scale): the same kind of set in standard units u, with action = center + scale u."""
+        return self, 0.0, 1.0
+
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Uniform actions, [num, *like.shape].
 
@@ -107,6 +111,9 @@ class _Interval(Support):
 
 class Box(_Interval):
     """The box [low, high]^d with the action as its own latent; proposals are truncated at the walls."""
+
+    def standard(self) -> tuple[Support, float, float]:
+        return Box(), (self.high + self.low) / 2, (self.high - self.low) / 2
 
     def to_action(self, x: Tensor) -> Tensor:
         return self.project(x)
@@ -166,6 +173,9 @@ class Tanh(_Interval):
         self.margin = float(margin)
         self._half = (self.high - self.low) / 2
         self._center = (self.high + self.low) / 2
+
+    def standard(self) -> tuple[Support, float, float]:
+        return Tanh(margin=self.margin), self._center, self._half
 
     def to_action(self, x: Tensor) -> Tensor:
         return (self._center + self._half * torch.tanh(x)).clamp(self.low, self.high)

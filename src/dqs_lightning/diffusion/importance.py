@@ -1,0 +1,196 @@
+"""Importance-sampling estimators: candidates from a mixture of proposals, weighed by its exact density.
+
+p(a | x) is exp(log_prob(a)) N(x; a, sigma^2) up to a constant. Candidates a_k come from components (center, width)
+around each noised point; their weights are w_k ~ exp(log_prob(a_k)) N(a_k; x, sigma^2) / q(a_k), q the density of the
+whole mixture. A bad component costs variance, never bias, as long as another covers the posterior.
+
+Noised points of one law, x [M, B, d], pool their candidates: each uses those of all M, and q is the mixture of
+all their components. At equal cost a point has M times the candidates, and modes that one point found count for all.
+"""
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dqs_lightning.diffusion.estimators import (
+    GRADIENT_COST,
+    EnergyEstimator,
+    Estimate,
+    gradient_of,
+    softmax_weights,
+    weighted,
+)
+from dqs_lightning.diffusion.support import LogProb, Support
+
+
+class Component(NamedTuple):
+    """`num` candidates a point, normal around `center` with deviation `width` (both as x) within the support."""
+
+    center: Tensor
+    width: Tensor
+    num: int
+
+
+class MixtureImportance(EnergyEstimator):
+    """Importance weights over a mixture of proposals. Subclass it and write `components`."""
+
+    pools = True
+
+    @abstractmethod
+    def components(
+        self, log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support, guide: Tensor | None
+    ) -> list[Component]:
+        """Proposals for the points x; their `num` add up to num_samples. One has to cover the posterior."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        log_prob: LogProb,
+        x: Tensor,
+        sigma: Tensor,
+        support: Support,
+        generator: torch.Generator | None = None,
+        guide: Tensor | None = None,
+    ) -> Estimate:
+        sigma = sigma.expand(*x.shape[:-1], 1)
+        components = [c for c in self.components(log_prob, x, sigma, support, guide) if c.num]
+        drawn = [support.propose(c.center, c.width, c.num, generator).points for c in components]
+        points = torch.cat(drawn).reshape(-1, *x.shape[-2:])  # [K M, B, d]: all candidates of a law
+        log_prior = support.log_prob(log_prob, points).detach()
+        pooled = x.ndim == 3
+        if pooled:
+            points, log_prior = points.unsqueeze(1), log_prior.unsqueeze(1)
+        log_mixture = torch.stack(
+            [
+                math.log(c.num / self.num_samples) + support.proposal_log_prob(points, c.center, c.width)
+                for c in components
+            ]
+        ).logsumexp(0)
+        if pooled:
+            log_mixture = log_mixture.logsumexp(1, keepdim=True)
+        log_likelihood = -((points - x) / sigma).square().sum(-1) / 2
+        weight, ess = softmax_weights(log_prior - log_mixture + log_likelihood)
+        return weighted(weight, ess, points, guide)
+
+
+class Importance(MixtureImportance):
+    """D = sum_k w_k a_k with a_k ~ N(x, sigma^2) within the support and w = softmax(log_prob(a_k)).
+
+    Self-normalised importance sampling of the posterior. No gradient of the energy is needed; truncated proposals
+    make it exact at the walls of a box; antithetic pairs lower its variance. (MaxEntDP, arXiv 2502.11612;
+    truncation and pairs.)
+    """
+
+    def components(
+        self, log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support, guide: Tensor | None
+    ) -> list[Component]:
+        return [Component(x, sigma, self.num_samples)]
+
+
+class Defensive(MixtureImportance):
+    """Half of the candidates around x with width sigma, half around the guide with the width of a posterior.
+
+    That width is sigma sigma_data / sqrt(sigma^2 + sigma_data^2). Sharper than `Importance` where the posterior is
+    narrower than the noise, in more than two dimensions or at an optimum in a corner.
+
+    Args:
+        num_samples: K; >= 1. With K = 1 the candidate is around x.
+        sigma_data: standard deviation of clean actions; > 0.
+    """
+
+    def __init__(self, num_samples: int = 32, sigma_data: float = 0.5) -> None:
+        super().__init__(num_samples)
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data={sigma_data}: allowed is a number > 0")
+        self.sigma_data = float(sigma_data)
+
+    def components(
+        self, log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support, guide: Tensor | None
+    ) -> list[Component]:
+        width = sigma * self.sigma_data / torch.sqrt(sigma**2 + self.sigma_data**2)
+        guided = self.num_samples // 2
+        center = support.project(x if guide is None else guide)
+        return [Component(x, sigma, self.num_samples - guided), Component(center, width, guided)]
+
+
+class GuidedDefensive(Defensive):
+    """`Defensive` whose second part is sent where mass is expected: from the guide along the energy's gradient.
+
+    Its center is m = guide + clipped steps along sigma_q^2 grad log_prob, its width sigma_q that of a posterior. With
+    several `widths` the candidates around m are divided among that many components, sharp ones for narrow optima.
+
+    Args:
+        num_samples: K; >= 1. With K = 1 the candidate is around x.
+        sigma_data: standard deviation of clean actions; > 0.
+        clip: longest way from the guide in each dimension, in units of sigma_q; > 0.
+        widths: widths of the components around m, in units of sigma_q; each > 0. Each gets an equal share of the
+            candidates, as does the part around x when there are two or more.
+        gradient_steps: steps from the guide to m; >= 1.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 32,
+        sigma_data: float = 0.5,
+        clip: float = 1.5,
+        widths: tuple[float, ...] = (1.0,),
+        gradient_steps: int = 1,
+    ) -> None:
+        super().__init__(num_samples, sigma_data)
+        if not clip > 0:
+            raise ValueError(f"clip={clip}: allowed is a number > 0")
+        if not widths or not all(width > 0 for width in widths):
+            raise ValueError(f"widths={list(widths)}: allowed are one or more numbers > 0")
+        if gradient_steps < 1:
+            raise ValueError(f"gradient_steps={gradient_steps}: allowed is 1 or more")
+        self.clip, self.widths, self.gradient_steps = float(clip), tuple(widths), int(gradient_steps)
+
+    @property
+    def cost(self) -> int:
+        return self.num_samples + GRADIENT_COST * self.gradient_steps
+
+    def components(
+        self, log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support, guide: Tensor | None
+    ) -> list[Component]:
+        around_x, around_guide = super().components(log_prob, x, sigma, support, guide)
+        center, width = around_guide.center, around_guide.width
+        reach = self.clip * width / self.gradient_steps
+        for _ in range(self.gradient_steps):
+            _, gradient = gradient_of(log_prob, center, support)
+            center = support.project(center + torch.maximum(torch.minimum(width**2 * gradient, reach), -reach))
+        share = self.num_samples // (len(self.widths) + 1)
+        first = self.num_samples - share * len(self.widths)
+        return [around_x._replace(num=first), *(Component(center, width * w, share) for w in self.widths)]
+
+
+class Resampling(EnergyEstimator):
+    """Candidates uniform on the action set, the same law at every noise level: SIR, for which no network is needed.
+
+    The oracle of one and two dimensions. Useless in more, where no uniform draw is good, and at noise levels
+    below the distance between candidates. Needs a support of finite volume: raises ValueError on `Unbounded`.
+    """
+
+    pools = True
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        log_prob: LogProb,
+        x: Tensor,
+        sigma: Tensor,
+        support: Support,
+        generator: torch.Generator | None = None,
+        guide: Tensor | None = None,
+    ) -> Estimate:
+        pooled = x.ndim == 3
+        laws = x[0] if pooled else x
+        actions = support.uniform(self.num_samples * (x.shape[0] if pooled else 1), laws, generator)
+        points, log_prior = support.from_action(actions), log_prob(actions).detach()
+        if pooled:
+            points, log_prior = points.unsqueeze(1), log_prior.unsqueeze(1)
+        log_likelihood = -((points - x) / sigma).square().sum(-1) / 2
+        weight, ess = softmax_weights(log_prior + log_likelihood)
+        return weighted(weight, ess, points, guide)

@@ -1,0 +1,184 @@
+"""The sampler by itself: what it draws, and what it says when it is used wrongly."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dqs_lightning.diffusion import (
+    Ancestral,
+    BoltzmannSampler,
+    Box,
+    Geometric,
+    GuidedDefensive,
+    Importance,
+    Tanh,
+    Unbounded,
+)
+
+
+def bumps(a: Tensor) -> Tensor:
+    """Two modes on the diagonal; the right one has 0.7 of the mass."""
+    left, right = ((a - center).square().sum(-1) / (2 * 0.15**2) for center in (-0.5, 0.5))
+    return torch.logaddexp(math.log(0.3) - left, math.log(0.7) - right)
+
+
+def fit(sampler: BoltzmannSampler, log_prob: object, steps: int = 400, **changes: object) -> BoltzmannSampler:
+    torch.manual_seed(0)
+    return sampler.fit(log_prob, steps, progress=False, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> BoltzmannSampler:
+    torch.manual_seed(0)
+    return fit(BoltzmannSampler(2, hidden=(128, 128)), bumps, 800)
+
+
+def test_draws_the_law(fitted: BoltzmannSampler) -> None:
+    samples = fitted.sample(10_000, generator=torch.Generator().manual_seed(0))
+    assert samples.shape == (10_000, 2)
+    right = samples.sum(-1) > 0
+    assert right.double().mean().item() == pytest.approx(0.7, abs=0.05)
+    torch.testing.assert_close(samples[right].mean(0), torch.full((2,), 0.5), atol=0.02, rtol=0)
+    torch.testing.assert_close(samples[right].std(0), torch.full((2,), 0.15), atol=0.03, rtol=0)
+
+
+def test_its_entropy_and_its_likelihood_are_those_of_the_law(fitted: BoltzmannSampler) -> None:
+    share = -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
+    exact = share + 2 * 0.5 * math.log(2 * math.pi * math.e * 0.15**2)
+    assert fitted.entropy().item() == pytest.approx(exact, abs=0.2)
+    x = torch.tensor([[0.5, 0.5], [-0.5, -0.5], [0.3, 0.6]])
+    constant = -math.log(2 * math.pi * 0.15**2)
+    torch.testing.assert_close(fitted.log_prob(x), bumps(x) + constant, atol=0.3, rtol=0)
+
+
+def test_follows_its_generator(fitted: BoltzmannSampler) -> None:
+    one, again, other = (fitted.sample(50, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_more_steps_when_asked(fitted: BoltzmannSampler) -> None:
+    asked: list[int] = []
+    handle = fitted.denoiser.rest.register_forward_hook(lambda *_: asked.append(1))
+    fitted.sample(3, steps=17)
+    fitted.sample(3)
+    handle.remove()
+    assert len(asked) == 17 + 10
+    assert fitted.sampler.steps == 10
+    with pytest.raises(ValueError, match="steps=0"):
+        fitted.sample(3, steps=0)
+
+
+def test_a_condition_turns_the_law() -> None:
+    def one_mode(x: Tensor, condition: Tensor) -> Tensor:
+        return -(x - 0.6 * condition).square().sum(-1) / (2 * 0.1**2)
+
+    conditions = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    sampler = fit(BoltzmannSampler(1, condition_dim=1, hidden=(64, 64)), one_mode, 500, conditions=conditions)
+    for value in (-0.8, 0.5):
+        samples = sampler.sample(2000, torch.tensor([value]))
+        assert samples.mean().item() == pytest.approx(0.6 * value, abs=0.05)
+        assert samples.std().item() == pytest.approx(0.1, abs=0.04)
+    each = torch.linspace(-1, 1, 400).unsqueeze(1)
+    assert (sampler.sample(400, each) - 0.6 * each).abs().mean() < 0.15
+
+
+def test_a_box_of_any_size_is_the_same_problem() -> None:
+    """Samples are scaled, entropy and log density move by d log(scale)."""
+    unit = fit(BoltzmannSampler(2, hidden=(32,)), bumps, 30)
+    wide = fit(BoltzmannSampler(2, Box(10, 30), hidden=(32,)), lambda x: bumps((x - 20) / 10), 30)
+    wide.load_state_dict(unit.state_dict())
+    one, two = (sampler.sample(100, generator=torch.Generator().manual_seed(0)) for sampler in (unit, wide))
+    torch.testing.assert_close(two, 20 + 10 * one)
+    here, there = (s.entropy(num=64, generator=torch.Generator().manual_seed(0)) for s in (unit, wide))
+    torch.testing.assert_close(there, here + 2 * math.log(10))
+    torch.testing.assert_close(wide.log_prob(two), unit.log_prob(one) - 2 * math.log(10), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("support", [Tanh(-1.5, 2.0), Unbounded(), Box(-0.3, 4.0)], ids=lambda s: type(s).__name__)
+def test_every_support(support: Box | Tanh | Unbounded) -> None:
+    sampler = fit(BoltzmannSampler(1, support, hidden=(64, 64)), lambda x: -(x - 0.5).square().sum(-1) / (2 * 0.2**2))
+    samples = sampler.sample(4000)
+    assert samples.mean().item() == pytest.approx(0.5, abs=0.08)
+    assert samples.std().item() == pytest.approx(0.2, abs=0.08)
+    if isinstance(support, Box | Tanh):
+        assert ((samples >= support.low) & (samples <= support.high)).all()
+
+
+def test_components_by_name_and_by_object() -> None:
+    sampler = BoltzmannSampler(
+        2,
+        "Tanh",
+        noise_schedule="Karras",
+        energy_estimator=Importance(4),
+        sampler="DPMSolverSDE",
+        preconditioning="EDM",
+    )
+    assert type(sampler.noise_schedule).__name__ == "Karras"
+    assert sampler.energy_estimator.num_samples == 4
+    fit(sampler, bumps, 2)
+    with pytest.raises(ValueError, match=r"noise_schedule='Kosine': allowed are Cosine.*did you mean Cosine"):
+        BoltzmannSampler(2, noise_schedule="Kosine")
+    with pytest.raises(ValueError, match="NoiseSplit needs arguments"):
+        BoltzmannSampler(2, energy_estimator="NoiseSplit")
+    with pytest.raises(ValueError, match=r"sampler=.*allowed is a Sampler"):
+        BoltzmannSampler(2, sampler=Geometric())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dim=0"):
+        BoltzmannSampler(0)
+
+
+def test_fitting_goes_on_where_it_stopped() -> None:
+    sampler = fit(
+        BoltzmannSampler(2, energy_estimator=GuidedDefensive(8), sampler=Ancestral(4), hidden=(32,)), bumps, 5
+    )
+    before = {name: value.clone() for name, value in sampler.state_dict().items()}
+    fit(sampler, bumps, 5)
+    assert any(not torch.equal(value, before[name]) for name, value in sampler.state_dict().items())
+
+
+# What it says
+
+
+@pytest.mark.parametrize(
+    ("log_prob", "message"),
+    [
+        (lambda x: x, r"gave \[3, 5, 2\]: allowed is \[3, 5\]"),
+        (lambda x: x.sum(), r"gave \[\]: allowed is \[3, 5\]"),
+        (lambda x: 1.0, "gave float"),
+        (lambda x: x.sum(-1) * float("nan"), "log_prob is nan at x="),
+        (lambda x: torch.where(x[..., 0] > -9, -torch.inf, 0.0), "log_prob is -inf at x="),
+        (lambda x, condition: x.sum(-1), r"cannot be called as log_prob\(x\)"),
+    ],
+)
+def test_a_wrong_energy_is_named_before_any_work(log_prob: object, message: str) -> None:
+    sampler = BoltzmannSampler(2)
+    before = {name: value.clone() for name, value in sampler.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit(sampler, log_prob)
+    assert all(torch.equal(value, before[name]) for name, value in sampler.state_dict().items())
+
+
+def test_an_energy_that_breaks_later_is_named() -> None:
+    calls = []
+
+    def breaks(x: Tensor) -> Tensor:
+        calls.append(1)
+        return bumps(x) * (float("nan") if len(calls) > 20 else 1.0)
+
+    with pytest.raises(ValueError, match="not finite"):
+        fit(BoltzmannSampler(2, hidden=(16,)), breaks, 300)
+
+
+def test_conditions_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"conditions of shape None: this sampler wants of dimension 3"):
+        fit(BoltzmannSampler(2, condition_dim=3), lambda x, c: x.sum(-1))
+    with pytest.raises(ValueError, match=r"conditions of shape \[5, 2\]"):
+        fit(BoltzmannSampler(2, condition_dim=3), lambda x, c: x.sum(-1), conditions=torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=r"conditions of shape \[4\]: this sampler wants none"):
+        BoltzmannSampler(2).sample(3, torch.zeros(4))
+    with pytest.raises(ValueError, match="batch_size=3"):
+        fit(BoltzmannSampler(2), bumps, 1, batch_size=3)
+    with pytest.raises(ValueError, match=r"x of shape \[4\]"):
+        BoltzmannSampler(2).log_prob(torch.zeros(4))

@@ -1,0 +1,343 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from scipy.stats import truncnorm
+from torch import Tensor
+
+from dqs_lightning.diffusion import (
+    Box,
+    Defensive,
+    EnergyEstimator,
+    GuidedDefensive,
+    Importance,
+    LogProb,
+    Moments,
+    Resampling,
+    Support,
+    Tanh,
+    TargetScore,
+    Unbounded,
+)
+from dqs_lightning.diffusion.estimators import GRADIENT_COST
+from dqs_lightning.diffusion.importance import Component, MixtureImportance
+from dqs_lightning.registry import components
+
+MIXTURES = list(components(MixtureImportance).values())
+SUPPORTS = list(components(Support).values())
+
+Posterior = Callable[[LogProb, Tensor, Tensor, Support], Moments]
+each_mixture = pytest.mark.parametrize("cls", MIXTURES, ids=lambda cls: cls.__name__)
+
+
+@pytest.fixture(params=SUPPORTS, ids=lambda cls: cls.__name__)
+def support(request: pytest.FixtureRequest) -> Support:
+    return request.param()
+
+
+def noised(shape: tuple[int, ...], sigma: float) -> Tensor:
+    """Actions of the box, noised: float64."""
+    clean = 2 * torch.rand(shape, dtype=torch.float64) - 1
+    return clean + sigma * torch.randn_like(clean)
+
+
+def rms(error: Tensor) -> float:
+    return error.square().mean().sqrt().item()
+
+
+def test_all_mixtures_are_found() -> None:
+    assert {"Defensive", "GuidedDefensive", "Importance"} <= {cls.__name__ for cls in MIXTURES}
+
+
+# Laws of every mixture of proposals
+
+
+@each_mixture
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 32])
+def test_components_add_up(cls: type[MixtureImportance], wells: LogProb, num_samples: int) -> None:
+    x, sigma = noised((4, 2), 0.3), torch.full((4, 1), 0.3, dtype=torch.float64)
+    estimator = cls(num_samples=num_samples)
+    found = estimator.components(wells, x, sigma, Box(), x / 2)
+    assert sum(component.num for component in found) == num_samples
+    # One is around x with the noise's own width: it covers the posterior.
+    assert any(
+        torch.equal(component.center, x) and torch.equal(component.width, sigma) and component.num
+        for component in found
+    )
+
+
+@each_mixture
+@pytest.mark.parametrize("num_samples", [8, 32])
+def test_pooling_lowers_the_error(
+    cls: type[MixtureImportance], support: Support, wells: LogProb, posterior: Posterior, num_samples: int
+) -> None:
+    """At equal cost: eight noised points of a law that share their candidates, and the same that do not."""
+    x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
+    exact = posterior(wells, x, sigma, support).mean
+    estimator = cls(num_samples=num_samples)
+    shared = estimator(wells, x, sigma, support)
+    apart = estimator(wells, x.reshape(-1, 2), sigma, support)
+    assert rms(shared.denoised - exact) < 0.8 * rms(apart.denoised.reshape(x.shape) - exact)
+    assert shared.ess.mean() > apart.ess.mean()
+
+
+@each_mixture
+def test_candidates_weigh_by_the_density_of_all_components(
+    cls: type[MixtureImportance], support: Support, wells: LogProb
+) -> None:
+    """Point by point and candidate by candidate, for points of one law at noise levels of their own."""
+    x, guide, sigma = noised((3, 2, 2), 0.3), noised((3, 2, 2), 0.3), 0.2 + torch.rand(3, 2, 1, dtype=torch.float64)
+    estimator, generator = cls(num_samples=9), torch.Generator().manual_seed(1)
+    estimate = estimator(wells, x, sigma, support, torch.Generator().manual_seed(1), guide)
+    parts = estimator.components(wells, x, sigma, support, guide)
+    drawn = torch.cat([support.propose(c.center, c.width, c.num, generator).points for c in parts])
+    for b in range(2):
+        points = drawn[:, :, b].reshape(27, 1, 2)
+        density = sum(
+            c.num * support.proposal_log_prob(points, c.center[m, b], c.width[m, b]).exp()
+            for c in parts
+            for m in range(3)
+        )
+        for m in range(3):
+            likelihood = -(points - x[m, b]).square().sum(-1) / (2 * sigma[m, b] ** 2)
+            weight = torch.exp(support.log_prob(wells, points) + likelihood) / density
+            weight = weight / weight.sum()
+            torch.testing.assert_close(estimate.denoised[m, b], (weight.unsqueeze(-1) * points).sum((0, 1)))
+            spread = (weight.unsqueeze(-1) * (points - guide[m, b]).square()).sum((0, 1))
+            torch.testing.assert_close(estimate.spread[m, b], spread)
+            torch.testing.assert_close(estimate.ess[m, b], 1 / weight.square().sum())
+
+
+@each_mixture
+def test_weighted_means_stay_in_the_box(cls: type[MixtureImportance], wells: LogProb) -> None:
+    x = torch.linspace(-20, 20, 401).unsqueeze(1)
+    for sigma in (1e-3, 0.03, 0.5, 2.0):
+        for guide in (None, -x):
+            estimate = cls(num_samples=4)(wells, x, torch.tensor(sigma), Box(), guide=guide)
+            assert estimate.denoised.abs().max() <= 1 + 1e-6
+
+
+# Importance
+
+
+@pytest.mark.parametrize("cls", [Importance, TargetScore])
+def test_effective_samples_from_flat_to_sharp(cls: type[EnergyEstimator]) -> None:
+    x, sigma = torch.zeros(8, 2), torch.tensor(0.5)
+    flat = cls(num_samples=16)(lambda a: 0 * a.sum(-1), x, sigma, Box()).ess
+    tilted = cls(num_samples=16)(lambda a: 2 * a.sum(-1), x, sigma, Box()).ess
+    sharp = cls(num_samples=16)(lambda a: 1e5 * a.sum(-1), x, sigma, Box()).ess
+    torch.testing.assert_close(flat, torch.full((8,), 16.0))
+    assert ((tilted > 1.01) & (tilted < 15.9)).all()
+    assert (sharp < 1.01).all()
+
+
+def test_importance_is_a_softmax_over_its_draws(support: Support, wells: LogProb) -> None:
+    """Of one point: mixture density and likelihood cancel and log_prob remains."""
+    x, sigma = noised((10, 2), 0.3), torch.tensor(0.3, dtype=torch.float64)
+    points = support.propose(x, sigma, 16, torch.Generator().manual_seed(1)).points
+    weight = support.log_prob(wells, points).softmax(0)
+    estimate = Importance(16)(wells, x, sigma, support, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(estimate.denoised, (weight.unsqueeze(-1) * points).sum(0))
+    torch.testing.assert_close(estimate.ess, 1 / weight.square().sum(0))
+
+
+# Defensive and GuidedDefensive
+
+DEFENSIVE = [
+    Defensive,
+    GuidedDefensive,
+    lambda num_samples: GuidedDefensive(num_samples, widths=(1.0, 0.3), gradient_steps=3),
+    lambda num_samples: GuidedDefensive(num_samples, sigma_data=1.0, clip=0.5, widths=(0.1, 0.5, 2.0)),
+]
+each_defensive = pytest.mark.parametrize("build", DEFENSIVE, ids=["defensive", "guided", "steps", "widths"])
+
+
+@each_defensive
+@pytest.mark.parametrize("sigma", [0.1, 0.4])
+def test_whatever_the_guide_the_mean_is_the_posteriors(
+    build: Callable[[int], MixtureImportance], support: Support, wells: LogProb, posterior: Posterior, sigma: float
+) -> None:
+    x, noise = noised((12, 2), sigma), torch.tensor(sigma, dtype=torch.float64)
+    exact = posterior(wells, x, noise, support)
+    for guide in (None, exact.mean, -exact.mean, 5 + 0 * x):
+        estimate = build(10_000)(wells, x, noise, support, guide=guide)
+        error = (estimate.denoised - exact.mean).abs()
+        assert error.mean() < 0.03 * sigma
+        assert error.max() < 0.25 * sigma
+
+
+@each_defensive
+def test_a_guide_sharpens_in_six_dimensions(build: Callable[[int], MixtureImportance]) -> None:
+    """Few proposals, a narrow optimum in a corner: looking where the guide and the gradient point pays."""
+
+    def narrow(a: Tensor) -> Tensor:
+        return 20 * a.sum(-1)
+
+    x, sigma = noised((200, 6), 0.5), torch.tensor(0.5, dtype=torch.float64)
+    # The posterior is a product: a truncated normal around x + 20 sigma^2 in each dimension.
+    exact = torch.from_numpy(truncnorm.mean(*((wall - x.numpy() - 5) / 0.5 for wall in (-1, 1)), x.numpy() + 5, 0.5))
+
+    def error(estimator: EnergyEstimator, guide: Tensor | None = None) -> float:
+        return rms(estimator(narrow, x, sigma, Box(), guide=guide).denoised - exact)
+
+    assert error(build(32), exact) < error(Importance(32)) / 1.5
+
+
+def test_a_gradient_finds_what_the_guide_does_not() -> None:
+    """From the middle of the box, towards a narrow optimum two clips away: more steps, nearer."""
+    target = torch.tensor([0.6, -0.6], dtype=torch.float64)
+
+    def narrow(a: Tensor) -> Tensor:
+        return -(a - target).square().sum(-1) / (2 * 0.1**2)
+
+    x, sigma = noised((300, 2), 2.0), torch.tensor(2.0, dtype=torch.float64)
+    exact, guide = (0.1**2 * x + 4.0 * target) / (0.1**2 + 4.0), torch.zeros_like(x)
+
+    def error(estimator: EnergyEstimator) -> float:
+        return rms(estimator(narrow, x, sigma, Unbounded(), guide=guide).denoised - exact)
+
+    assert error(GuidedDefensive(16)) < 0.8 * error(Defensive(16))
+    assert error(GuidedDefensive(16, widths=(0.3,), clip=3.0, gradient_steps=4)) < 0.8 * error(Defensive(16))
+
+
+def parts(estimator: MixtureImportance, slope: float, guide: Tensor | None, support: Support) -> list[Component]:
+    x, sigma = torch.tensor([[0.2], [0.2]]), torch.tensor([[0.3], [2.0]])
+    return estimator.components(lambda a: slope * a.sum(-1), x, sigma, support, guide)
+
+
+WIDTH = torch.tensor([[0.3], [2.0]]) * 0.7 / (torch.tensor([[0.3], [2.0]]) ** 2 + 0.49).sqrt()
+"""Deviation of the posterior of a normal law of deviation 0.7, at the noise levels of `parts`."""
+
+
+def test_half_of_the_defensive_candidates_are_guided() -> None:
+    for num_samples, guided in ((1, 0), (2, 1), (5, 2), (32, 16)):
+        for guide in (None, torch.tensor([[0.5], [-3.0]])):
+            around_x, around_guide = parts(Defensive(num_samples, 0.7), 1.0, guide, Box())
+            assert (around_x.num, around_guide.num) == (num_samples - guided, guided)
+            torch.testing.assert_close(around_guide.width, WIDTH)
+            expected = torch.tensor([[0.2], [0.2]]) if guide is None else torch.tensor([[0.5], [-1.0]])
+            torch.testing.assert_close(around_guide.center, expected)
+
+
+@pytest.mark.parametrize("slope", [1e6, -1e6, 0.5, -0.5])
+@pytest.mark.parametrize("gradient_steps", [1, 4])
+def test_the_way_along_the_gradient_is_clipped(slope: float, gradient_steps: int) -> None:
+    """Its length is clip widths at most, in however many steps; a small gradient is followed as it is."""
+    guide, clip = torch.tensor([[0.1], [-0.1]]), 0.5
+    estimator = GuidedDefensive(12, 0.7, clip=clip, gradient_steps=gradient_steps)
+    _, guided = parts(estimator, slope, guide, Unbounded())
+    way = torch.full_like(WIDTH, slope) * WIDTH**2 * gradient_steps
+    torch.testing.assert_close(guided.center, guide + way.clamp(-clip * WIDTH, clip * WIDTH))
+    torch.testing.assert_close(guided.width, WIDTH)
+
+
+def test_the_way_ends_at_the_wall() -> None:
+    _, guided = parts(GuidedDefensive(12, 0.7, clip=100.0), 1e6, torch.zeros(2, 1), Box())
+    torch.testing.assert_close(guided.center, torch.ones(2, 1))
+
+
+def test_steps_ask_for_a_gradient_each() -> None:
+    """In a narrow valley one long step overshoots; steps of the same total length settle in it."""
+    x, sigma, valley = torch.zeros(1, 1), torch.full((1, 1), 2.0), 0.25
+
+    def energy(a: Tensor) -> Tensor:
+        return -(a - valley).abs().sum(-1) * 1e3
+
+    centers = [
+        GuidedDefensive(8, clip=2.0, gradient_steps=steps).components(energy, x, sigma, Unbounded(), x)[1].center.item()
+        for steps in (1, 16)
+    ]
+    assert abs(centers[0] - valley) > 0.5
+    assert abs(centers[1] - valley) < 0.1
+
+
+@pytest.mark.parametrize("widths", [(1.0,), (1.0, 0.3), (0.5, 1.0, 2.0), [1.0, 0.1]])
+@pytest.mark.parametrize("num_samples", [1, 2, 12, 31])
+def test_widths_share_the_candidates(widths: tuple[float, ...], num_samples: int) -> None:
+    estimator = GuidedDefensive(num_samples, 0.7, widths=widths, gradient_steps=2)
+    around_x, *guided = parts(estimator, 1.0, None, Box())
+    share = num_samples // (len(widths) + 1)
+    assert [component.num for component in guided] == [share] * len(widths)
+    assert around_x.num == num_samples - share * len(widths)
+    for component, width in zip(guided, widths, strict=True):
+        torch.testing.assert_close(component.width, WIDTH * width)
+        torch.testing.assert_close(component.center, guided[0].center)
+    assert estimator.cost == num_samples + 2 * GRADIENT_COST
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 9])
+@pytest.mark.parametrize("gradient_steps", [1, 3])
+def test_steps_are_counted(num_samples: int, gradient_steps: int, wells: LogProb) -> None:
+    count = 0
+
+    def energy(a: Tensor) -> Tensor:
+        nonlocal count
+        value = wells(a)
+        count += value.numel() * (GRADIENT_COST if a.requires_grad else 1)
+        return value
+
+    estimator = GuidedDefensive(num_samples, widths=(1.0, 0.3), gradient_steps=gradient_steps)
+    estimator(energy, noised((3, 5, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), Box())
+    assert count == 15 * estimator.cost
+
+
+@pytest.mark.parametrize("cls", [Defensive, GuidedDefensive])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_bad_sigma_data_is_refused(cls: type[Defensive], value: float) -> None:
+    with pytest.raises(ValueError, match=f"sigma_data={value}"):
+        cls(sigma_data=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clip", 0.0),
+        ("clip", -1.0),
+        ("clip", float("nan")),
+        ("widths", ()),
+        ("widths", (1.0, 0.0)),
+        ("widths", (-1.0,)),
+        ("widths", (float("nan"),)),
+        ("gradient_steps", 0),
+    ],
+    ids=str,
+)
+def test_bad_guidance_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name}="):
+        GuidedDefensive(**{name: value})
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (3, 4, 2)], ids=["alone", "pooled"])
+def test_resampling_needs_a_finite_volume(wells: LogProb, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="Unbounded"):
+        Resampling()(wells, torch.zeros(shape), torch.tensor(1.0), Unbounded())
+
+
+@pytest.mark.parametrize("support", [Box(-2.0, 0.5), Tanh(-2.0, 0.5)], ids=["Box", "Tanh"])
+def test_resampling_asks_the_same_law_at_every_noise(support: Support) -> None:
+    """Uniform over the set, wherever the noised points are: at the smallest noise as at the largest."""
+    asked: list[Tensor] = []
+
+    def energy(a: Tensor) -> Tensor:
+        asked.append(a)
+        return 0 * a.sum(-1)
+
+    for sigma in (1e-3, 30.0):
+        Resampling(500)(
+            energy, sigma * torch.randn(4, 1), torch.tensor(sigma), support, torch.Generator().manual_seed(1)
+        )
+    assert torch.equal(asked[0], asked[1])
+    assert asked[0].min() < -1.95
+    assert asked[0].max() > 0.45
+    assert ((asked[0] >= -2.0) & (asked[0] <= 0.5)).all()
+
+
+def test_resampling_pools_as_many_candidates_as_it_draws(wells: LogProb, posterior: Posterior) -> None:
+    x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
+    exact = posterior(wells, x, sigma, Box()).mean
+    shared, apart = Resampling(32)(wells, x, sigma, Box()), Resampling(32)(wells, x.reshape(-1, 2), sigma, Box())
+    assert rms(shared.denoised - exact) < 0.6 * rms(apart.denoised.reshape(x.shape) - exact)
+    assert shared.ess.mean() > 4 * apart.ess.mean()

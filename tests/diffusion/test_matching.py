@@ -1,0 +1,105 @@
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import Tensor
+
+from dqs_lightning.diffusion import (
+    AroundActions,
+    Box,
+    Denoiser,
+    Geometric,
+    Importance,
+    LogProb,
+    MomentMatched,
+    Moments,
+    OnPath,
+    Path,
+    match,
+)
+
+SCHEDULE = Geometric(0.05, 5.0)
+MEAN, STD = 0.3, 0.4
+
+
+def exact(x: Tensor, sigma: Tensor) -> Moments:
+    """Of the law N(MEAN, STD^2)."""
+    variance = STD**2 + sigma**2
+    return Moments((STD**2 * x + sigma**2 * MEAN) / variance, (STD**2 * sigma**2 / variance).expand_as(x))
+
+
+def paths(num: int, laws: int = 500, steps: int = 12) -> Path:
+    sampler = MomentMatched(steps)
+    return sampler.path(exact, SCHEDULE, Box(-9, 9), torch.empty(num, laws, 1, dtype=torch.float64))
+
+
+def test_points_on_paths_have_the_noised_law() -> None:
+    """x / sqrt(STD^2 + sigma^2) is standard normal at every noise level, also between the sampler's own."""
+    x, sigma = OnPath(points=8, levels=4)(paths, lambda: torch.empty(0), SCHEDULE)
+    assert x.shape == (8, 500, 1)
+    assert sigma.shape == (8, 500, 1)
+    standard = (x - MEAN) / torch.sqrt(STD**2 + sigma**2)
+    for low, high in ((0.0, 0.4), (0.4, 2.0), (2.0, 9.0)):
+        chosen = standard[(sigma >= low) & (sigma < high)]
+        assert len(chosen) > 300
+        assert kstest(chosen.numpy(), "norm").pvalue > 1e-4
+
+
+def test_points_on_paths_cover_the_schedule_evenly() -> None:
+    _, sigma = OnPath(points=8, levels=2)(lambda num: paths(num, 2000, 60), lambda: torch.empty(0), SCHEDULE)
+    t = SCHEDULE.t_of(sigma).flatten()
+    assert kstest(t.numpy(), "uniform").statistic < 0.03
+    assert len(t.unique()) > 0.9 * len(t)
+
+
+def test_levels_of_a_path_are_spread_over_it() -> None:
+    _, sigma = OnPath(points=6, levels=3)(lambda num: paths(num, 50), lambda: torch.empty(0), SCHEDULE)
+    first, middle, last = SCHEDULE.t_of(sigma).view(3, 2, 50)
+    assert (first > middle).all()
+    assert (middle > last).all()
+
+
+def test_points_around_actions_add_the_noise_that_they_name() -> None:
+    clean = torch.rand(4000, 2, dtype=torch.float64)
+    x, sigma = AroundActions(points=3)(paths, lambda: clean, SCHEDULE)
+    assert x.shape == (3, 4000, 2)
+    assert kstest(((x - clean) / sigma).flatten().numpy(), "norm").pvalue > 1e-4
+    assert kstest(SCHEDULE.t_of(sigma).flatten().numpy(), "uniform").statistic < 0.01
+    # The three points of a law are a third of the time range apart.
+    t = SCHEDULE.t_of(sigma).squeeze(-1)
+    assert ((t[1:] - t[:-1] - 1 / 3).abs() < 1e-3).all()
+
+
+def test_points_follow_their_generator() -> None:
+    walked = paths(4)
+    for points in (OnPath(), AroundActions(points=2)):
+        first, again = (
+            points(lambda _: walked, lambda: walked.action[0], SCHEDULE, torch.Generator().manual_seed(1)) for _ in "ab"
+        )
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[1], again[1])
+
+
+def test_bad_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="levels=3: allowed is a divisor of points=8"):
+        OnPath(points=8, levels=3)
+    with pytest.raises(ValueError, match="points=0"):
+        AroundActions(points=0)
+    with pytest.raises(ValueError, match="states=0"):
+        OnPath(states=0)
+
+
+def test_match_pulls_the_denoiser_to_the_posterior(wells: LogProb) -> None:
+    torch.manual_seed(0)
+    denoiser = Denoiser(1, hidden=(32,))
+    x, sigma = torch.full((2, 64, 1), 0.2), torch.full((2, 64, 1), 0.3)
+    estimate = Importance(5000)(wells, x, sigma, Box())
+    optimizer = torch.optim.Adam(denoiser.parameters(), 0.01)
+    for _ in range(300):
+        loss, found = match(denoiser, None, Importance(32), wells, x, sigma, Box())
+        assert not found.denoised.requires_grad
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    moments = denoiser(x, sigma)
+    torch.testing.assert_close(moments.mean.mean(), estimate.denoised.mean(), atol=0.02, rtol=0)
+    torch.testing.assert_close(moments.variance.mean(), estimate.spread.mean(), atol=0, rtol=0.15)
