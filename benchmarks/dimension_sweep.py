@@ -24,6 +24,7 @@ DIMENSIONS = (2, 6, 12, 21, 38)
 SIGMAS = (0.1, 0.3, 1.0)
 TEMPERATURE, K, POINTS, LAWS = 0.1, 32, 8, 64
 ESTIMATORS: dict[str, d.EnergyEstimator] = {
+    "MultiStart": d.MultiStart(K),
     "GuidedDefensive": d.GuidedDefensive(K),
     "Defensive": d.Defensive(K),
     "Importance": d.Importance(K),
@@ -100,8 +101,8 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = ["#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#000000", "#E69F00"]  # Okabe and Ito's
-    markers = "osD^vXP"
+    colors = ["#0072B2", "#7F7F7F", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#000000", "#E69F00"]  # Okabe and Ito's
+    markers = "ophD^vXP"
     columns = list(product(LAWS_BY_NAME, SIGMAS))
     figure, axes = plt.subplots(2, len(columns), figsize=(15, 5.6), sharex=True, sharey="row", layout="constrained")
     for column, (law, sigma) in enumerate(columns):
@@ -127,7 +128,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     axes[0, 0].set_ylim(3e-3, 30)
     axes[0, 0].set_ylabel("error of E[a | x], units of $\\sigma_q$", fontsize=11)
     axes[1, 0].set_ylabel("effective sample size", fontsize=11)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=11)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=11)
     figure.savefig(path, dpi=110)
 
 

@@ -42,9 +42,10 @@ CONFIGURATION = {"batch_size": 512, "K": 16}
 
 def variants() -> dict[str, dict[str, object]]:
     """Components of `BoltzmannSampler` by the name of a row."""
-    guided = d.GuidedDefensive(16)
+    start = d.MultiStart(16)
     return {
-        "default": {"energy_estimator": guided},
+        "default": {"energy_estimator": start},
+        "guided_defensive": {"energy_estimator": d.GuidedDefensive(16)},
         "three_widths": {"energy_estimator": d.GuidedDefensive(16, widths=(1.0, 0.4, 0.15), gradient_steps=2)},
         "defensive": {"energy_estimator": d.Defensive(16)},
         "importance": {"energy_estimator": d.Importance(16)},
@@ -53,10 +54,11 @@ def variants() -> dict[str, dict[str, object]]:
         "q_score": {"energy_estimator": d.QScore()},
         "posterior_mode": {"energy_estimator": d.PosteriorMode()},
         "resampling": {"energy_estimator": d.Resampling(16)},
+        "eight_candidates": {"energy_estimator": d.MultiStart(8)},
         # What the default owes to its parts.
-        "not_pooled": {"energy_estimator": guided, "noised_points": d.OnPath(points=1, levels=1)},
-        "around_uniform_actions": {"energy_estimator": guided, "noised_points": d.AroundActions(points=8)},
-        "ancestral": {"energy_estimator": guided, "sampler": d.Ancestral()},
+        "not_pooled": {"energy_estimator": start, "noised_points": d.OnPath(points=1, levels=1)},
+        "around_uniform_actions": {"energy_estimator": start, "noised_points": d.AroundActions(points=8)},
+        "ancestral": {"energy_estimator": start, "sampler": d.Ancestral()},
     }
 
 

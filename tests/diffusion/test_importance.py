@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from dqs_lightning.diffusion import (
     Importance,
     LogProb,
     Moments,
+    MultiStart,
     Resampling,
     Support,
     Tanh,
@@ -57,7 +59,7 @@ def test_all_mixtures_are_found() -> None:
 def test_components_add_up(cls: type[MixtureImportance], wells: LogProb, num_samples: int) -> None:
     x, sigma = noised((4, 2), 0.3), torch.full((4, 1), 0.3, dtype=torch.float64)
     estimator = cls(num_samples=num_samples)
-    found = estimator.components(wells, x, sigma, Box(), x / 2)
+    found = estimator.components(wells, x, sigma, Box(), None, x / 2)
     assert sum(component.num for component in found) == num_samples
     # One is around x with the noise's own width: it covers the posterior.
     assert any(
@@ -89,7 +91,7 @@ def test_candidates_weigh_by_the_density_of_all_components(
     x, guide, sigma = noised((3, 2, 2), 0.3), noised((3, 2, 2), 0.3), 0.2 + torch.rand(3, 2, 1, dtype=torch.float64)
     estimator, generator = cls(num_samples=9), torch.Generator().manual_seed(1)
     estimate = estimator(wells, x, sigma, support, torch.Generator().manual_seed(1), guide)
-    parts = estimator.components(wells, x, sigma, support, guide)
+    parts = estimator.components(wells, x, sigma, support, generator, guide)
     drawn = torch.cat([support.propose(c.center, c.width, c.num, generator).points for c in parts])
     for b in range(2):
         points = drawn[:, :, b].reshape(27, 1, 2)
@@ -202,7 +204,7 @@ def test_a_gradient_finds_what_the_guide_does_not() -> None:
 
 def parts(estimator: MixtureImportance, slope: float, guide: Tensor | None, support: Support) -> list[Component]:
     x, sigma = torch.tensor([[0.2], [0.2]]), torch.tensor([[0.3], [2.0]])
-    return estimator.components(lambda a: slope * a.sum(-1), x, sigma, support, guide)
+    return estimator.components(lambda a: slope * a.sum(-1), x, sigma, support, None, guide)
 
 
 WIDTH = torch.tensor([[0.3], [2.0]]) * 0.7 / (torch.tensor([[0.3], [2.0]]) ** 2 + 0.49).sqrt()
@@ -244,7 +246,9 @@ def test_steps_ask_for_a_gradient_each() -> None:
         return -(a - valley).abs().sum(-1) * 1e3
 
     centers = [
-        GuidedDefensive(8, clip=2.0, gradient_steps=steps).components(energy, x, sigma, Unbounded(), x)[1].center.item()
+        GuidedDefensive(8, clip=2.0, gradient_steps=steps)
+        .components(energy, x, sigma, Unbounded(), None, x)[1]
+        .center.item()
         for steps in (1, 16)
     ]
     assert abs(centers[0] - valley) > 0.5
@@ -305,6 +309,57 @@ def test_bad_sigma_data_is_refused(cls: type[Defensive], value: float) -> None:
 def test_bad_guidance_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name}="):
         GuidedDefensive(**{name: value})
+
+
+# MultiStart
+
+
+def narrow_modes(a: Tensor) -> Tensor:
+    """Two normal modes of deviation 0.1 at -0.4 and 0.4 in each dimension; the right one has 0.7 of the mass."""
+    left, right = ((a - center).square().sum(-1) / (2 * 0.1**2) for center in (-0.4, 0.4))
+    return torch.logaddexp(math.log(0.3) - left, math.log(0.7) - right)
+
+
+def test_climbs_find_the_mode_that_guide_and_noise_do_not() -> None:
+    """Six dimensions, noise that hides the modes, a guide that knows one: the mean is near that of both."""
+    torch.manual_seed(0)
+    x, sigma = 2 * torch.randn(8, 200, 6), torch.full((8, 200, 1), 2.0)
+    # Where the sampler has gone on: half of a law's points are at little noise, all of them in the right mode.
+    x[4:], sigma[4:] = 0.4 + 0.1 * torch.randn(4, 200, 6), 0.1
+    share = torch.sigmoid(math.log(0.7 / 0.3) + 0.8 * x[:4].sum(-1) / 4.01)  # of the right mode, given x
+    exact = 0.4 * (2 * share - 1)
+    found = {
+        cls: cls(32)(narrow_modes, x, sigma, Box(), guide=torch.full_like(x, 0.4)).denoised[:4].mean(-1)
+        for cls in (MultiStart, GuidedDefensive)
+    }
+    lost = found[GuidedDefensive].mean() - exact.mean()
+    assert lost > 0.1
+    assert (found[MultiStart].mean() - exact.mean()).abs() < lost / 3
+
+
+def test_a_climb_ends_on_the_slope_of_its_start_and_follows_the_generator() -> None:
+    x, sigma = torch.zeros(500, 1), torch.tensor(0.02)
+    ends, again = (
+        MultiStart(8).components(narrow_modes, x, sigma.expand(500, 1), Box(), torch.Generator().manual_seed(1), x)[2]
+        for _ in "ab"
+    )
+    assert torch.equal(ends.center, again.center)
+    # Uniform points are 0.26 away from the nearer mode on average.
+    assert (ends.center.abs() - 0.4).abs().mean() < 0.15
+    assert (ends.center > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_candidates_are_shared_out_between_noise_guide_and_climbs() -> None:
+    x, sigma = torch.zeros(2, 1), torch.ones(2, 1)
+    for num, share, expected in ((32, 0.25, [12, 12, 8]), (8, 0.5, [2, 2, 4]), (1, 0.25, [1, 0, 0])):
+        found = MultiStart(num, share=share).components(narrow_modes, x, sigma, Box(), None, x)
+        assert [component.num for component in found] == expected
+
+
+@pytest.mark.parametrize(("name", "value"), [("share", 0.0), ("share", 1.0), ("share", float("nan")), ("climb", 0)])
+def test_bad_climbs_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}="):
+        MultiStart(**{name: value})
 
 
 # Resampling

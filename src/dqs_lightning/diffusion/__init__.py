@@ -19,7 +19,7 @@ from dqs_lightning.diffusion.estimators import (
     TargetScore,
     score,
 )
-from dqs_lightning.diffusion.importance import Defensive, GuidedDefensive, Importance, Resampling
+from dqs_lightning.diffusion.importance import Defensive, GuidedDefensive, Importance, MultiStart, Resampling
 from dqs_lightning.diffusion.matching import AroundActions, NoisedPoints, OnPath, match
 from dqs_lightning.diffusion.samplers import (
     Ancestral,
@@ -58,6 +58,7 @@ __all__ = [
     "LogProb",
     "MomentMatched",
     "Moments",
+    "MultiStart",
     "NoiseSchedule",
     "NoiseSplit",
     "NoisedPoints",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning
 from dqs_lightning.diffusion.entropy import entropy, log_prob
 from dqs_lightning.diffusion.estimators import EnergyEstimator
-from dqs_lightning.diffusion.importance import GuidedDefensive
+from dqs_lightning.diffusion.importance import MultiStart
 from dqs_lightning.diffusion.matching import NoisedPoints, OnPath, match
 from dqs_lightning.diffusion.samplers import MomentMatched, Path, Sampler
 from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
@@ -51,7 +51,7 @@ class BoltzmannSampler(nn.Module):
         support: where x lives: Box(low, high), Tanh(low, high) or Unbounded(); an object or a registered name.
         condition_dim: dimension of the condition; 0 for none.
         noise_schedule: sigma(t) in standard units; object or name. Default: Geometric(0.03, 2).
-        energy_estimator: object or name. Default: GuidedDefensive with K = 32.
+        energy_estimator: object or name. Default: MultiStart with K = 32.
         noised_points: where the network is trained; object or name. Default: OnPath, eight points of the sampler's own
             trajectories for each condition. AroundActions adds noise to uniform actions.
         sampler: object or name. Default: MomentMatched, 10 steps.
@@ -80,7 +80,7 @@ class BoltzmannSampler(nn.Module):
         self.dim, self.condition_dim = dim, condition_dim
         self.support = _component("support", support, Support, Box)  # type: ignore[type-abstract]
         self.noise_schedule = _component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)  # type: ignore[type-abstract]
-        self.energy_estimator = _component("energy_estimator", energy_estimator, EnergyEstimator, GuidedDefensive)  # type: ignore[type-abstract]
+        self.energy_estimator = _component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)  # type: ignore[type-abstract]
         self.noised_points = _component("noised_points", noised_points, NoisedPoints, OnPath)  # type: ignore[type-abstract]
         self.sampler = _component("sampler", sampler, Sampler, MomentMatched)  # type: ignore[type-abstract]
         reading = _component("preconditioning", preconditioning, Preconditioning, EDM)  # type: ignore[type-abstract]

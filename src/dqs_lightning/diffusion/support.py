@@ -76,6 +76,10 @@ class Support(ABC):
         """(set, center, scale): the same kind of set in standard units u, with action = center + scale u."""
         return self, 0.0, 1.0
 
+    def start(self, x: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A latent for each x, of x's shape, that could be anywhere: that of a uniform action, or N(x, sigma^2)."""
+        return self.propose(x, sigma, 1, generator).points[0]
+
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Uniform actions, [num, *like.shape].
 
@@ -107,6 +111,9 @@ class _Interval(Support):
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         u = torch.rand(num, *like.shape, dtype=like.dtype, device=like.device, generator=generator)
         return self.low + (self.high - self.low) * u
+
+    def start(self, x: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.from_action(self.uniform(1, x, generator)[0])
 
 
 class Box(_Interval):
