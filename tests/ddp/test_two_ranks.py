@@ -41,7 +41,9 @@ def test_ranks_hold_equal_weights_and_explore_apart(tmp_path: Path) -> None:
     assert checkpoint["global_step"] == 320 and checkpoint["env_frames"] == 2560
     replays = [safe_load(tmp_path / "r" / "checkpoints" / f"step=320-rank={rank}.pt")["replay"] for rank in range(2)]
     assert len(replays[0]["action"]) == len(replays[1]["action"]) == 640
-    assert not (replays[0]["action"] == replays[1]["action"]).any()
+    equal = (replays[0]["action"] == replays[1]["action"]).squeeze(-1)
+    assert not equal[:320].any()
+    assert equal[320:].float().mean() < 0.2  # a policy may be at the same wall in both
     assert not torch.equal(replays[0]["observation"][0], replays[1]["observation"][0])
     rows = (tmp_path / "r" / "scores.jsonl").read_text().splitlines()
     assert [json.loads(row)["env_frames"] for row in rows] == [1312, 2560]
