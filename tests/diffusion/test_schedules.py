@@ -85,6 +85,17 @@ def test_grid(schedule: NoiseSchedule, dtype: torch.dtype, steps: int) -> None:
         assert grid[-2].item() == pytest.approx(schedule.sigma_min, rel=TOLERANCE[dtype])
 
 
+def test_grid_that_ends_early(schedule: NoiseSchedule) -> None:
+    """At the level asked for where that is above sigma_min; otherwise nothing changes."""
+    like = torch.zeros(1, dtype=torch.float64)
+    end = (schedule.sigma_min * schedule.sigma_max) ** 0.5
+    grid = schedule.grid(7, like, end)
+    assert grid[-2].item() == pytest.approx(end, rel=1e-6)
+    assert grid[0].item() == pytest.approx(schedule.sigma_max, rel=1e-6)
+    assert (grid.diff() < 0).all()
+    assert torch.equal(schedule.grid(7, like, schedule.sigma_min / 2), schedule.grid(7, like))
+
+
 def test_grid_of_no_steps_is_refused(schedule: NoiseSchedule) -> None:
     with pytest.raises(ValueError, match="steps=0"):
         schedule.grid(0, torch.zeros(1))

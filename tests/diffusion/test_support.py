@@ -304,3 +304,23 @@ def test_unbounded_proposals_are_normal_pairs() -> None:
 def test_unbounded_has_no_uniform_law() -> None:
     with pytest.raises(ValueError, match="Unbounded"):
         Unbounded().uniform(4, torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("support", [Box(10.0, 30.0), Tanh(-1.0, 4.0, margin=0.01), Unbounded()], ids=str)
+def test_standard_units_are_the_same_set(support: Support) -> None:
+    """center + scale u runs over the set as u runs over the standard one, walls and latents alike."""
+    unit, center, scale = support.standard()
+    assert type(unit) is type(support)
+    x = torch.linspace(-3, 3, 41, dtype=torch.float64).unsqueeze(1)
+    latent = center + scale * x if isinstance(support, Box) else x
+    torch.testing.assert_close(center + scale * unit.to_action(x), support.to_action(latent))
+
+
+def test_starts_are_anywhere_in_the_set() -> None:
+    x, sigma = torch.full((4000, 2), 0.9), torch.tensor(0.01)
+    for support in (Box(-2.0, 1.0), Tanh(-2.0, 1.0)):
+        starts = support.to_action(support.start(x, sigma, torch.Generator().manual_seed(0)))
+        assert kstest(starts.flatten().numpy(), "uniform", args=(-2.0, 3.0)).statistic < 0.03
+    around = Unbounded().start(x, sigma, torch.Generator().manual_seed(0))
+    assert around.shape == x.shape
+    assert around.std().item() == pytest.approx(0.01, rel=0.05)
