@@ -9,8 +9,8 @@ observations, 0 is right and positive is too random. The reference is annealed L
 resampling: 1000 temperatures, 64 chains an observation, weights exact (annealed importance sampling); it is run twice
 to see its own error. 300 steps of annealed Langevin without weights end below it: the table gives that gap as well.
 
-Every actor has the budget of the default agent's update, 512 points of 16 candidates. The last line holds name=value
-pairs.
+Every actor is trained at 512 points an update, as the default agent's is, with 16 candidates of each. The last line
+holds name=value pairs.
 """
 
 import argparse
@@ -37,7 +37,7 @@ STATES = 64
 
 
 CONFIGURATION = {"batch_size": 512, "K": 16}
-"""512 noised points of 16 candidates: those of an update of the default agent."""
+"""512 noised points, as in an update of the default agent, which takes 8 candidates of each."""
 
 
 def variants() -> dict[str, dict[str, object]]:

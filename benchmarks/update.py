@@ -29,10 +29,10 @@ from dqs_lightning.diffusion import (
 from dqs_lightning.networks import soft_update
 
 OBSERVATION, ACTION, BATCH = 24, 6, 256
-DEFAULT = "default_k16"
+DEFAULT = "default_k8"
 VARIANTS: dict[str, dict[str, object]] = {
     DEFAULT: {},
-    "k8": {"energy_estimator": MultiStart(8)},
+    "k16": {"energy_estimator": MultiStart(16)},
     "guided_defensive_k16": {"energy_estimator": GuidedDefensive(16)},
     "importance_k16": {"energy_estimator": Importance(16)},
     "posterior_mode": {"energy_estimator": PosteriorMode()},

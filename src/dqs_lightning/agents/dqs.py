@@ -42,7 +42,7 @@ class DQS(Agent):
         observation_dim: dimension of the flat observation.
         action_dim: dimension of the action; actions lie in [-1, 1].
         noise_schedule: sigma(t). Default: Geometric(0.03, 2).
-        energy_estimator: target of the denoiser from the critic. Default: MultiStart with K = 16.
+        energy_estimator: target of the denoiser from the critic. Default: MultiStart with K = 8.
         noised_points: where the denoiser is trained. Default: OnPath, eight points of the sampler's own paths at 64
             states of the batch; AroundActions is the paper's.
         sampler: from noise to actions. Default: MomentMatched, 10 steps.
@@ -92,7 +92,7 @@ class DQS(Agent):
             warnings.simplefilter("ignore")
             self.save_hyperparameters()
         self.noise_schedule = noise_schedule or Geometric()
-        self.energy_estimator = energy_estimator or MultiStart(num_samples=16)
+        self.energy_estimator = energy_estimator or MultiStart(num_samples=8)
         self.noised_points = noised_points or OnPath()
         self.sampler = sampler or MomentMatched()
         self.support = support or Box()
