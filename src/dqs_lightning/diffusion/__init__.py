@@ -1,4 +1,4 @@
-"""Sampling from exp(log_prob) by diffusion, from an energy alone. Imports torch and nothing else.
+"""Sampling from exp(log_prob) by diffusion, from an energy alone. Imports torch, and rich for a progress bar.
 
 One file a concept: `schedules` (how much noise), `support` (where samples live), `estimators` and `importance` (the
 moments of the denoised law from the energy), `denoiser` (the network that learns them), `samplers` (noise to samples),
