@@ -13,12 +13,12 @@ The last line holds name=value pairs: the greatest |bias| with exact samples.
 import argparse
 import json
 import math
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from provenance import about
 from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, Entropic, SelfNormalised, Soft
@@ -163,8 +163,7 @@ def main() -> None:
         for dim in (6, 21)
     }
     if options.out:
-        machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        content = {"bias_and_std_in_T": rows, "states": options.states, **machine}
+        content = {"bias_and_std_in_T": rows, "states": options.states, "about": about()}
         options.out.write_text(json.dumps(content, indent=2) + "\n")
     print(" ".join(f"{name}={bias:.2f}" for name, bias in worst.items()))
 

@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from provenance import about
 from torch import Tensor
 
 from dqs_lightning import diffusion as d
@@ -84,7 +85,7 @@ def main() -> None:
         print(f"{row['law']:10} d={row['dim']:2} sigma={row['sigma']:.1f} {row['estimator']:16} "
               f"error {row['error']:8.3f}  ess {row['ess']:7.1f}")  # fmt: skip
     if options.out:
-        options.out.with_suffix(".json").write_text(json.dumps(rows, indent=0) + "\n")
+        options.out.with_suffix(".json").write_text(json.dumps({"about": about(), "rows": rows}, indent=0) + "\n")
         draw(rows, options.out.with_suffix(".png"))
     print(
         " ".join(

@@ -15,8 +15,6 @@ holds name=value pairs.
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +22,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import torch
+from provenance import about
 from torch import Tensor
 
 from dqs_lightning import diffusion as d
@@ -125,18 +124,6 @@ def reference(
     return (torch.softmax(log_weight, 0) * value).sum(0).mean().item(), a
 
 
-def about() -> dict[str, object]:
-    """Where and with what the figures were measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "threads": 1,
-        **CONFIGURATION,
-    }
-
-
 def main() -> None:
     """Fit each actor on each critic and print its gap."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,7 +135,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write JSON; what it holds already is not measured again")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = json.loads(options.out.read_text()) if options.out and options.out.exists() else {"about": about()}
+    results = (
+        json.loads(options.out.read_text())
+        if options.out and options.out.exists()
+        else {"about": about() | CONFIGURATION}
+    )
     for name in options.critics:
         q, observation, dim = load(name)
         torch.manual_seed(0)

@@ -12,13 +12,12 @@ seeds, holds all of it. The last line holds name=value pairs.
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from itertools import product
 from pathlib import Path
 
 import torch
+from provenance import about
 from targets import Target, all_targets, cell_masses, mode_masses, sliced_wasserstein
 from torch import Tensor
 
@@ -105,12 +104,6 @@ def fitted(target: Target, temperature: float, estimator: str, num: int, seed: i
     return sampler.fit(
         lambda a, *condition: target.q(a, *condition) / temperature, 3000, 256, target.conditions, progress=False
     )
-
-
-def about() -> dict[str, object]:
-    """Where and with what the figures were measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {"commit": commit.stdout.strip(), "torch": torch.__version__, "machine": platform.machine(), "threads": 1}
 
 
 def table(results: dict[str, dict[str, object]]) -> None:

@@ -7,12 +7,12 @@ The variants take turns, so that a machine that slows down slows all of them. Th
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from provenance import about
 from tensordict import TensorDict
 
 from dqs_lightning.agents import DQS
@@ -102,9 +102,8 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:24} {median * 1e3:8.1f} {1 / median:14.1f} {median / base:15.2f}")
     if options.out:
-        machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
         options.out.write_text(
-            json.dumps({"median_s": medians, "updates": options.updates, **machine}, indent=2) + "\n"
+            json.dumps({"median_s": medians, "updates": options.updates, "about": about()}, indent=2) + "\n"
         )
     print(" ".join(f"{name}_updates_per_cpu_s={1 / median:.2f}" for name, median in medians.items()))
 
