@@ -78,6 +78,7 @@ class BoltzmannSampler(nn.Module):
         if dim < 1 or condition_dim < 0:
             raise ValueError(f"dim={dim} and condition_dim={condition_dim}: allowed is dim >= 1, condition_dim >= 0")
         self.dim, self.condition_dim = dim, condition_dim
+        # mypy takes no abstract class for type[C]; the bases are only looked up.
         self.support = _component("support", support, Support, Box)  # type: ignore[type-abstract]
         self.noise_schedule = _component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)  # type: ignore[type-abstract]
         self.energy_estimator = _component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)  # type: ignore[type-abstract]
@@ -260,4 +261,4 @@ class BoltzmannSampler(nn.Module):
             return range(steps)
         from rich.progress import track  # the only import beyond torch, for the bar alone
 
-        return track(range(steps), description="fitting")  # type: ignore[return-value]
+        return track(range(steps), description="fitting")  # type: ignore[return-value]  # an iterable of the same ints
