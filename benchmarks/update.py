@@ -71,9 +71,10 @@ class Step:
     def __call__(self) -> None:
         """One update."""
         agent, temperature = self.agent, self.agent.temperature()
+        at_next, at_here = agent.paths(self.batch)
         q_values = agent.critic(self.batch["observation"], self.batch["action"])
-        target = agent.critic_target(self.batch, temperature)
-        loss = (q_values - target).square().mean() + agent.score_loss(self.batch, temperature)[0]
+        target = agent.critic_target(self.batch, temperature, at_next)
+        loss = (q_values - target).square().mean() + agent.score_loss(self.batch, temperature, at_here)[0]
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

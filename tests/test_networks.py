@@ -3,7 +3,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dqs_lightning.networks import CriticPair, QNetwork, soft_update
+from dqs_lightning.networks import (
+    INNER_PRECISIONS,
+    CriticPair,
+    QNetwork,
+    inner_dtype,
+    multiplies_bfloat16,
+    soft_update,
+)
 
 
 def plain(network: QNetwork, observation: Tensor, action: Tensor) -> Tensor:
@@ -66,6 +73,45 @@ def test_pair_holds_two_networks_and_their_minimum(observation: Tensor, shape: t
     assert not torch.allclose(both[0], both[1])
     torch.testing.assert_close(pair.minimum(observation, action), both.min(0).values)
     assert len({parameter.data_ptr() for parameter in pair.parameters()}) == len(list(pair.parameters()))
+
+
+@pytest.mark.parametrize("hidden", [(16,), (64, 64), (64, 32, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (3, 300, 5)], ids=str)
+def test_bound_observations_change_nothing(hidden: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """In the parameters' own precision: value and gradient in the action, in however many chunks."""
+    pair, observation = CriticPair(3, 2, hidden).double(), torch.randn(5, 3, dtype=torch.float64)
+    action = torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True)
+    bound, plainly = pair.given(observation, torch.float64)(action), pair.minimum(observation, action)
+    torch.testing.assert_close(bound, plainly)
+    gradients = [torch.autograd.grad(value.square().sum(), action)[0] for value in (bound, plainly)]
+    torch.testing.assert_close(*gradients)
+    assert all(parameter.grad is None for parameter in pair.parameters())
+
+
+def test_a_large_state_value_costs_no_precision_of_the_advantage() -> None:
+    """Q is about 800 and moves by 1 with the action: rounding Q, or a hidden layer, would hide that."""
+    torch.manual_seed(0)
+    pair, observation, action = CriticPair(3, 2), torch.randn(8, 3), torch.rand(64, 8, 2) * 2 - 1
+    for member in pair.members:
+        with torch.no_grad():
+            member.first.bias.add_(3.0)
+            member.last.weight.copy_(member.last.weight.abs() * 100)
+            member.first.weight[:, 3:] *= 0.2
+    exact = pair.minimum(observation, action)
+    error = pair.given(observation, torch.bfloat16)(action) - exact
+    rounded = exact.bfloat16().float() - exact
+    assert exact.mean() > 100 * exact.std(0).mean()
+    assert error.std() < 0.02 * exact.std(0).mean()
+    assert rounded.std() > 10 * error.std()
+
+
+def test_precision_by_name_and_hardware() -> None:
+    like = torch.zeros(1)
+    assert inner_dtype("float32", like) is torch.float32
+    assert inner_dtype("bfloat16", like) is torch.bfloat16
+    assert inner_dtype("auto", like) is (torch.bfloat16 if multiplies_bfloat16("cpu") else torch.float32)
+    assert all(inner_dtype(name, like.double()) is torch.float64 for name in INNER_PRECISIONS)
+    assert not multiplies_bfloat16("meta")
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.005, 0.3, 1.0])

@@ -69,7 +69,8 @@ def diagnose(agent: DQS, observation: Tensor) -> dict[str, Tensor]:
     values = agent.critic.minimum(observation, path.action)
 
     points = OnPath(states=None)
-    x, sigma = points(lambda num: agent.path(observation, num), lambda: path.action[0], agent.noise_schedule)
+    walked = agent.path(observation, points.trajectories)
+    x, sigma = points(walked, lambda: path.action[0], agent.noise_schedule)
     log_prob = agent.log_prob(observation, temperature)
     moments = agent.denoiser(x, sigma, agent.condition(observation))
     larger = copy.copy(agent.energy_estimator)

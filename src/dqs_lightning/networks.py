@@ -1,11 +1,42 @@
 """Critic networks."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+QValue = Callable[[Tensor], Tensor]
+"""Q of actions [..., B, d] at bound observations: [..., B]."""
+
+CHUNK = 512
+"""Rows that are scored at once: their hidden layers stay in a core's cache."""
+
+
+INNER_PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def inner_dtype(precision: str, like: Tensor) -> torch.dtype:
+    """The type that one of `INNER_PRECISIONS` means for tensors such as `like`; only float32 is ever shortened."""
+    if like.dtype is not torch.float32 or precision == "float32":
+        return like.dtype
+    if precision == "bfloat16":
+        return torch.bfloat16
+    return torch.bfloat16 if multiplies_bfloat16(like.device.type) else torch.float32
+
+
+@functools.cache
+def multiplies_bfloat16(device_type: str) -> bool:
+    """Whether the hardware has instructions for products in bfloat16; elsewhere they are slower than float32."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device_type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
 
 
 class QNetwork(nn.Module):
@@ -24,18 +55,48 @@ class QNetwork(nn.Module):
         super().__init__()
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.first = nn.Linear(observation_dim + action_dim, hidden[0])
-        self.rest = nn.Sequential(
-            *(nn.Sequential(nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in pairwise(hidden)),
-            nn.Linear(hidden[-1], 1),
-        )
+        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
+        self.last = nn.Linear(hidden[-1], 1)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Q of observation [B, o] and action [..., B, d] -> [..., B]."""
-        weight_o, weight_a = self.first.weight.split([self.observation_dim, self.action_dim], dim=1)
-        state = F.linear(observation, weight_o, self.first.bias)
-        hidden = F.linear(action, weight_a).add_(state).relu_()
-        value: Tensor = self.rest(hidden)
+        state, weight_action = self._first(observation)
+        hidden = F.linear(action, weight_action).add_(state).relu_()
+        for layer in self.rest:
+            hidden = layer(hidden).relu_()
+        value: Tensor = self.last(hidden)
         return value.squeeze(-1)
+
+    def _first(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """The first layer's share of the observation, and its weight for the action."""
+        weight_observation, weight_action = self.first.weight.split([self.observation_dim, self.action_dim], dim=1)
+        return F.linear(observation, weight_observation, self.first.bias), weight_action
+
+    def given(self, observation: Tensor, dtype: torch.dtype) -> QValue:
+        """Q with the observations [B, o] bound, its inner layers multiplied in a shorter `dtype`.
+
+        Rounding all of a hidden layer would cost Q a share of its size, which is often more than T. So the layers act
+        in full precision on the hidden state h0 of the action 0, once, and in `dtype` on h - h0 alone:
+        W h = W h0 + W (h - h0). First and last layer stay in full precision. A gradient reaches the action only.
+        """
+        with torch.no_grad():
+            state, weight_action = self._first(observation)
+            hidden_at_zero, layers = state.relu(), []
+            for layer in self.rest:
+                output = layer(hidden_at_zero)
+                layers.append((hidden_at_zero, cast(Tensor, layer.weight).to(dtype), output))
+                hidden_at_zero = output.relu()
+            head = self.last.weight.detach(), self.last.bias.detach()
+
+        def q_value(action: Tensor) -> Tensor:
+            hidden = F.linear(action, weight_action).add_(state).relu_()
+            for at_zero, weight, output_at_zero in layers:
+                change = F.linear((hidden - at_zero).to(dtype), weight)
+                hidden = change.to(state.dtype).add_(output_at_zero).relu_()
+            value: Tensor = F.linear(hidden, *head)
+            return value.squeeze(-1)
+
+        return q_value
 
 
 class CriticPair(nn.Module):
@@ -53,6 +114,22 @@ class CriticPair(nn.Module):
         """min over the pair: [..., B]."""
         first, second = (member(observation, action) for member in self.members)
         return torch.minimum(first, second)
+
+    def given(self, observation: Tensor, dtype: torch.dtype) -> QValue:
+        """`minimum` for many actions of one observation each, multiplied in `dtype` (see `QNetwork.given`)."""
+        first, second = (cast(QNetwork, member).given(observation, dtype) for member in self.members)
+
+        def minimum(action: Tensor) -> Tensor:
+            return torch.minimum(first(action), second(action))
+
+        def in_chunks(action: Tensor) -> Tensor:
+            if action.ndim < 3 or action.device.type != "cpu":
+                return minimum(action)
+            rows = action.flatten(0, -3)
+            chunks = rows.split(max(1, CHUNK // len(observation)))
+            return torch.cat([minimum(chunk) for chunk in chunks]).unflatten(0, action.shape[:-2])
+
+        return in_chunks
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from dqs_lightning.diffusion import (
     Sampler,
     Unbounded,
 )
+from dqs_lightning.networks import QValue
 from dqs_lightning.registry import components
 from dqs_lightning.temperature import Constant, LogLinear, Temperature
 
@@ -51,21 +52,51 @@ def tiny(**changes: object) -> DQS:
 
 def test_target_bootstraps_from_truncated_and_not_from_terminated_states() -> None:
     agent, batch = tiny(discount=0.9, backup=Plain()), make_batch()
-    torch.manual_seed(1)
-    target = agent.critic_target(batch, torch.tensor(0.1))
-    torch.manual_seed(1)
-    action = agent.sample(batch["next", "observation"])[0]
-    value = agent.target_critic(batch["next", "observation"], action).min(0).values
+    path, _ = agent.paths(batch)
+    target = agent.critic_target(batch, torch.tensor(0.1), path)
+    value = agent.target_critic(batch["next", "observation"], path.action[0]).min(0).values
     reward, terminated = batch["next", "reward"].squeeze(-1), batch["next", "terminated"].squeeze(-1)
     torch.testing.assert_close(target, torch.where(terminated, reward, reward + 0.9 * value))
     assert (batch["next", "truncated"].squeeze(-1) & ~terminated).any()
+
+
+@pytest.mark.parametrize("inner_precision", ["float32", "bfloat16"])
+def test_paths_start_from_the_states_that_they_are_for(inner_precision: str) -> None:
+    agent = tiny(backup=Soft(64, policy_actions=2), noised_points=OnPath(5, 6, 2), inner_precision=inner_precision)
+    torch.nn.init.normal_(agent.denoiser.last.weight)
+    batch, paths = make_batch(), []
+    for changed in (None, "observation", ("next", "observation")):
+        if changed is not None:
+            batch = batch.clone()
+            batch[changed] = batch[changed] + 1
+        torch.manual_seed(1)
+        paths.append(agent.paths(batch))
+    assert paths[0][0].action.shape == (2, 32, 2)
+    assert paths[0][1].x.shape == (3, 3, 5, 2)
+    (next_0, here_0), (next_1, here_1), (next_2, here_2) = paths
+    assert torch.equal(next_0.action, next_1.action)
+    assert not torch.isclose(here_0.action, here_1.action).all(-1).any()
+    assert torch.equal(here_1.x, here_2.x)
+    assert not torch.isclose(next_1.action, next_2.action).all(-1).any()
+
+
+def test_an_update_without_paths_at_its_states() -> None:
+    agent, batch = tiny(noised_points=AroundActions()), make_batch()
+    at_next, at_here = agent.paths(batch)
+    assert at_here is None
+    assert at_next.action.shape == (1, 32, 2)
+
+
+def test_bad_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="inner_precision='half': allowed are auto, float32, bfloat16"):
+        tiny(inner_precision="half")
 
 
 def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
     agent, batch = tiny(discount=1.0, backup=Soft(20_000, policy_actions=0)), make_batch(4)
     batch["next", "terminated"][:] = False
     temperature = torch.tensor(0.2)
-    target = agent.critic_target(batch, temperature) - batch["next", "reward"].squeeze(-1)
+    target = agent.critic_target(batch, temperature, agent.paths(batch)[0]) - batch["next", "reward"].squeeze(-1)
     axis = torch.linspace(-1, 1, 201)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2).expand(-1, 4, 2)
     q = agent.target_critic.minimum(batch["next", "observation"], grid)
@@ -75,9 +106,9 @@ def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
 
 def test_actor_learns_at_the_first_states_of_the_batch() -> None:
     agent, batch = tiny(noised_points=OnPath(states=5, points=4)), make_batch()
-    assert agent.score_loss(batch, torch.tensor(0.1))[1].ess.shape == (4, 5)
+    assert agent.score_loss(batch, torch.tensor(0.1), agent.paths(batch)[1])[1].ess.shape == (4, 5)
     agent = tiny(noised_points=AroundActions())
-    assert agent.score_loss(batch, torch.tensor(0.1))[1].ess.shape == (1, 32)
+    assert agent.score_loss(batch, torch.tensor(0.1), agent.paths(batch)[1])[1].ess.shape == (1, 32)
 
 
 @pytest.mark.parametrize("name", [name for name in components(Temperature) if name not in ("Constant", "LogLinear")])
@@ -110,11 +141,11 @@ def test_entropy_of_a_policy_that_knows_nothing(sampler: Sampler) -> None:
 
 def test_score_loss_reaches_the_denoiser_only_and_the_critic_loss_the_critics_only(tmp_path: Path) -> None:
     agent, batch = tiny(), make_batch()
-    loss, estimate = agent.score_loss(batch, torch.tensor(0.1))
+    loss, estimate = agent.score_loss(batch, torch.tensor(0.1), agent.paths(batch)[1])
     loss.backward()
     assert all(p.grad is None for p in agent.critic.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.denoiser.parameters())
-    assert estimate.ess.shape == (8, 32)
+    assert estimate.ess.shape == (4, 32)
     assert not estimate.denoised.requires_grad
     assert not any(p.requires_grad for p in agent.target_critic.parameters())
 
@@ -158,6 +189,9 @@ class Bandit(torch.nn.Module):
         right = -((action[..., 0] - 0.5) / self.width).square() / 2 + observation[..., 0]
         return torch.logaddexp(left, right)
 
+    def given(self, observation: Tensor, dtype: torch.dtype) -> QValue:
+        return lambda action: self.minimum(observation, action)
+
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         return self.minimum(observation, action).expand(2, *action.shape[:-1])
 
@@ -170,7 +204,8 @@ def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> No
     for _ in range(1500):
         observation = torch.randint(-1, 2, (128, 1)).float()
         batch = TensorDict({"observation": observation, "action": torch.rand(128, 1) * 2 - 1}, [128])
-        loss, _ = agent.score_loss(batch, torch.tensor(1.0))
+        path = agent.path(observation[: agent.noised_points.states], agent.noised_points.trajectories)
+        loss, _ = agent.score_loss(batch, torch.tensor(1.0), path)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -61,7 +61,7 @@ def test_follows_its_generator(fitted: BoltzmannSampler) -> None:
 
 def test_more_steps_when_asked(fitted: BoltzmannSampler) -> None:
     asked: list[int] = []
-    handle = fitted.denoiser.rest.register_forward_hook(lambda *_: asked.append(1))
+    handle = fitted.denoiser.last.register_forward_hook(lambda *_: asked.append(1))
     fitted.sample(3, steps=17)
     fitted.sample(3)
     handle.remove()

@@ -139,7 +139,7 @@ def test_moments_have_the_shape_and_dtype_of_x(shape: tuple[int, ...], dtype: to
 def test_variance_is_positive_and_bounded_whatever_the_weights(output: float) -> None:
     """Within a factor of 10^4 of the prior's: log V and 1 / V stay finite in the loss."""
     denoiser, x = Denoiser(2, hidden=(8,), embedding=4), torch.randn(4, 2)
-    torch.nn.init.constant_(denoiser.rest[-1].bias, output)
+    torch.nn.init.constant_(denoiser.last.bias, output)
     ratio = denoiser(x, SIGMA.float()).variance / EDM().prior_variance(SIGMA.float())
     assert ((ratio > 1e-4) & (ratio < 1e4)).all()
     assert ((ratio > 1) == (output > 0)).all()

@@ -168,7 +168,7 @@ def test_path_of_noised_samples_gives_the_entropy() -> None:
     x = clean + walk
     mean = torch.stack([law.denoise(at, level).mean for at, level in zip(x, sigma, strict=True)])
     expected = entropy(law.denoise, SCHEDULE, support, clean)
-    answer = path_entropy(Path(clean, x, sigma, mean), support)
+    answer = path_entropy(Path(clean, clean, x, sigma, mean), support)
     assert float(answer.mean()) == pytest.approx(float(expected.mean()), abs=0.12)
 
 
@@ -176,7 +176,7 @@ def test_path_entropy_waits_for_no_device() -> None:
     """Tensors without values: whoever asks for one fails."""
     like = torch.empty(7, 5, 3, 2, device="meta")
     for support in (Unbounded(), Box(), Tanh()):
-        assert path_entropy(Path(like[0], like, torch.empty(7, device="meta"), like), support).shape == (3,)
+        assert path_entropy(Path(like[0], like[0], like, torch.empty(7, device="meta"), like), support).shape == (3,)
 
 
 # Density
@@ -367,7 +367,7 @@ def test_too_few_are_refused() -> None:
         entropy(shrink, SCHEDULE, Unbounded(), torch.zeros(3, 2), levels=1)
     like = torch.zeros(4, 1, 3, 2)
     with pytest.raises(ValueError, match="1 paths"):
-        path_entropy(Path(like[0], like, torch.ones(4), like), Box())
+        path_entropy(Path(like[0], like[0], like, torch.ones(4), like), Box())
     for wrong in ({"steps": 0}, {"probes": 0}):
         with pytest.raises(ValueError, match="=0"):
             log_prob(shrink, SCHEDULE, Unbounded(), torch.zeros(3, 2), **wrong)

@@ -57,10 +57,10 @@ def test_all_mixtures_are_found() -> None:
 @each_mixture
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 32])
 def test_components_add_up(cls: type[MixtureImportance], wells: LogProb, num_samples: int) -> None:
-    x, sigma = noised((4, 2), 0.3), torch.full((4, 1), 0.3, dtype=torch.float64)
+    x, sigma = noised((8, 4, 2), 0.3), torch.full((8, 4, 1), 0.3, dtype=torch.float64)
     estimator = cls(num_samples=num_samples)
     found = estimator.components(wells, x, sigma, Box(), None, x / 2)
-    assert sum(component.num for component in found) == num_samples
+    assert sum(component.num * len(component.center) for component in found) == num_samples * len(x)
     # One is around x with the noise's own width: it covers the posterior.
     assert any(
         torch.equal(component.center, x) and torch.equal(component.width, sigma) and component.num
@@ -92,13 +92,14 @@ def test_candidates_weigh_by_the_density_of_all_components(
     estimator, generator = cls(num_samples=9), torch.Generator().manual_seed(1)
     estimate = estimator(wells, x, sigma, support, torch.Generator().manual_seed(1), guide)
     parts = estimator.components(wells, x, sigma, support, generator, guide)
-    drawn = torch.cat([support.propose(c.center, c.width, c.num, generator).points for c in parts])
+    drawn = torch.cat([support.draw(c.center, c.width, c.num, generator).flatten(0, 1) for c in parts])
+    assert len(drawn) == 27
     for b in range(2):
-        points = drawn[:, :, b].reshape(27, 1, 2)
+        points = drawn[:, b].reshape(27, 1, 2)
         density = sum(
-            c.num * support.proposal_log_prob(points, c.center[m, b], c.width[m, b]).exp()
+            c.num * support.proposal_log_prob(points, center[b], width[b]).exp()
             for c in parts
-            for m in range(3)
+            for center, width in zip(c.center, c.width, strict=True)
         )
         for m in range(3):
             likelihood = -(points - x[m, b]).square().sum(-1) / (2 * sigma[m, b] ** 2)
@@ -266,7 +267,7 @@ def test_widths_share_the_candidates(widths: tuple[float, ...], num_samples: int
     for component, width in zip(guided, widths, strict=True):
         torch.testing.assert_close(component.width, WIDTH * width)
         torch.testing.assert_close(component.center, guided[0].center)
-    assert estimator.cost == num_samples + 2 * GRADIENT_COST
+    assert estimator.cost() == num_samples + 2 * GRADIENT_COST
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 9])
@@ -282,7 +283,7 @@ def test_steps_are_counted(num_samples: int, gradient_steps: int, wells: LogProb
 
     estimator = GuidedDefensive(num_samples, widths=(1.0, 0.3), gradient_steps=gradient_steps)
     estimator(energy, noised((3, 5, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), Box())
-    assert count == 15 * estimator.cost
+    assert count == 5 * estimator.cost(3)
 
 
 @pytest.mark.parametrize("cls", [Defensive, GuidedDefensive])
@@ -338,10 +339,9 @@ def test_climbs_find_the_mode_that_guide_and_noise_do_not() -> None:
 
 
 def test_a_climb_ends_on_the_slope_of_its_start_and_follows_the_generator() -> None:
-    x, sigma = torch.zeros(500, 1), torch.tensor(0.02)
+    x, sigma = torch.zeros(1, 500, 1), torch.full((1, 500, 1), 0.02)
     ends, again = (
-        MultiStart(8).components(narrow_modes, x, sigma.expand(500, 1), Box(), torch.Generator().manual_seed(1), x)[2]
-        for _ in "ab"
+        MultiStart(8).components(narrow_modes, x, sigma, Box(), torch.Generator().manual_seed(1), x)[2] for _ in "ab"
     )
     assert torch.equal(ends.center, again.center)
     # Uniform points are 0.26 away from the nearer mode on average.
@@ -350,13 +350,23 @@ def test_a_climb_ends_on_the_slope_of_its_start_and_follows_the_generator() -> N
 
 
 def test_candidates_are_shared_out_between_noise_guide_and_climbs() -> None:
-    x, sigma = torch.zeros(2, 1), torch.ones(2, 1)
+    x, sigma = torch.zeros(1, 2, 1), torch.ones(1, 2, 1)
     for num, share, expected in ((32, 0.25, [12, 12, 8]), (8, 0.5, [2, 2, 4]), (1, 0.25, [1, 0, 0])):
         found = MultiStart(num, share=share).components(narrow_modes, x, sigma, Box(), None, x)
         assert [component.num for component in found] == expected
 
 
-@pytest.mark.parametrize(("name", "value"), [("share", 0.0), ("share", 1.0), ("share", float("nan")), ("climb", 0)])
+@pytest.mark.parametrize(("points", "every", "climbs"), [(8, 4, 2), (8, 3, 2), (3, 4, 1), (4, 1, 4)])
+def test_some_points_climb_and_all_draw_around_the_ends(points: int, every: int, climbs: int) -> None:
+    x, sigma = torch.zeros(points, 50, 6), torch.linspace(2, 0.1, points).view(-1, 1, 1).expand(-1, 50, 1)
+    _, guided, around_ends = MultiStart(8, every=every).components(narrow_modes, x, sigma, Box(), None, x)
+    assert len(around_ends.center.unique(dim=0)) == climbs
+    torch.testing.assert_close(around_ends.width, guided.width)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("share", 0.0), ("share", 1.0), ("share", float("nan")), ("climb", 0), ("every", 0)]
+)
 def test_bad_climbs_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}="):
         MultiStart(**{name: value})

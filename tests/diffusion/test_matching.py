@@ -34,7 +34,7 @@ def paths(num: int, laws: int = 500, steps: int = 12) -> Path:
 
 def test_points_on_paths_have_the_noised_law() -> None:
     """x / sqrt(STD^2 + sigma^2) is standard normal at every noise level, also between the sampler's own."""
-    x, sigma = OnPath(points=8, levels=4)(paths, lambda: torch.empty(0), SCHEDULE)
+    x, sigma = OnPath(points=8, levels=4)(paths(2), lambda: torch.empty(0), SCHEDULE)
     assert x.shape == (8, 500, 1)
     assert sigma.shape == (8, 500, 1)
     standard = (x - MEAN) / torch.sqrt(STD**2 + sigma**2)
@@ -45,14 +45,14 @@ def test_points_on_paths_have_the_noised_law() -> None:
 
 
 def test_points_on_paths_cover_the_schedule_evenly() -> None:
-    _, sigma = OnPath(points=8, levels=2)(lambda num: paths(num, 2000, 60), lambda: torch.empty(0), SCHEDULE)
+    _, sigma = OnPath(points=8, levels=2)(paths(4, 2000, 60), lambda: torch.empty(0), SCHEDULE)
     t = SCHEDULE.t_of(sigma).flatten()
     assert kstest(t.numpy(), "uniform").statistic < 0.03
     assert len(t.unique()) > 0.9 * len(t)
 
 
 def test_levels_of_a_path_are_spread_over_it() -> None:
-    _, sigma = OnPath(points=6, levels=3)(lambda num: paths(num, 50), lambda: torch.empty(0), SCHEDULE)
+    _, sigma = OnPath(points=6, levels=3)(paths(2, 50), lambda: torch.empty(0), SCHEDULE)
     first, middle, last = SCHEDULE.t_of(sigma).view(3, 2, 50)
     assert (first > middle).all()
     assert (middle > last).all()
@@ -60,7 +60,7 @@ def test_levels_of_a_path_are_spread_over_it() -> None:
 
 def test_points_around_actions_add_the_noise_that_they_name() -> None:
     clean = torch.rand(4000, 2, dtype=torch.float64)
-    x, sigma = AroundActions(points=3)(paths, lambda: clean, SCHEDULE)
+    x, sigma = AroundActions(points=3)(None, lambda: clean, SCHEDULE)
     assert x.shape == (3, 4000, 2)
     assert kstest(((x - clean) / sigma).flatten().numpy(), "norm").pvalue > 1e-4
     assert kstest(SCHEDULE.t_of(sigma).flatten().numpy(), "uniform").statistic < 0.01
@@ -73,7 +73,7 @@ def test_points_follow_their_generator() -> None:
     walked = paths(4)
     for points in (OnPath(), AroundActions(points=2)):
         first, again = (
-            points(lambda _: walked, lambda: walked.action[0], SCHEDULE, torch.Generator().manual_seed(1)) for _ in "ab"
+            points(walked, lambda: walked.action[0], SCHEDULE, torch.Generator().manual_seed(1)) for _ in "ab"
         )
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])

@@ -31,7 +31,7 @@ from dqs_lightning.diffusion import (
     match,
     path_entropy,
 )
-from dqs_lightning.networks import CriticPair, soft_update
+from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
 from dqs_lightning.temperature import Constant, Temperature
 
 
@@ -57,6 +57,8 @@ class DQS(Agent):
         tau: share of the online critics taken into the target critics at each update, in (0, 1].
         max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+        inner_precision: of inner layers in training where no gradient of theirs is wanted (candidates' values, the
+            sampler's paths): "float32", "bfloat16", or "auto", which is bfloat16 where the hardware multiplies it.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class DQS(Agent):
         tau: float = 0.005,
         max_grad_norm: float | None = None,
         best_of: int = 1,
+        inner_precision: str = "auto",
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm)
         for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau), ("best_of", best_of)):
@@ -86,6 +89,8 @@ class DQS(Agent):
         for name, value in (("discount", discount), ("tau", tau)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
+        if inner_precision not in INNER_PRECISIONS:
+            raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden={list(hidden)}: allowed is one or more widths of at least 1")
         with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
@@ -100,6 +105,7 @@ class DQS(Agent):
         self.backup = backup or Plain()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau, self.best_of = discount, tau, best_of
+        self.inner_precision = inner_precision
         self.critic = CriticPair(observation_dim, action_dim, hidden)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.denoiser = Denoiser(action_dim, observation_dim + 1, hidden, preconditioning=preconditioning or EDM())
@@ -138,14 +144,34 @@ class DQS(Agent):
 
     def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
         """The unnormalised log policy of the paper, log pi(a|s) = min_i Q_i(s, a) / T + const."""
-        return lambda action: self.critic.minimum(observation, action) / temperature
+        q_value = self.critic.given(observation, self.inner_dtype(observation))
+        return lambda action: q_value(action) / temperature
+
+    def inner_dtype(self, like: Tensor) -> torch.dtype:
+        """In which the inner layers are multiplied where nothing is learned from them."""
+        return inner_dtype(self.inner_precision, like)
 
     @torch.no_grad()
-    def critic_target(self, batch: TensorDictBase, temperature: Tensor) -> Tensor:
-        """y = r + gamma (1 - terminated) V(s'), [B]."""
+    def paths(self, batch: TensorDictBase) -> tuple[Path, Path | None]:
+        """All trajectories of an update in one pass: those for the backup, at s', and for the noised points, at s.
+
+        Their x are [steps, backup.policy_actions, B, d] and [steps, noised_points.trajectories, states, d].
+        """
+        here = batch["observation"][: self.noised_points.states]
+        following = batch["next", "observation"]
+        shapes = (self.backup.policy_actions, len(following)), (self.noised_points.trajectories, len(here))
+        rows = torch.cat([following.repeat(shapes[0][0], 1), here.repeat(shapes[1][0], 1)])
+        denoise = self.denoiser.given(self.condition(rows), self.inner_dtype(rows))
+        like = rows.new_empty(len(rows), self.action_dim)
+        walked = self.sampler.path(denoise, self.noise_schedule, self.support, like)
+        at_next, at_here = walked.split(shapes)
+        return at_next, at_here if len(at_here.action) else None
+
+    @torch.no_grad()
+    def critic_target(self, batch: TensorDictBase, temperature: Tensor, path: Path) -> Tensor:
+        """y = r + gamma (1 - terminated) V(s'), [B], with trajectories of the policy at s'."""
         following = batch["next"]
         observation = following["observation"]
-        path = self.path(observation, self.backup.policy_actions)
         value = self.backup(
             lambda action: self.target_critic.minimum(observation, action),
             path.action,
@@ -157,18 +183,14 @@ class DQS(Agent):
         target: Tensor = following["reward"].squeeze(-1) + self.discount * alive * value
         return target
 
-    def score_loss(self, batch: TensorDictBase, temperature: Tensor) -> tuple[Tensor, Estimate]:
+    def score_loss(self, batch: TensorDictBase, temperature: Tensor, path: Path | None) -> tuple[Tensor, Estimate]:
         """Score matching to the Boltzmann law, E_sigma[lambda(sigma) |D(x, sigma, s) - D_K|^2], and the target.
 
         D_K comes from the online critics, into which nothing flows back.
         """
         laws = batch[: self.noised_points.states]
         observation = laws["observation"]
-        x, sigma = self.noised_points(
-            lambda num: self.path(observation, num),
-            lambda: self.support.from_action(laws["action"]),
-            self.noise_schedule,
-        )
+        x, sigma = self.noised_points(path, lambda: self.support.from_action(laws["action"]), self.noise_schedule)
         return match(
             self.denoiser,
             self.condition(observation),
@@ -181,10 +203,11 @@ class DQS(Agent):
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         temperature = self.temperature()
+        at_next, at_here = self.paths(batch)
         q_values = self.critic(batch["observation"], batch["action"])
-        target = self.critic_target(batch, temperature)
+        target = self.critic_target(batch, temperature, at_next)
         critic_loss = F.mse_loss(q_values, target.expand_as(q_values))
-        score_loss, estimate = self.score_loss(batch, temperature)
+        score_loss, estimate = self.score_loss(batch, temperature, at_here)
         # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
         self.update(critic_loss + score_loss)
         soft_update(self.target_critic, self.critic, self.tau)

@@ -131,7 +131,7 @@ class BoltzmannSampler(nn.Module):
                 row = torch.randint(len(conditions), like.shape[:1], device=conditions.device, generator=generator)
                 condition = conditions[row]
             x, sigma = points(
-                self._paths(condition, like, generator),
+                self._path(condition, like.expand(points.trajectories, *like.shape), generator),
                 lambda: self._support.from_action(self._support.uniform(1, like, generator)[0]),
                 self.noise_schedule,
                 generator,
@@ -206,18 +206,13 @@ class BoltzmannSampler(nn.Module):
         bound = () if condition is None else (condition,)
         return lambda u: energy(self._center + self._scale * u, *bound)
 
-    def _paths(
-        self, condition: Tensor | None, like: Tensor, generator: torch.Generator | None
-    ) -> Callable[[int], Path]:
-        """Draws trajectories of the present network, num for each row of like [B, dim]."""
-
-        @torch.no_grad()
-        def draw(num: int) -> Path:
-            denoise = self.denoiser.given(condition)
-            shape = like.expand(num, *like.shape)
-            return self.sampler.path(denoise, self.noise_schedule, self._support, shape, generator)
-
-        return draw
+    @torch.no_grad()
+    def _path(self, condition: Tensor | None, like: Tensor, generator: torch.Generator | None) -> Path | None:
+        """Trajectories of the present network, one for each row of like [num, B, dim]; None for none."""
+        if not len(like):
+            return None
+        denoise = self.denoiser.given(condition)
+        return self.sampler.path(denoise, self.noise_schedule, self._support, like, generator)
 
     def _checked(self, condition: Tensor | None) -> Tensor | None:
         shape = None if condition is None else list(condition.shape)

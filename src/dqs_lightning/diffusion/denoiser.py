@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -103,16 +104,20 @@ class Denoiser(nn.Module):
         self.dim, self.condition_dim, self.embedding = dim, condition_dim, embedding
         self.preconditioning = preconditioning or EDM()
         self.first = nn.Linear(dim + embedding + condition_dim, hidden[0])
-        last = nn.Linear(hidden[-1], 2 * dim)
+        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
+        self.last = nn.Linear(hidden[-1], 2 * dim)
         # A zero last layer starts every sample at the prior's moments, not at a random function of the state.
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.rest = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(hidden)), last)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
         octaves = torch.linspace(0, math.log(32), embedding // 2)
         self.register_buffer("frequencies", torch.exp(octaves), persistent=False)
 
-    def given(self, condition: Tensor | None) -> Denoise:
+    def given(self, condition: Tensor | None, dtype: torch.dtype | None = None) -> Denoise:
         """Bind a condition [..., c]: its share of the first layer is computed once, however often D is called.
+
+        Args:
+            condition: what the law depends on.
+            dtype: in which inner layers are multiplied, for inference; None: that of the parameters.
 
         Raises:
             ValueError: when the network has a condition and none is given.
@@ -123,14 +128,19 @@ class Denoiser(nn.Module):
             [self.dim, self.embedding, self.condition_dim], dim=1
         )
         context = self.first.bias if condition is None else F.linear(condition, weight_condition, self.first.bias)
+        layers = [(cast(Tensor, layer.weight), cast(Tensor, layer.bias)) for layer in self.rest]
+        if dtype is not None:
+            layers = [(weight.to(dtype), bias) for weight, bias in layers]
 
         def denoise(x: Tensor, sigma: Tensor) -> Moments:
             sigma = sigma.reshape(1) if sigma.ndim == 0 else sigma
             c_skip, c_out, c_in = self.preconditioning.coefficients(sigma)
             phase = torch.log(sigma) * self.frequencies / 4
             noise_features = torch.cat([torch.sin(phase), torch.cos(phase)], -1)
-            hidden = F.linear(c_in * x, weight_x) + (F.linear(noise_features, weight_sigma) + context)
-            output, log_ratio = self.rest(F.silu(hidden)).chunk(2, -1)
+            hidden = F.silu(F.linear(c_in * x, weight_x) + (F.linear(noise_features, weight_sigma) + context))
+            for weight, bias in layers:
+                hidden = F.silu(F.linear(hidden.to(weight.dtype), weight).to(x.dtype) + bias)
+            output, log_ratio = self.last(hidden).chunk(2, -1)
             variance = self.preconditioning.prior_variance(sigma) * torch.exp(log_ratio.clamp(-9, 3))
             return Moments(c_skip * x + c_out * output, variance)
 

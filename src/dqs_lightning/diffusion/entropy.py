@@ -142,7 +142,7 @@ def log_prob(
         return x - mean, x.shape[-1] - share * torch.stack(traces).sum(0)
 
     sigmas = schedule.grid(steps + 1, x)[:-1].flip(0)
-    log_density = -_log_jacobian(support, x) - _log_mass(support, x, sigmas[0])
+    log_density = -_log_jacobian(support, x) - support.log_mass(x, sigmas[0])
     for low, high in pairwise(sigmas):
         step, middle = torch.log(high / low), torch.sqrt(low * high)
         dx1, div1 = flow(x, low)
@@ -177,11 +177,6 @@ def _normal_log_prob(denoise: Denoise, support: Support, x: Tensor, sigma: Tenso
 def _log_jacobian(support: Support, x: Tensor) -> Tensor:
     """log |da/dx| at latents [..., d]: [...]; 0 where the latent is the action."""
     return support.log_prob(lambda action: action.new_zeros(action.shape[:-1]), x)
-
-
-def _log_mass(support: Support, x: Tensor, sigma: Tensor) -> Tensor:
-    """log P(N(x, sigma^2) is inside the latent set), [..., d] -> [...]; 0 without walls."""
-    return Support.proposal_log_prob(support, x, x, sigma) - support.proposal_log_prob(x, x, sigma)
 
 
 def _mean_square(difference: Tensor, sigma: Tensor) -> Tensor:

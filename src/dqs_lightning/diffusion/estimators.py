@@ -89,10 +89,9 @@ class EnergyEstimator(ABC):
     pools: bool = False
     """Whether the M points of a law share their candidates, so that each has M K of them."""
 
-    @property
-    def cost(self) -> int:
-        """Evaluations of log_prob for each noised point; one with its gradient counts `GRADIENT_COST`."""
-        return self.num_samples
+    def cost(self, points: int = 1) -> int:
+        """Evaluations of log_prob for that many noised points of a law; one with gradient counts `GRADIENT_COST`."""
+        return points * self.num_samples
 
     @abstractmethod
     def __call__(
@@ -120,9 +119,8 @@ class EnergyEstimator(ABC):
 class _Pathwise(EnergyEstimator):
     """Truncated normal proposals with the gradient of log_prob pulled back to x, and their weights."""
 
-    @property
-    def cost(self) -> int:
-        return GRADIENT_COST * self.num_samples
+    def cost(self, points: int = 1) -> int:
+        return points * GRADIENT_COST * self.num_samples
 
     def _terms(
         self, log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support, generator: torch.Generator | None
@@ -212,9 +210,8 @@ class QScore(EnergyEstimator):
         num_samples: of no effect, accepted as every estimator does.
     """
 
-    @property
-    def cost(self) -> int:
-        return GRADIENT_COST
+    def cost(self, points: int = 1) -> int:
+        return points * GRADIENT_COST
 
     @torch.no_grad()
     def __call__(
@@ -252,9 +249,8 @@ class PosteriorMode(EnergyEstimator):
                 raise ValueError(f"{name}={value}: allowed is a number > 0")
         self.sigma_data, self.clip = float(sigma_data), float(clip)
 
-    @property
-    def cost(self) -> int:
-        return GRADIENT_COST
+    def cost(self, points: int = 1) -> int:
+        return points * GRADIENT_COST
 
     @torch.no_grad()
     def __call__(
@@ -291,9 +287,9 @@ class NoiseSplit(EnergyEstimator):
         self.below, self.above, self.at = below, above, float(at)
         self.pools = below.pools or above.pools
 
-    @property
-    def cost(self) -> int:
-        return self.below.cost + self.above.cost  # both are asked at every point: no shape depends on sigma
+    def cost(self, points: int = 1) -> int:
+        # Both are asked at every point: no shape depends on sigma.
+        return self.below.cost(points) + self.above.cost(points)
 
     @torch.no_grad()
     def __call__(

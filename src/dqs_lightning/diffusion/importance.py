@@ -23,11 +23,11 @@ from dqs_lightning.diffusion.estimators import (
     softmax_weights,
     weighted,
 )
-from dqs_lightning.diffusion.support import LogProb, Support
+from dqs_lightning.diffusion.support import LogProb, Support, log_normal
 
 
 class Component(NamedTuple):
-    """`num` candidates a point, normal around `center` with deviation `width` (both as x) within the support."""
+    """`num` candidates a center [C, B, d], normal with deviation `width` [C, B, 1] within the support; C is free."""
 
     center: Tensor
     width: Tensor
@@ -49,7 +49,7 @@ class MixtureImportance(EnergyEstimator):
         generator: torch.Generator | None,
         guide: Tensor | None,
     ) -> list[Component]:
-        """Proposals for the points x; their `num` add up to num_samples. One has to cover the posterior."""
+        """Proposals for points x [M, B, d], sigma [M, B, 1]: num_samples a point. One has to cover the posterior."""
 
     @torch.no_grad()
     def __call__(
@@ -61,25 +61,23 @@ class MixtureImportance(EnergyEstimator):
         generator: torch.Generator | None = None,
         guide: Tensor | None = None,
     ) -> Estimate:
+        if x.ndim == 2:  # one point of each law
+            level = sigma if sigma.ndim == 0 else sigma.unsqueeze(0)
+            alone = self(log_prob, x.unsqueeze(0), level, support, generator, None if guide is None else guide[None])
+            return Estimate(*(moment.squeeze(0) for moment in alone))
         sigma = sigma.expand(*x.shape[:-1], 1)
         components = [c for c in self.components(log_prob, x, sigma, support, generator, guide) if c.num]
-        drawn = [support.propose(c.center, c.width, c.num, generator).points for c in components]
-        points = torch.cat(drawn).reshape(-1, *x.shape[-2:])  # [K M, B, d]: all candidates of a law
-        log_prior = support.log_prob(log_prob, points).detach()
-        pooled = x.ndim == 3
-        if pooled:
-            points, log_prior = points.unsqueeze(1), log_prior.unsqueeze(1)
-        log_mixture = torch.stack(
-            [
-                math.log(c.num / self.num_samples) + support.proposal_log_prob(points, c.center, c.width)
-                for c in components
-            ]
-        ).logsumexp(0)
-        if pooled:
-            log_mixture = log_mixture.logsumexp(1, keepdim=True)
-        log_likelihood = -((points - x) / sigma).square().sum(-1) / 2
-        weight, ess = softmax_weights(log_prior - log_mixture + log_likelihood)
-        return weighted(weight, ess, points, guide)
+        drawn = [support.draw(c.center, c.width, c.num, generator).flatten(0, 1) for c in components]
+        points = torch.cat(drawn)  # [N, B, d]: all candidates of a law
+        log_prior = support.log_prob(log_prob, points)
+        each = points.unsqueeze(1)
+        log_share = [
+            math.log(c.num / len(points)) + support.proposal_log_prob(each, c.center, c.width) for c in components
+        ]  # [N, C, B] of each component
+        log_mixture = torch.cat(log_share, 1).logsumexp(1)
+        log_weight = (log_prior - log_mixture).unsqueeze(1) + log_normal(each, x, sigma)  # [N, M, B]
+        weight, ess = softmax_weights(log_weight)
+        return weighted(weight, ess, each, guide)
 
 
 class Importance(MixtureImportance):
@@ -166,9 +164,8 @@ class GuidedDefensive(Defensive):
             raise ValueError(f"gradient_steps={gradient_steps}: allowed is 1 or more")
         self.clip, self.widths, self.gradient_steps = float(clip), tuple(widths), int(gradient_steps)
 
-    @property
-    def cost(self) -> int:
-        return self.num_samples + GRADIENT_COST * self.gradient_steps
+    def cost(self, points: int = 1) -> int:
+        return points * (self.num_samples + GRADIENT_COST * self.gradient_steps)
 
     def components(
         self,
@@ -194,10 +191,10 @@ class MultiStart(GuidedDefensive):
     """`GuidedDefensive` with a part of the candidates where climbs from uniform starts end: the default.
 
     A guided candidate goes where the network looks already, and one around x finds no narrow mode in six dimensions:
-    of two modes the smaller is soon in nobody's pool, and is lost for good. So each noised point also sends one
-    uniform start up the energy's gradient, in clipped steps that shrink from sigma_data to sigma_q, and draws around
-    the end of the climb. These find every mode at a rate that does not depend on the policy; the exact density of the
-    mixture gives each mode its mass.
+    of two modes the smaller is soon in nobody's pool, and is lost for good. So some of the points also send a uniform
+    start up the energy's gradient, in clipped steps that shrink from sigma_data to the least sigma_q of the law, and
+    candidates of all points, each of its own width, are drawn around the ends of the climbs. These find every mode at
+    a rate that does not depend on the policy; the exact density of the mixture gives each mode its mass.
 
     Args:
         num_samples: K; >= 1.
@@ -205,6 +202,7 @@ class MultiStart(GuidedDefensive):
         clip: longest way from the guide in each dimension, in units of sigma_q; > 0.
         share: of the candidates, drawn around climbs; 0 < share < 1.
         climb: gradient steps of a climb; >= 1. Two are too few for two modes in six dimensions, four are enough.
+        every: of the points of one law, every how many-th sends a climb, at least one; >= 1.
     """
 
     def __init__(
@@ -214,17 +212,19 @@ class MultiStart(GuidedDefensive):
         clip: float = 1.5,
         share: float = 0.25,
         climb: int = 4,
+        every: int = 4,
     ) -> None:
         super().__init__(num_samples, sigma_data, clip)
         if not 0 < share < 1:
             raise ValueError(f"share={share}: allowed is a number between 0 and 1")
         if climb < 1:
             raise ValueError(f"climb={climb}: allowed is 1 or more")
-        self.share, self.climb = float(share), int(climb)
+        if every < 1:
+            raise ValueError(f"every={every}: allowed is 1 or more")
+        self.share, self.climb, self.every = float(share), int(climb), int(every)
 
-    @property
-    def cost(self) -> int:
-        return super().cost + GRADIENT_COST * self.climb
+    def cost(self, points: int = 1) -> int:
+        return super().cost(points) + GRADIENT_COST * self.climb * max(1, points // self.every)
 
     def components(
         self,
@@ -237,9 +237,11 @@ class MultiStart(GuidedDefensive):
     ) -> list[Component]:
         around_x, guided = super().components(log_prob, x, sigma, support, generator, guide)
         width = guided.width
-        end = support.start(x, sigma, generator)
+        narrow = width.amin(0, keepdim=True)
+        starts = slice(0, max(1, len(x) // self.every))
+        end = support.start(x[starts], sigma[starts], generator)
         for step in range(self.climb):
-            reach = self.sigma_data * (width / self.sigma_data) ** (step / max(1, self.climb - 1))
+            reach = self.sigma_data * (narrow / self.sigma_data) ** (step / max(1, self.climb - 1))
             _, gradient = gradient_of(log_prob, end, support)
             end = support.project(end + torch.maximum(torch.minimum(reach**2 * gradient, reach), -reach))
         climbers = int(self.num_samples * self.share)
@@ -247,7 +249,7 @@ class MultiStart(GuidedDefensive):
         return [
             around_x._replace(num=others - others // 2),
             guided._replace(num=others // 2),
-            Component(end, width, climbers),
+            Component(end.repeat(math.ceil(len(x) / len(end)), 1, 1)[: len(x)], width, climbers),
         ]
 
 

@@ -18,10 +18,15 @@ class NoisedPoints(ABC):
 
     Subclass it and write `__call__`; the subclass can then be named in a config.
 
+    Attributes:
+        trajectories: of the sampler, that it wants for each law; >= 0.
+
     Args:
         states: how many laws of a batch are used, the first ones; None: all.
         points: M, noised points of each law, which may share candidates (see `importance`); >= 1.
     """
+
+    trajectories: int = 0
 
     def __init__(self, states: int | None = None, points: int = 1) -> None:
         for name, value in (("states", states), ("points", points)):
@@ -32,7 +37,7 @@ class NoisedPoints(ABC):
     @abstractmethod
     def __call__(
         self,
-        path: Callable[[int], Path],
+        path: Path | None,
         clean: Callable[[], Tensor],
         schedule: NoiseSchedule,
         generator: torch.Generator | None = None,
@@ -40,7 +45,7 @@ class NoisedPoints(ABC):
         """Noised latents x [M, B, d] and their levels sigma [M, B, 1].
 
         Args:
-            path: draws that many trajectories of the sampler for each law, x [steps, num, B, d].
+            path: `trajectories` of the sampler for each law, x [steps, trajectories, B, d]; None where that is 0.
             clean: gives a latent of each law, [B, d], to which noise may be added.
             schedule: noise levels.
             generator: source of randomness.
@@ -52,7 +57,7 @@ class AroundActions(NoisedPoints):
 
     def __call__(
         self,
-        path: Callable[[int], Path],
+        path: Path | None,
         clean: Callable[[], Tensor],
         schedule: NoiseSchedule,
         generator: torch.Generator | None = None,
@@ -69,7 +74,8 @@ class OnPath(NoisedPoints):
     """Points of the sampler's own trajectories, a number of levels of each, spread over its steps.
 
     A network that is trained there spends nothing on places that no sample meets. Noise levels between two of the
-    sampler's are met by adding noise: x + sqrt(sigma'^2 - sigma^2) eps is at sigma' where x is at sigma.
+    sampler's are met by adding noise: x + sqrt(sigma'^2 - sigma^2) eps is at sigma' where x is at sigma. Those below
+    the sampler's last are met from the sample itself, at sigma = 0, so that more steps can be taken later.
 
     Args:
         states: how many laws of a batch are used, the first ones; None: all.
@@ -77,31 +83,31 @@ class OnPath(NoisedPoints):
         levels: how many of them lie on one trajectory; a divisor of `points`.
     """
 
-    def __init__(self, states: int | None = 64, points: int = 8, levels: int = 2) -> None:
+    def __init__(self, states: int | None = 64, points: int = 4, levels: int = 4) -> None:
         super().__init__(states, points)
         if levels < 1 or points % levels:
             raise ValueError(f"levels={levels}: allowed is a divisor of points={points}")
         self.levels = levels
+        self.trajectories = points // levels
 
     def __call__(
         self,
-        path: Callable[[int], Path],
+        path: Path | None,
         clean: Callable[[], Tensor],
         schedule: NoiseSchedule,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        walked = path(self.points // self.levels)
-        steps, num, laws, dim = walked.x.shape
-        like = walked.x
-        u = torch.rand(self.levels, num, laws, 1, dtype=like.dtype, device=like.device, generator=generator)
-        first = torch.arange(self.levels, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
-        place = (first + u) / self.levels * steps
-        step = place.long().clamp_max(steps - 1)
-        at, before = walked.sigma[step], walked.sigma[(step - 1).clamp_min(0)]
-        sigma = schedule.sigma(torch.lerp(schedule.t_of(at), schedule.t_of(before), place - step))
-        x = walked.x.gather(0, step.expand(-1, -1, -1, dim))
+        assert path is not None
+        x = torch.cat([path.x, path.end.unsqueeze(0)])
+        met = torch.cat([path.sigma, path.sigma.new_zeros(1)])
+        shape = self.levels, *path.end.shape[:-1], 1
+        u = torch.rand(shape, dtype=x.dtype, device=x.device, generator=generator)
+        level = torch.arange(self.levels, dtype=x.dtype, device=x.device).view(-1, 1, 1, 1)
+        sigma = schedule.sigma(1 - (level + u) / self.levels)
+        below = (path.sigma.view(-1, 1, 1, 1, 1) > sigma).sum(0)  # the first of the path's levels that is not above
+        x = x.gather(0, below.expand(-1, -1, -1, x.shape[-1]))
         noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        x = x + torch.sqrt((sigma**2 - at**2).clamp_min(0)) * noise
+        x = x + torch.sqrt((sigma**2 - met[below] ** 2).clamp_min(0)) * noise
         return x.flatten(0, 1), sigma.flatten(0, 1)
 
 

@@ -4,8 +4,9 @@ A sampler knows the first two moments of the posterior p(a | x), its mean D(x, s
 variance, and a noise schedule. With the exact moments its law converges to the target as steps grow.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
@@ -33,15 +34,26 @@ class Path(NamedTuple):
 
     Attributes:
         action: the sample, [..., d].
+        end: its latent, [..., d].
         x: the latents at which the denoiser was asked, first to last, [steps, ..., d].
         sigma: their noise levels, falling, [steps].
         mean: the denoised means that it answered, projected, [steps, ..., d].
     """
 
     action: Tensor
+    end: Tensor
     x: Tensor
     sigma: Tensor
     mean: Tensor
+
+    def split(self, shapes: Sequence[tuple[int, ...]]) -> list["Path"]:
+        """Paths of [*shape, d] for each shape, of one whose action is [rows, d]."""
+        sizes = [math.prod(shape) for shape in shapes]
+        parts = (self.action.split(sizes), self.end.split(sizes), self.x.split(sizes, 1), self.mean.split(sizes, 1))
+        return [
+            Path(action.unflatten(0, to), end.unflatten(0, to), x.unflatten(1, to), self.sigma, mean.unflatten(1, to))
+            for to, action, end, x, mean in zip(shapes, *parts, strict=True)
+        ]
 
 
 class Sampler(ABC):
@@ -84,17 +96,7 @@ class Sampler(ABC):
             deterministic: no noise anywhere: start from x = 0 and take the noise-free steps.
         """
 
-        def projected(x: Tensor, sigma: Tensor) -> Moments:
-            mean, variance = denoise(x, sigma)
-            return Moments(support.project(mean), variance)
-
-        def noise() -> Tensor:
-            if deterministic:
-                return torch.zeros_like(like)
-            return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-
-        x = schedule.sigma_max * noise()
-        return support.to_action(self.integrate(projected, schedule, x, None if deterministic else noise))
+        return self.path(denoise, schedule, support, like, generator, deterministic).action
 
     def path(
         self,
@@ -103,18 +105,26 @@ class Sampler(ABC):
         support: Support,
         like: Tensor,
         generator: torch.Generator | None = None,
+        deterministic: bool = False,
     ) -> Path:
         """`sample`, with all that the denoiser was asked on the way."""
         asked: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def recorded(x: Tensor, sigma: Tensor) -> Moments:
-            moments = denoise(x, sigma)
-            asked.append((x, sigma, support.project(moments.mean)))
-            return moments
+        def projected(x: Tensor, sigma: Tensor) -> Moments:
+            mean, variance = denoise(x, sigma)
+            mean = support.project(mean)
+            asked.append((x, sigma, mean))
+            return Moments(mean, variance)
 
-        action = self.sample(recorded, schedule, support, like, generator)
+        def noise() -> Tensor:
+            if deterministic:
+                return torch.zeros_like(like)
+            return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+        start = schedule.sigma_max * noise()
+        end = self.integrate(projected, schedule, start, None if deterministic else noise)
         x, sigma, mean = (torch.stack(column) for column in zip(*asked, strict=True))
-        return Path(action, x, sigma, mean)
+        return Path(support.to_action(end), end, x, sigma, mean)
 
     @abstractmethod
     def integrate(

@@ -43,6 +43,11 @@ def normal_cdf(z: Tensor) -> Tensor:
     return torch.erfc(z * -math.sqrt(0.5)) / 2
 
 
+def log_normal(points: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """-|points - x|^2 / 2 sigma^2, [...]: points and x [..., d], sigma [..., 1], in any shapes that broadcast."""
+    return (points - x).square().sum(-1) * (-0.5 / sigma.square()).squeeze(-1)
+
+
 class Support(ABC):
     """The action set, and the map from the diffusion's latent x to an action."""
 
@@ -62,15 +67,22 @@ class Support(ABC):
         """Log density of the latent, [..., B, d] -> [..., B]: that of the action plus log |da/dx|."""
         return log_prob(self.to_action(x))
 
-    def propose(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Proposals:
-        """`num` antithetic draws from N(x, sigma^2) within the latent set; x [B, d], sigma [B, 1]."""
+    def draw(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """`num` antithetic draws from N(x, sigma^2) in the latent set: x [..., d], sigma [..., 1] -> [num, ..., d]."""
         half = torch.randn((num + 1) // 2, *x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        points = x + sigma * torch.cat([half, -half])[:num]
-        return Proposals(points, x.new_ones(()), x.new_zeros(()))
+        return x + sigma * torch.cat([half, -half])[:num]
+
+    def propose(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Proposals:
+        """`draw`, with the derivatives of the draws."""
+        return Proposals(self.draw(x, sigma, num, generator), x.new_ones(()), x.new_zeros(()))
+
+    def log_mass(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """log P(N(x, sigma^2) is inside the latent set): x [..., d], sigma [..., 1] or a scalar -> [...]."""
+        return x.new_zeros(x.shape[:-1])
 
     def proposal_log_prob(self, points: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Log density of `propose`'s law at points [K, B, d]: [K, B], up to one constant for all laws."""
-        return -((points - x) / sigma).square().sum(-1) / 2 - x.shape[-1] * torch.log(sigma).squeeze(-1)
+        """Log density of `draw`'s law, x [..., d], at points that broadcast with x: up to one constant for all laws."""
+        return log_normal(points, x, sigma) - self.log_mass(x, sigma) - x.shape[-1] * torch.log(sigma).squeeze(-1)
 
     def standard(self) -> tuple["Support", float, float]:
         """(set, center, scale): the same kind of set in standard units u, with action = center + scale u."""
@@ -78,7 +90,7 @@ class Support(ABC):
 
     def start(self, x: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A latent for each x, of x's shape, that could be anywhere: that of a uniform action, or N(x, sigma^2)."""
-        return self.propose(x, sigma, 1, generator).points[0]
+        return self.draw(x, sigma, 1, generator)[0]
 
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Uniform actions, [num, *like.shape].
@@ -131,10 +143,17 @@ class Box(_Interval):
     def project(self, x: Tensor) -> Tensor:
         return x.clamp(self.low, self.high)
 
-    def propose(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Proposals:
+    def draw(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
         v = antithetic(num, x, generator)
+        z, mirror, *_ = self._quantile(v, x, sigma)
+        return (x + sigma * mirror * z).clamp_(self.low, self.high)
+
+    def _quantile(self, v: Tensor, x: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """Quantile v of N(x, sigma^2) within the walls, in deviations, mirrored by the sign that comes with it.
+
+        Then the walls and their CDFs, mirrored: the interval lies in the lower tail, where float32 resolves the CDF.
+        """
         below, above = (self.low - x) / sigma, (self.high - x) / sigma
-        # The mirror image puts the interval in the lower tail, where float32 resolves the normal CDF.
         mirror = torch.where(below + above > 0, -1.0, 1.0)
         lower = torch.where(mirror < 0, -above, below)
         upper = torch.where(mirror < 0, -below, above)
@@ -145,23 +164,27 @@ class Box(_Interval):
         beyond = torch.exp((upper**2 - lower**2) / 2)
         z = torch.where(far, -torch.sqrt(upper**2 - 2 * torch.log(torch.lerp(beyond, beyond.new_ones(()), v))), z)
         z = torch.maximum(torch.minimum(z, upper), lower)
-        points = (x + sigma * mirror * z).clamp(self.low, self.high)
+        return z, mirror, lower, upper, cdf_lower, cdf_upper
 
+    def propose(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Proposals:
+        v = antithetic(num, x, generator)
+        z, mirror, lower, upper, cdf_lower, cdf_upper = self._quantile(v, x, sigma)
+        points = (x + sigma * mirror * z).clamp(self.low, self.high)
         # With F(z) = F(l) + v (F(u) - F(l)) and phi the normal density, dz/dl = (1-v) phi(l) / phi(z), etc.
         slide = (1 - v) * torch.exp((z**2 - lower**2) / 2) + v * torch.exp((z**2 - upper**2) / 2)
         mass = (cdf_upper - cdf_lower).clamp_min(torch.finfo(x.dtype).tiny)
         density_gap = torch.exp(-(lower**2) / 2) - torch.exp(-(upper**2) / 2)
         dlog_mass = density_gap / (math.sqrt(2 * math.pi) * mass)
-        dlog_mass = torch.where(far, upper + 1 / upper, dlog_mass)
+        dlog_mass = torch.where(upper < -11, upper + 1 / upper, dlog_mass)
         return Proposals(points, (1 - slide).clamp(0, 1), mirror * dlog_mass / sigma)
 
-    def proposal_log_prob(self, points: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    def log_mass(self, x: Tensor, sigma: Tensor) -> Tensor:
         below, above = (self.low - x) / sigma, (self.high - x) / sigma
         outside = torch.where(below + above > 0, below, -above)
         # log P(inside) as the difference of two lower tails, in logarithms: exact however far x is outside.
         log_far, log_near = torch.special.log_ndtr(-(outside + (above - below))), torch.special.log_ndtr(-outside)
-        log_mass: Tensor = log_near + torch.log1p(-torch.exp(log_far - log_near))
-        return super().proposal_log_prob(points, x, sigma) - log_mass.sum(-1)
+        inside: Tensor = log_near + torch.log1p(-torch.exp(log_far - log_near))
+        return inside.sum(-1)
 
 
 class Tanh(_Interval):
