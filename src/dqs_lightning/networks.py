@@ -127,7 +127,8 @@ class CriticPair(nn.Module):
                 return minimum(action)
             rows = action.flatten(0, -3)
             chunks = rows.split(max(1, CHUNK // len(observation)))
-            return torch.cat([minimum(chunk) for chunk in chunks]).unflatten(0, action.shape[:-2])
+            value: Tensor = torch.cat([minimum(chunk) for chunk in chunks])
+            return value.view(action.shape[:-1])
 
         return in_chunks
 

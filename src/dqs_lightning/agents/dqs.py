@@ -43,8 +43,8 @@ class DQS(Agent):
         action_dim: dimension of the action; actions lie in [-1, 1].
         noise_schedule: sigma(t). Default: Geometric(0.03, 2).
         energy_estimator: target of the denoiser from the critic. Default: MultiStart with K = 8.
-        noised_points: where the denoiser is trained. Default: OnPath, eight points of the sampler's own paths at 64
-            states of the batch; AroundActions is the paper's.
+        noised_points: where the denoiser is trained. Default: OnPath, four points of the sampler's own path at each of
+            64 states of the batch; AroundActions is the paper's.
         sampler: from noise to actions. Default: MomentMatched, 10 steps.
         support: the action set and the latent in which the diffusion runs. Default: Box.
         preconditioning: how the score network's output is read. Default: EDM.

@@ -52,8 +52,8 @@ class BoltzmannSampler(nn.Module):
         condition_dim: dimension of the condition; 0 for none.
         noise_schedule: sigma(t) in standard units; object or name. Default: Geometric(0.03, 2).
         energy_estimator: object or name. Default: MultiStart with K = 32.
-        noised_points: where the network is trained; object or name. Default: OnPath, eight points of the sampler's own
-            trajectories for each condition. AroundActions adds noise to uniform actions.
+        noised_points: where the network is trained; object or name. Default: OnPath, four points of the sampler's own
+            trajectory for each condition. AroundActions adds noise to uniform actions.
         sampler: object or name. Default: MomentMatched, 10 steps.
         hidden: widths of the network's hidden layers.
         preconditioning: how the network's output is read; object or name. Default: EDM.
@@ -94,7 +94,7 @@ class BoltzmannSampler(nn.Module):
         steps: int = 3000,
         batch_size: int = 256,
         conditions: Tensor | None = None,
-        lr: float = 3e-3,
+        lr: float = 6e-3,
         generator: torch.Generator | None = None,
         progress: bool = True,
     ) -> "BoltzmannSampler":
