@@ -45,7 +45,7 @@ class DQS(Agent):
         energy_estimator: target of the denoiser from the critic. Default: MultiStart with K = 8.
         noised_points: where the denoiser is trained. Default: OnPath, four points of the sampler's own path at each of
             64 states of the batch; AroundActions is the paper's.
-        sampler: from noise to actions. Default: MomentMatched, 10 steps.
+        sampler: from noise to actions. Default: MomentMatched, 6 steps.
         support: the action set and the latent in which the diffusion runs. Default: Box.
         preconditioning: how the score network's output is read. Default: EDM.
         temperature: T. Default: Constant, 0.01.
@@ -75,7 +75,7 @@ class DQS(Agent):
         backup: Backup | None = None,
         hidden: Sequence[int] = (256, 256),
         critic_lr: float = 1e-3,
-        actor_lr: float = 1e-3,
+        actor_lr: float = 3e-3,
         discount: float = 0.99,
         tau: float = 0.005,
         max_grad_norm: float | None = None,
@@ -99,7 +99,7 @@ class DQS(Agent):
         self.noise_schedule = noise_schedule or Geometric()
         self.energy_estimator = energy_estimator or MultiStart(num_samples=8)
         self.noised_points = noised_points or OnPath()
-        self.sampler = sampler or MomentMatched()
+        self.sampler = sampler or MomentMatched(steps=6)
         self.support = support or Box()
         self.temperature = temperature or Constant()
         self.backup = backup or Plain()

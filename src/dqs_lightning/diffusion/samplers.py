@@ -84,6 +84,7 @@ class Sampler(ABC):
         like: Tensor,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
+        noise: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """One action for each row of `like` [..., d] (which gives shape, dtype and device only).
 
@@ -94,9 +95,10 @@ class Sampler(ABC):
             like: template of the result.
             generator: source of randomness; torch's global one when None.
             deterministic: no noise anywhere: start from x = 0 and take the noise-free steps.
+            noise: gives the next standard normals, of like's shape, in place of torch.randn; the first are the start's.
         """
 
-        return self.path(denoise, schedule, support, like, generator, deterministic).action
+        return self.path(denoise, schedule, support, like, generator, deterministic, noise).action
 
     def path(
         self,
@@ -106,6 +108,7 @@ class Sampler(ABC):
         like: Tensor,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
+        noise: Callable[[], Tensor] | None = None,
     ) -> Path:
         """`sample`, with all that the denoiser was asked on the way."""
         asked: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -116,13 +119,15 @@ class Sampler(ABC):
             asked.append((x, sigma, mean))
             return Moments(mean, variance)
 
-        def noise() -> Tensor:
+        def draw() -> Tensor:
             if deterministic:
                 return torch.zeros_like(like)
+            if noise is not None:
+                return noise()
             return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
-        start = schedule.sigma_max * noise()
-        end = self.integrate(projected, schedule, start, None if deterministic else noise)
+        start = schedule.sigma_max * draw()
+        end = self.integrate(projected, schedule, start, None if deterministic else draw)
         x, sigma, mean = (torch.stack(column) for column in zip(*asked, strict=True))
         return Path(support.to_action(end), end, x, sigma, mean)
 

@@ -1,0 +1,237 @@
+"""`dqs-export`: write a trained policy as one graph, ONNX or a torch.export package, to act without this library.
+
+The graph is the whole denoising loop of one sample: `observation` [batch, o] and `noise` [draws, batch, d], the
+standard normals in the order in which the sampler asks for them, to `action` [batch, d]. The temperature is a
+constant in it, that of the checkpoint. best_of > 1 is not exported: run the graph with several noises, and rank the
+actions with the critic where there is one.
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MUJOCO_GL", "disabled")
+
+import torch
+from torch import Tensor, nn
+
+from dqs_lightning.agents import DQS, Agent, load_agent
+from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
+from dqs_lightning.cli.evaluate import checkpoint_of
+
+TOLERANCE = 1e-5
+"""Largest difference from the agent itself, in units of the action, with which a graph is kept."""
+
+Act = Callable[..., Tensor]
+"""(observation [batch, o], and noise [draws, batch, d] unless draws is 0) -> action [batch, d]."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="dqs-export", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
+    parser.add_argument("--out", type=Path, required=True, help="the file; its suffix decides: .onnx or .pt2")
+    parser.add_argument("--deterministic", action="store_true", help="the noise-free policy; it takes no noise")
+    return parser.parse_args(arguments)
+
+
+def check_target(out: Path) -> None:
+    """Raises InputError when `out` cannot be written: another suffix, a directory, or packages that are missing."""
+    if out.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"--out={out}: allowed is a file that ends in .onnx or .pt2")
+    if out.is_dir():
+        raise InputError(f"--out={out}: is a directory; allowed is a file")
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if out.suffix == ".onnx" and missing:
+        raise InputError(f'--out={out}: needs {", ".join(missing)}; run pip install "dqs-lightning[export]"')
+
+
+class Policy(nn.Module):
+    """The denoising loop of an agent with its random numbers as an input: no randomness is left inside.
+
+    Args:
+        agent: whose policy it is. The denoiser is copied; the temperature is read when the graph is traced.
+        deterministic: the noise-free policy.
+
+    Attributes:
+        draws: standard normals that one sample takes, the start among them; 0 where deterministic.
+    """
+
+    def __init__(self, agent: DQS, deterministic: bool = False) -> None:
+        super().__init__()
+        # A module of the denoiser alone: the file would hold the critics too if the agent were one of its members.
+        self.denoiser = copy.deepcopy(agent.denoiser).requires_grad_(False)
+        self.condition = agent.condition
+        self.sampler, self.schedule, self.support = agent.sampler, agent.noise_schedule, agent.support
+        self.observation_dim, self.action_dim = agent.observation_dim, agent.action_dim
+        self.deterministic = deterministic
+        self.draws = 0
+
+        def count() -> Tensor:
+            self.draws += 1
+            return torch.zeros(1, self.action_dim)
+
+        self._sample(torch.zeros(1, self.observation_dim), count)
+
+    def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions [batch, d] for observations [batch, o] and noise [draws, batch, d]."""
+        return self._sample(observation, iter(() if noise is None else noise.unbind(0)).__next__)
+
+    def _sample(self, observation: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        denoise = self.denoiser.given(self.condition(observation))
+        like = observation.new_empty(*observation.shape[:-1], self.action_dim)
+        return self.sampler.sample(
+            denoise, self.schedule, self.support, like, deterministic=self.deterministic, noise=noise
+        )
+
+    def noise(self, batch: int) -> tuple[Tensor, ...]:
+        """Noise [draws, batch, d] as the only member, drawn as the sampler would; empty where deterministic."""
+        draws = [torch.randn(batch, self.action_dim) for _ in range(self.draws)]
+        return (torch.stack(draws),) if draws else ()
+
+    def facts(self) -> dict[str, str]:
+        """What the file says of itself. The bounds are the images of -inf and inf, for every support."""
+        low, high = self.support.to_action(torch.tensor([-torch.inf, torch.inf])).tolist()
+        return {"dqs_lightning": version("dqs-lightning"), "action_low": str(low), "action_high": str(high)}
+
+
+def write(policy: Policy, path: Path, facts: dict[str, str]) -> None:
+    """Trace the policy for any batch size and write it in the format of the path's suffix, with facts as metadata."""
+    batch = torch.export.Dim("batch")
+    inputs = (torch.randn(2, policy.observation_dim), *policy.noise(2))  # 2: a size of 1 could be taken for a constant
+    shapes = ({0: batch}, {1: batch})[: len(inputs)]
+    program = torch.export.export(policy, inputs, dynamic_shapes=shapes)
+    if path.suffix == ".pt2":
+        torch.export.save(program, path, extra_files={"facts.json": json.dumps(facts)})
+        return
+    import onnx
+
+    exported = torch.onnx.export(
+        program, dynamo=True, output_names=["action"], dynamic_shapes=shapes, verbose=False, external_data=False
+    )
+    assert exported is not None
+    model = exported.model_proto
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, path)
+
+
+def load(path: Path) -> Act:
+    """The policy in a file that `write` wrote, on as many threads as torch has."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
+
+    def act(*inputs: Tensor) -> Tensor:
+        arrays = (tensor.numpy() for tensor in inputs)
+        return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+
+    return act
+
+
+def difference(act: Act, policy: Policy, agent: Agent, batch: int) -> float:
+    """Largest distance of one number from what the agent itself does with the same random numbers."""
+    observation = torch.randn(batch, policy.observation_dim)
+    state = torch.get_rng_state()
+    expected = agent.act(observation, policy.deterministic, best_of=1)
+    torch.set_rng_state(state)  # the agent draws for itself; what it drew is drawn again
+    return (act(observation, *policy.noise(batch)) - expected).abs().max().item()
+
+
+def latencies(*calls: Callable[[], object], repeats: int = 50) -> list[float]:
+    """Median milliseconds of each call; they take turns, so that a machine that slows down slows all of them."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return [1e3 * statistics.median(times) for times in seconds]
+
+
+def export(path: Path, out: Path, deterministic: bool = False) -> str:
+    """Write the policy of a checkpoint and compare what was written with the agent; returns what to print.
+
+    The file takes its name once it has passed: a graph that is refused leaves nothing, and what was there stays.
+
+    Raises:
+        InputError: when the checkpoint cannot be read, is of an agent without an exporter, or the graph is not equal.
+    """
+    import lightning as L
+
+    from dqs_lightning.data import OnlineData
+
+    try:
+        agent = load_agent(path)
+        if not isinstance(agent, DQS):
+            raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
+        policy = Policy(agent, deterministic)
+        facts = policy.facts()
+        if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in safe_load(path):
+            facts["task"] = OnlineData.load_from_checkpoint(path, weights_only=True).environment.name
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
+    try:
+        write(policy, temporary, facts)
+        act = load(temporary)
+        distance = max(difference(act, policy, agent, batch) for batch in (1, 17))  # neither is the size of the trace
+        if not distance <= TOLERANCE:  # so, NaN is refused
+            raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, allowed is {TOLERANCE:.0e}")
+        observation = torch.randn(1, policy.observation_dim)
+        noise = policy.noise(1)
+        exported, eager = latencies(
+            lambda: act(observation, *noise), lambda: agent.act(observation, deterministic, best_of=1)
+        )
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    inputs = f"observation [batch, {policy.observation_dim}]"
+    if policy.draws:
+        inputs += f", noise [{policy.draws}, batch, {policy.action_dim}]"
+    line = f"{out}  {inputs}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"
+    if agent.best_of > 1 and not deterministic:
+        line += f"\nThe agent's best_of={agent.best_of} is not exported: the graph draws one action."
+    return line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|torch|copyreg)\b.*")
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # of operators that are not in use here
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options = parse(arguments)
+    try:
+        check_target(options.out)
+        path = checkpoint_of(options.run_or_ckpt)
+        from jsonargparse import set_parsing_settings
+
+        from dqs_lightning.cli.fit import trusted_packages
+
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
+        print(export(path, options.out, options.deterministic))
+    except InputError as error:
+        print(f"dqs-export: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
