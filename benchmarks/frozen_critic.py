@@ -9,8 +9,8 @@ observations, 0 is right and positive is too random. The reference is annealed L
 resampling: 1000 temperatures, 64 chains an observation, weights exact (annealed importance sampling); it is run twice
 to see its own error. 300 steps of annealed Langevin without weights end below it: the table gives that gap as well.
 
-Every actor is trained at 512 points an update, as the default agent's is, with 16 candidates of each. The last line
-holds name=value pairs.
+Every actor is trained as the default agent's is: 256 points an update, 64 states of four, with 8 candidates of each
+point, scored in bfloat16 where the agent would; 3000 updates. The last line holds name=value pairs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from provenance import about
 from torch import Tensor
 
 from dqs_lightning import diffusion as d
-from dqs_lightning.networks import CriticPair
+from dqs_lightning.networks import CriticPair, inner_dtype
 
 CRITICS = Path(__file__).parent / "critics"
 DIMENSIONS = {"walker-walk-5k": 6, "walker-walk-17k": 6, "quadruped-walk-17k": 12}
@@ -35,40 +35,42 @@ STATES = 64
 """Observations that are judged on; the others are trained on as well."""
 
 
-CONFIGURATION = {"batch_size": 512, "K": 16}
-"""512 noised points, as in an update of the default agent, which takes 8 candidates of each."""
+CONFIGURATION = {"batch_size": 256, "K": 8}
+"""As in an update of the default agent."""
 
 
 def variants() -> dict[str, dict[str, object]]:
     """Components of `BoltzmannSampler` by the name of a row."""
-    start = d.MultiStart(16)
+    num = CONFIGURATION["K"]
+    start = d.MultiStart(num)
     return {
         "default": {"energy_estimator": start},
-        "guided_defensive": {"energy_estimator": d.GuidedDefensive(16)},
-        "three_widths": {"energy_estimator": d.GuidedDefensive(16, widths=(1.0, 0.4, 0.15), gradient_steps=2)},
-        "defensive": {"energy_estimator": d.Defensive(16)},
-        "importance": {"energy_estimator": d.Importance(16)},
-        "control_variate": {"energy_estimator": d.ControlVariate(16)},
-        "target_score": {"energy_estimator": d.TargetScore(16)},
+        "guided_defensive": {"energy_estimator": d.GuidedDefensive(num)},
+        "three_widths": {"energy_estimator": d.GuidedDefensive(num, widths=(1.0, 0.4, 0.15), gradient_steps=2)},
+        "defensive": {"energy_estimator": d.Defensive(num)},
+        "importance": {"energy_estimator": d.Importance(num)},
+        "control_variate": {"energy_estimator": d.ControlVariate(num)},
+        "target_score": {"energy_estimator": d.TargetScore(num)},
         "q_score": {"energy_estimator": d.QScore()},
         "posterior_mode": {"energy_estimator": d.PosteriorMode()},
-        "resampling": {"energy_estimator": d.Resampling(16)},
-        "eight_candidates": {"energy_estimator": d.MultiStart(8)},
+        "resampling": {"energy_estimator": d.Resampling(num)},
+        "sixteen_candidates": {"energy_estimator": d.MultiStart(2 * num)},
+        "eight_points_a_state": {"energy_estimator": start, "noised_points": d.OnPath(points=8, levels=8)},
         # What the default owes to its parts.
         "not_pooled": {"energy_estimator": start, "noised_points": d.OnPath(points=1, levels=1)},
-        "around_uniform_actions": {"energy_estimator": start, "noised_points": d.AroundActions(points=8)},
+        "around_uniform_actions": {"energy_estimator": start, "noised_points": d.AroundActions(points=4)},
         "ancestral": {"energy_estimator": start, "sampler": d.Ancestral()},
     }
 
 
-def load(name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, int]:
-    """The critics' minimum as q(action [..., B, d], observation [B, o]), observations [1024, o], and d."""
+def load(name: str) -> tuple[CriticPair, Tensor, int]:
+    """The critics, observations [1024, o], and the action dimension."""
     stored = torch.load(CRITICS / f"{name}.pt", weights_only=True)
     observation = stored["observation"].float()
     critic = CriticPair(observation.shape[1], DIMENSIONS[name])
     critic.load_state_dict({key: value.float() for key, value in stored["critic"].items()})
     critic.requires_grad_(False)
-    return lambda action, state: critic.minimum(state, action), observation, DIMENSIONS[name]
+    return critic, observation, DIMENSIONS[name]
 
 
 def spread(q: Callable[[Tensor, Tensor], Tensor], observation: Tensor, dim: int) -> float:
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--critics", nargs="+", default=list(DIMENSIONS), choices=list(DIMENSIONS))
     parser.add_argument("--variants", nargs="+", default=list(variants()), choices=list(variants()))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--warmth", type=float, default=0.05, help="T in units of the spread of Q")
     parser.add_argument("--out", type=Path, help="where to write JSON; what it holds already is not measured again")
     options = parser.parse_args()
@@ -141,7 +143,9 @@ def main() -> None:
         else {"about": about() | CONFIGURATION}
     )
     for name in options.critics:
-        q, observation, dim = load(name)
+        critics, observation, dim = load(name)
+        dtype = inner_dtype("auto", observation)
+        q = partial(lambda action, state, critics: critics.minimum(state, action), critics=critics)
         torch.manual_seed(0)
         temperature = options.warmth * spread(q, observation, dim)
         judged = observation[:STATES]
@@ -166,7 +170,7 @@ def main() -> None:
             started = time.process_time()
             actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **variants()[variant])  # type: ignore[arg-type]
             actor.fit(
-                lambda a, s: q(a, s) / temperature,  # noqa: B023
+                lambda a, s: critics.given(s, dtype)(a) / temperature,  # noqa: B023
                 steps=options.updates,
                 batch_size=CONFIGURATION["batch_size"],
                 conditions=observation,

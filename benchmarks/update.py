@@ -1,8 +1,12 @@
-"""What one full update of DQS costs, by estimator and K: walker sizes, one thread, medians and ratios of one run.
+"""What one full update of DQS costs beside one of SAC: walker's sizes, one thread, ratios of one run.
 
     python benchmarks/update.py --updates 40 --out benchmarks/results/update.json
 
-The variants take turns, so that a machine that slows down slows all of them. The last line holds name=value pairs.
+Rows take turns, so that a machine that slows down slows all of them; times are medians of CPU time. The rows change
+one thing of the default each; `published` is the paper's estimator at one noised action a state and 20 steps.
+Stable-Baselines3 is no dependency of this project: its row wants `pip install stable-baselines3`. Beside each row of
+DQS stand the operations that its matrix products need and what share of this machine's measured rate they reach. The
+last line holds name=value pairs.
 """
 
 import argparse
@@ -12,59 +16,56 @@ import time
 from pathlib import Path
 
 import torch
+from floor import count, matrix_rate
+from peers import ACTION, BATCH, OBSERVATION, batch, sb3_sac, torchrl_sac
 from provenance import about
-from tensordict import TensorDict
 
-from dqs_lightning.agents import DQS
+from dqs_lightning.agents import DQS, Entropic, Soft
 from dqs_lightning.diffusion import (
     AroundActions,
     EulerMaruyama,
     GuidedDefensive,
     Importance,
+    MomentMatched,
     MultiStart,
+    OnPath,
     PosteriorMode,
     RawScore,
     TargetScore,
 )
 from dqs_lightning.networks import soft_update
 
-OBSERVATION, ACTION, BATCH = 24, 6, 256
-DEFAULT = "default_k8"
-VARIANTS: dict[str, dict[str, object]] = {
-    DEFAULT: {},
-    "k16": {"energy_estimator": MultiStart(16)},
-    "guided_defensive_k16": {"energy_estimator": GuidedDefensive(16)},
-    "importance_k16": {"energy_estimator": Importance(16)},
-    "posterior_mode": {"energy_estimator": PosteriorMode()},
-    # The paper's estimator at one noised action a state, with 20 steps.
-    "published_k100": {
-        "energy_estimator": TargetScore(100),
-        "noised_points": AroundActions(),
-        "preconditioning": RawScore(),
-        "sampler": EulerMaruyama(20),
-    },
+PUBLISHED = {
+    "noised_points": AroundActions(),
+    "preconditioning": RawScore(),
+    "sampler": EulerMaruyama(20),
 }
-
-
-def batch() -> TensorDict:
-    """One batch of made-up transitions of walker's sizes."""
-    following = TensorDict(
-        {
-            "observation": torch.randn(BATCH, OBSERVATION),
-            "reward": torch.rand(BATCH, 1),
-            "terminated": torch.zeros(BATCH, 1, dtype=torch.bool),
-        },
-        [BATCH],
-    )
-    action = torch.rand(BATCH, ACTION) * 2 - 1
-    return TensorDict({"observation": torch.randn(BATCH, OBSERVATION), "action": action, "next": following}, [BATCH])
+VARIANTS: dict[str, dict[str, object]] = {
+    "default": {},
+    "float32": {"inner_precision": "float32"},
+    "10_steps": {"sampler": MomentMatched(10)},
+    "k16": {"energy_estimator": MultiStart(16)},
+    "k64": {"energy_estimator": MultiStart(64)},
+    "8_points": {"noised_points": OnPath(64, 8, 8)},
+    "32_states": {"noised_points": OnPath(32)},
+    "guided_defensive": {"energy_estimator": GuidedDefensive(8)},
+    "importance": {"energy_estimator": Importance(8)},
+    "posterior_mode": {"energy_estimator": PosteriorMode()},
+    "soft_backup": {"backup": Soft()},
+    "entropic_backup": {"backup": Entropic()},
+    "published_k100": {"energy_estimator": TargetScore(100), **PUBLISHED},
+    "published_k100_float32": {"energy_estimator": TargetScore(100), "inner_precision": "float32", **PUBLISHED},
+    "published_k1000": {"energy_estimator": TargetScore(1000), **PUBLISHED},
+}
+SLOW = {"published_k1000": 10}
+"""Rows that take only every n-th turn."""
 
 
 class Step:
     """The arithmetic of `DQS.training_step`, without a Trainer around it."""
 
     def __init__(self, components: dict[str, object]) -> None:
-        self.agent = DQS(OBSERVATION, ACTION, **components)  # type: ignore[arg-type]
+        self.agent = DQS(OBSERVATION, ACTION, **components)  # type: ignore[arg-type]  # of the right types, by name
         self.optimizer = self.agent.configure_optimizers()
         self.batch = batch()
 
@@ -82,31 +83,45 @@ class Step:
 
 
 def main() -> None:
-    """Time the variants in turn and print the table."""
+    """Time the rows in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=40, help="timed updates of each variant")
+    parser.add_argument("--updates", type=int, default=40, help="timed updates of each row")
+    parser.add_argument("--brief", action="store_true", help="the default and SAC alone, ten updates")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    steps = {name: Step(components) for name, components in VARIANTS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.updates + 3):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if turn >= 3:
-                seconds[name].append(time.process_time() - start)
+    updates = 10 if options.brief else options.updates
+    steps = {name: Step(changes) for name, changes in VARIANTS.items() if not options.brief or name == "default"}
+    peers = {"sb3_sac": sb3_sac(), "torchrl_sac": torchrl_sac()}
+    rows = {name: row for name, row in peers.items() if row is not None} | steps
+    if peers["sb3_sac"] is None:
+        print("no row sb3_sac: pip install stable-baselines3")
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for turn in range(-3, updates):
+        for name, row in rows.items():
+            if turn % SLOW.get(name, 1) == 0:
+                start = time.process_time()
+                row()
+                if turn >= 0:
+                    seconds[name].append(time.process_time() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    base = medians[DEFAULT]
-    print(f"{'variant':24} {'ms':>8} {'updates/CPU-s':>14} {'cost / default':>15}")
+    rate = matrix_rate()
+    operations = {name: sum(count(step.agent, BATCH).values()) for name, step in steps.items()}
+    print(f"measured rate of matrix products: {', '.join(f'{v / 1e9:.0f} GFLOP/s {k}' for k, v in rate.items())}")
+    print(f"{'row':24} {'ms':>8} {'updates/CPU-s':>14} {'rate / default':>15} {'GFLOP':>7} {'of float32 rate':>16}")
     for name, median in medians.items():
-        print(f"{name:24} {median * 1e3:8.1f} {1 / median:14.1f} {median / base:15.2f}")
+        floor = ""
+        if name in operations:
+            floor = f"{operations[name] / 1e9:7.2f} {operations[name] / median / rate['float32']:16.2f}"
+        print(f"{name:24} {median * 1e3:8.1f} {1 / median:14.1f} {medians['default'] / median:15.2f} {floor}")
     if options.out:
-        options.out.write_text(
-            json.dumps({"median_s": medians, "updates": options.updates, "about": about()}, indent=2) + "\n"
-        )
-    print(" ".join(f"{name}_updates_per_cpu_s={1 / median:.2f}" for name, median in medians.items()))
+        result = {"median_s": medians, "operations": operations, "matrix_rate": rate, "updates": updates}
+        options.out.write_text(json.dumps(result | {"about": about()}, indent=2) + "\n")
+    pairs = {f"{name}_updates_per_cpu_s": 1 / median for name, median in medians.items()}
+    against = "sb3_sac" if "sb3_sac" in medians else "torchrl_sac"
+    pairs |= {"dqs_updates_per_cpu_s": 1 / medians["default"], "ratio": medians[against] / medians["default"]}
+    print(" ".join(f"{name}={value:.2f}" for name, value in pairs.items()))
 
 
 if __name__ == "__main__":

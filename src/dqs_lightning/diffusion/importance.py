@@ -100,6 +100,15 @@ class Importance(MixtureImportance):
         return [Component(x, sigma, self.num_samples)]
 
 
+def ascend(log_prob: LogProb, points: Tensor, width: Tensor, reach: Tensor, support: Support) -> Tensor:
+    """A step width^2 grad log_prob from points [C, B, d], at most `reach` in each dimension, within the support.
+
+    From a point of a normal law of deviation `width` it leads to that law's mean.
+    """
+    _, gradient = gradient_of(log_prob, points, support)
+    return support.project(points + torch.maximum(torch.minimum(width**2 * gradient, reach), -reach))
+
+
 class Defensive(MixtureImportance):
     """Half of the candidates around x with width sigma, half around the guide with the width of a posterior.
 
@@ -178,10 +187,8 @@ class GuidedDefensive(Defensive):
     ) -> list[Component]:
         around_x, around_guide = super().components(log_prob, x, sigma, support, generator, guide)
         center, width = around_guide.center, around_guide.width
-        reach = self.clip * width / self.gradient_steps
         for _ in range(self.gradient_steps):
-            _, gradient = gradient_of(log_prob, center, support)
-            center = support.project(center + torch.maximum(torch.minimum(width**2 * gradient, reach), -reach))
+            center = ascend(log_prob, center, width, self.clip * width / self.gradient_steps, support)
         share = self.num_samples // (len(self.widths) + 1)
         first = self.num_samples - share * len(self.widths)
         return [around_x._replace(num=first), *(Component(center, width * w, share) for w in self.widths)]
@@ -235,20 +242,24 @@ class MultiStart(GuidedDefensive):
         generator: torch.Generator | None,
         guide: Tensor | None,
     ) -> list[Component]:
-        around_x, guided = super().components(log_prob, x, sigma, support, generator, guide)
-        width = guided.width
+        around_x, around_guide = Defensive.components(self, log_prob, x, sigma, support, generator, guide)
+        width = around_guide.width
         narrow = width.amin(0, keepdim=True)
         starts = slice(0, max(1, len(x) // self.every))
         end = support.start(x[starts], sigma[starts], generator)
-        for step in range(self.climb):
-            reach = self.sigma_data * (narrow / self.sigma_data) ** (step / max(1, self.climb - 1))
-            _, gradient = gradient_of(log_prob, end, support)
-            end = support.project(end + torch.maximum(torch.minimum(reach**2 * gradient, reach), -reach))
+        # The guide's one step and the first of the climbs share a gradient.
+        scale = torch.cat([width, narrow.new_full(end[..., :1].shape, self.sigma_data)])
+        reach = torch.cat([self.clip * width, scale[len(x) :]])
+        moved = ascend(log_prob, torch.cat([around_guide.center, end]), scale, reach, support)
+        center, end = moved.split([len(x), len(end)])
+        for step in range(1, self.climb):
+            reach = self.sigma_data * (narrow / self.sigma_data) ** (step / (self.climb - 1))
+            end = ascend(log_prob, end, reach, reach, support)
         climbers = int(self.num_samples * self.share)
         others = self.num_samples - climbers
         return [
             around_x._replace(num=others - others // 2),
-            guided._replace(num=others // 2),
+            Component(center, width, others // 2),
             Component(end.repeat(math.ceil(len(x) / len(end)), 1, 1)[: len(x)], width, climbers),
         ]
 
