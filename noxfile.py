@@ -71,5 +71,5 @@ def build(session: nox.Session) -> None:
     wheel = str(next(dist.glob("*.whl")))
     session.chdir(place)  # away from the sources
     session.run(f"{fresh}/bin/python", "-m", "pip", "install", "-c", constraints, wheel, external=True)
-    for command in ("dqs-fit", "dqs-eval"):
+    for command in ("dqs-fit", "dqs-eval", "dqs-export"):
         session.run(f"{fresh}/bin/{command}", "--help", external=True, silent=True)

@@ -20,7 +20,8 @@ from floor import count, matrix_rate
 from peers import ACTION, BATCH, OBSERVATION, batch, sb3_sac, torchrl_sac
 from provenance import about
 
-from dqs_lightning.agents import DQS, Entropic, Soft
+from dqs_lightning.agents import DQS, Soft
+from dqs_lightning.agents.backups import Entropic
 from dqs_lightning.diffusion import (
     AroundActions,
     EulerMaruyama,

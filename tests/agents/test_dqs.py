@@ -1,5 +1,6 @@
 """The agent computes what the paper's equations say, and learns the law that it promises."""
 
+import copy
 import math
 import os
 import subprocess
@@ -13,22 +14,28 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dqs_lightning.agents import DQS, Agent, Backup, Plain, Soft, load_agent
+from dqs_lightning.agents.backups import Entropic
+from dqs_lightning.agents.measured import Measured
 from dqs_lightning.checkpoint import CheckpointError, atomic_save
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import (
     Ancestral,
     AroundActions,
+    EulerMaruyama,
     Importance,
     Karras,
     MomentMatched,
+    MultiStart,
     OnPath,
     ProbabilityFlow,
     Sampler,
+    Tanh,
+    TargetScore,
     Unbounded,
 )
 from dqs_lightning.networks import QValue
 from dqs_lightning.registry import components
-from dqs_lightning.temperature import Constant, LogLinear, Temperature
+from dqs_lightning.temperature import Constant, LogLinear, Relative, Temperature
 
 
 def make_batch(size: int = 32, observation_dim: int = 3, action_dim: int = 2) -> TensorDict:
@@ -292,3 +299,55 @@ def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
 def test_numbers_out_of_range_are_named(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
         tiny(**{key: value})
+
+
+COMPONENTS = [
+    {},
+    {"energy_estimator": TargetScore(4), "noised_points": AroundActions(), "sampler": EulerMaruyama(3)},
+    {"backup": Soft(16, policy_actions=1, widths=(0.1,)), "support": Tanh(), "temperature": LogLinear()},
+    {"backup": Entropic(), "energy_estimator": MultiStart(8), "noise_schedule": Karras(), "temperature": Relative()},
+]
+each_configuration = pytest.mark.parametrize("changes", COMPONENTS, ids=["default", "published", "soft", "entropic"])
+
+
+def test_components_are_saved_as_they_are_and_not_as_defaults() -> None:
+    saved = DQS(3, 2).hparams
+    for name in ("noise_schedule", "energy_estimator", "noised_points", "sampler", "support", "temperature", "backup"):
+        assert saved[name] is not None, name
+    assert saved["sampler"].steps == 6
+
+
+@each_configuration
+def test_an_update_asks_the_host_for_no_value(changes: dict[str, object]) -> None:
+    """Tensors without values: an `if` or an `item()` on one raises. What a CUDA graph can capture."""
+    agent, batch = DQS(3, 2, hidden=(16, 16), **copy.deepcopy(changes)).to("meta"), make_batch().to("meta")
+    loss, metrics = agent.losses(batch)
+    loss.backward()
+    agent.temperature.step(Measured(agent, batch["observation"], metrics["ess"]))
+    assert all(p.grad is not None for p in agent.denoiser.parameters())
+
+
+@each_configuration
+def test_the_captured_function_gives_the_gradients_of_a_plain_update(changes: dict[str, object]) -> None:
+    """As far as a machine without CUDA shows it: there the graph is the function itself."""
+    batch = make_batch()
+    agents = [DQS(3, 2, hidden=(16, 16), cuda_graph=graph, **copy.deepcopy(changes)) for graph in (True, False)]
+    agents[1].load_state_dict(agents[0].state_dict())
+    for _ in range(3):
+        torch.manual_seed(1)
+        found = agents[0].replay(batch)
+        torch.manual_seed(1)
+        loss, metrics = agents[1].losses(batch)
+        agents[1].zero_grad()
+        loss.backward()
+        assert found.keys() == metrics.keys()
+        for name, value in metrics.items():
+            assert torch.equal(found[name], value)
+        for one, other in zip(agents[0].parameters(), agents[1].parameters(), strict=True):
+            assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
+
+
+def test_a_graph_without_cuda_is_refused(tmp_path: Path) -> None:
+    data = small_data(total_frames=480)
+    with pytest.raises(ValueError, match=r"cuda_graph=True on 1 device\(s\) of type cpu: allowed is one of type cuda"):
+        trainer(tmp_path).fit(small_agent(data, cuda_graph=True), data)

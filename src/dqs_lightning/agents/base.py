@@ -57,10 +57,14 @@ class Agent(L.LightningModule, ABC):
 
     def update(self, loss: Tensor) -> None:
         """One backward, clipping, one optimizer step. `global_step` counts these."""
+        self.zero_grad()
+        self.manual_backward(loss)
+        self.descend()
+
+    def descend(self) -> None:
+        """Clipping and one optimizer step with the gradients that are there."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        optimizer.zero_grad()
-        self.manual_backward(loss)
         if self.max_grad_norm is not None:
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import CudaGraphModule
 from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, Plain
 from dqs_lightning.agents.base import Agent
+from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
     EDM,
     Box,
@@ -57,6 +59,7 @@ class DQS(Agent):
         tau: share of the online critics taken into the target critics at each update, in (0, 1].
         max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+        cuda_graph: capture losses and gradients of an update as one CUDA graph; on one CUDA device.
         inner_precision: of inner layers in training where no gradient of theirs is wanted (candidates' values, the
             sampler's paths): "float32", "bfloat16", or "auto", which is bfloat16 where the hardware multiplies it.
     """
@@ -81,6 +84,7 @@ class DQS(Agent):
         max_grad_norm: float | None = None,
         best_of: int = 1,
         inner_precision: str = "auto",
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm)
         for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau), ("best_of", best_of)):
@@ -93,22 +97,25 @@ class DQS(Agent):
             raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden={list(hidden)}: allowed is one or more widths of at least 1")
+        # Resolved before they are saved: a checkpoint keeps its components when a default changes.
+        self.noise_schedule = noise_schedule = noise_schedule or Geometric()
+        self.energy_estimator = energy_estimator = energy_estimator or MultiStart(num_samples=8)
+        self.noised_points = noised_points = noised_points or OnPath()
+        self.sampler = sampler = sampler or MomentMatched(steps=6)
+        self.support = support = support or Box()
+        self.temperature = temperature = temperature or Constant()
+        self.backup = backup = backup or Plain()
+        preconditioning = preconditioning or EDM()
         with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
             warnings.simplefilter("ignore")
             self.save_hyperparameters()
-        self.noise_schedule = noise_schedule or Geometric()
-        self.energy_estimator = energy_estimator or MultiStart(num_samples=8)
-        self.noised_points = noised_points or OnPath()
-        self.sampler = sampler or MomentMatched(steps=6)
-        self.support = support or Box()
-        self.temperature = temperature or Constant()
-        self.backup = backup or Plain()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau, self.best_of = discount, tau, best_of
-        self.inner_precision = inner_precision
+        self.inner_precision, self.cuda_graph = inner_precision, cuda_graph
+        self._graph: CudaGraphModule | None = None
         self.critic = CriticPair(observation_dim, action_dim, hidden)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.denoiser = Denoiser(action_dim, observation_dim + 1, hidden, preconditioning=preconditioning or EDM())
+        self.denoiser = Denoiser(action_dim, observation_dim + 1, hidden, preconditioning=preconditioning)
 
     def condition(self, observation: Tensor) -> Tensor:
         """What the score network is told: (s, log T), [..., o + 1]."""
@@ -201,24 +208,58 @@ class DQS(Agent):
             self.support,
         )
 
-    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+    def losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of an update, and what is recorded of it, scalars. Asks the host for no value."""
         temperature = self.temperature()
         at_next, at_here = self.paths(batch)
         q_values = self.critic(batch["observation"], batch["action"])
         target = self.critic_target(batch, temperature, at_next)
         critic_loss = F.mse_loss(q_values, target.expand_as(q_values))
         score_loss, estimate = self.score_loss(batch, temperature, at_here)
+        metrics = {
+            "critic_loss": critic_loss,
+            "score_loss": score_loss,
+            "q": q_values.mean(),
+            "ess": estimate.ess.mean(),
+        }
         # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
-        self.update(critic_loss + score_loss)
+        return critic_loss + score_loss, {name: value.detach() for name, value in metrics.items()}
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        if self.cuda_graph:
+            metrics = self.replay(batch)
+            self.descend()
+        else:
+            loss, metrics = self.losses(batch)
+            self.update(loss)
         soft_update(self.target_critic, self.critic, self.tau)
-        self.temperature.step(Measured(self, batch["observation"], estimate))
-        self.record(
-            critic_loss=critic_loss,
-            score_loss=score_loss,
-            q=q_values.mean(),
-            ess=estimate.ess.mean(),
-            **self.temperature.metrics(),
-        )
+        self.temperature.step(Measured(self, batch["observation"], metrics["ess"]))
+        self.record(**metrics, **self.temperature.metrics())
+
+    def replay(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Losses and gradients as one CUDA graph, captured at the third update; without CUDA they are just computed.
+
+        The optimizer's step stays outside: hooks before it see the gradients, as FiniteGuard must.
+        """
+        if self._graph is None:
+            with warnings.catch_warnings():  # where there is no CUDA it says so; `on_fit_start` has refused that
+                warnings.simplefilter("ignore")
+                self._graph = CudaGraphModule(self._with_gradients, warmup=3, in_keys=list(batch.keys(True, True)))
+        found: TensorDictBase = self._graph(batch.select(*self._graph.in_keys))
+        return dict(found.items())
+
+    def _with_gradients(self, batch: TensorDictBase) -> TensorDict:
+        self.zero_grad()  # to None: the capture makes gradients of its own, which each replay writes anew
+        loss, metrics = self.losses(batch)
+        loss.backward()
+        return TensorDict(metrics, [])
+
+    def on_fit_start(self) -> None:
+        if self.cuda_graph and (self.device.type != "cuda" or self.trainer.world_size > 1):
+            raise ValueError(
+                f"cuda_graph=True on {self.trainer.world_size} device(s) of type {self.device.type}: "
+                "allowed is one of type cuda"
+            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam, two parameter groups: critics and denoiser."""
@@ -227,40 +268,3 @@ class DQS(Agent):
             {"params": list(self.denoiser.parameters()), "lr": self.actor_lr},
         ]
         return torch.optim.Adam(groups, fused=True)
-
-
-class Measured:
-    """What a temperature may ask after an update (`temperature.Measurements`), worked out when it is asked.
-
-    Each is a mean over `STATES` states of the batch and over ranks, so that all ranks hold the same T.
-    """
-
-    STATES = 64
-    ACTIONS = 16
-    PATHS = 4
-
-    def __init__(self, agent: DQS, observation: Tensor, estimate: Estimate) -> None:
-        self.agent, self.observation, self.estimate = agent, observation[: self.STATES], estimate
-
-    @torch.no_grad()
-    def q_spread(self) -> Tensor:
-        like = self.observation.new_empty(len(self.observation), self.agent.action_dim)
-        actions = self.agent.support.uniform(self.ACTIONS, like)
-        return self._mean(self.agent.critic.minimum(self.observation, actions).std(0))
-
-    @torch.no_grad()
-    def entropy(self) -> Tensor:
-        path = self.agent.path(self.observation, self.PATHS)
-        return self._mean(self.agent.entropy(path) / self.agent.action_dim)
-
-    @torch.no_grad()
-    def ess(self) -> Tensor:
-        agent = self.agent
-        estimator = agent.energy_estimator
-        candidates = estimator.num_samples * (agent.noised_points.points if estimator.pools else 1)
-        return self._mean(self.estimate.ess / candidates)
-
-    def _mean(self, value: Tensor) -> Tensor:
-        mean = value.mean()
-        trainer = self.agent._trainer
-        return mean if trainer is None else trainer.strategy.reduce(mean, reduce_op="mean")

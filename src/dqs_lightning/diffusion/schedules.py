@@ -57,9 +57,10 @@ class NoiseSchedule(ABC):
         """
         if steps < 1:
             raise ValueError(f"steps={steps}: allowed is 1 or more")
-        last = self.t_of(torch.tensor(end, dtype=torch.float64)).item() if end > self.sigma_min else 0.0
-        t = torch.linspace(1, last, steps, dtype=like.dtype, device=like.device)
-        return torch.cat([self.sigma(t), t.new_zeros(1)])
+        span = torch.linspace(0, 1, steps, dtype=like.dtype, device=like.device)
+        if end > self.sigma_min:
+            span = span * (1 - self.t_of(torch.full_like(span[:1], end)))
+        return torch.cat([self.sigma(1 - span), span.new_zeros(1)])
 
     def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Training noise levels for the rows of `like` [B, d]: t ~ U(0, 1), stratified. Shape [B, 1].

@@ -1,0 +1,46 @@
+"""What a temperature's controller may measure of an agent."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dqs_lightning.agents.dqs import DQS
+
+
+class Measured:
+    """What a temperature may ask after an update (`temperature.Measurements`), worked out when it is asked.
+
+    Each is a mean over `STATES` states of the batch and over ranks, so that all ranks hold the same T.
+    """
+
+    STATES = 64
+    ACTIONS = 16
+    PATHS = 4
+
+    def __init__(self, agent: "DQS", observation: Tensor, mean_ess: Tensor) -> None:
+        self.agent, self.observation, self.mean_ess = agent, observation[: self.STATES], mean_ess
+
+    @torch.no_grad()
+    def q_spread(self) -> Tensor:
+        like = self.observation.new_empty(len(self.observation), self.agent.action_dim)
+        actions = self.agent.support.uniform(self.ACTIONS, like)
+        return self._mean(self.agent.critic.minimum(self.observation, actions).std(0))
+
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        path = self.agent.path(self.observation, self.PATHS)
+        return self._mean(self.agent.entropy(path) / self.agent.action_dim)
+
+    @torch.no_grad()
+    def ess(self) -> Tensor:
+        agent = self.agent
+        estimator = agent.energy_estimator
+        candidates = estimator.num_samples * (agent.noised_points.points if estimator.pools else 1)
+        return self._mean(self.mean_ess / candidates)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        mean = value.mean()
+        trainer = self.agent._trainer
+        return mean if trainer is None else trainer.strategy.reduce(mean, reduce_op="mean")
