@@ -57,6 +57,17 @@ def cli(session: nox.Session) -> None:
     session.run("dqs-fit", "--config", str(files[0]), "--model.no_such_key=1", success_codes=[2])
 
 
+BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What updates, actions and collection cost, briefly; the README's figures are of the full runs."""
+    session.install(*PINNED, "-e", ".[export]", *group("test"), *group("bench"))
+    for name in BENCHMARKS:
+        session.run("python", f"benchmarks/{name}.py", "--brief", env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the sdist and from it the wheel, and start the commands where only the wheel is installed."""

@@ -110,8 +110,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=60, help="turns of each row, for each batch size")
     parser.add_argument("--block", type=int, default=10, help="decisions of one turn")
+    parser.add_argument("--brief", action="store_true", help="five turns")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
+    turns = 5 if options.brief else options.turns
     warnings.filterwarnings("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that are not in use here
     torch.set_num_threads(1)
@@ -122,7 +124,7 @@ def main() -> None:
     for size in BATCHES:
         observation = torch.randn(size, OBSERVATION)
         seconds: dict[str, list[float]] = {name: [] for name in found}
-        for _ in range(options.turns):
+        for _ in range(turns):
             for name, row in found.items():
                 for _ in range(options.block):
                     start = time.process_time()
@@ -141,7 +143,7 @@ def main() -> None:
         content = {
             "median": medians,
             "sampler": sampler,
-            "turns": options.turns,
+            "turns": turns,
             "block": options.block,
             "notes": notes,
             "versions": versions(),

@@ -54,7 +54,7 @@ def variants() -> dict[str, dict[str, object]]:
         "q_score": {"energy_estimator": d.QScore()},
         "posterior_mode": {"energy_estimator": d.PosteriorMode()},
         "resampling": {"energy_estimator": d.Resampling(num)},
-        "sixteen_candidates": {"energy_estimator": d.MultiStart(2 * num)},
+        "k32": {"energy_estimator": d.MultiStart(32)},
         "eight_points_a_state": {"energy_estimator": start, "noised_points": d.OnPath(points=8, levels=8)},
         # What the default owes to its parts.
         "not_pooled": {"energy_estimator": start, "noised_points": d.OnPath(points=1, levels=1)},

@@ -5,8 +5,8 @@
 Rows take turns, so that a machine that slows down slows all of them; times are medians of CPU time. The rows change
 one thing of the default each; `published` is the paper's estimator at one noised action a state and 20 steps.
 Stable-Baselines3 is no dependency of this project: its row wants `pip install stable-baselines3`. Beside each row of
-DQS stand the operations that its matrix products need and what share of this machine's measured rate they reach. The
-last line holds name=value pairs.
+DQS stand the operations and bytes of its matrix products (`floor.py`) and the floor's share of the time: what the
+products alone would take at this machine's measured rate of each type. The last line holds name=value pairs.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from floor import count, matrix_rate
+from floor import count, least_seconds, matrix_rate, touched
 from peers import ACTION, BATCH, OBSERVATION, batch, sb3_sac, torchrl_sac
 from provenance import about
 
@@ -108,16 +108,26 @@ def main() -> None:
                     seconds[name].append(time.process_time() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rate = matrix_rate()
-    operations = {name: sum(count(step.agent, BATCH).values()) for name, step in steps.items()}
+    floors = {
+        name: {
+            "operations": sum(count(step.agent, BATCH).values()),
+            "bytes": sum(touched(step.agent, BATCH).values()),
+            "share": least_seconds(step.agent, BATCH, rate) / medians[name],
+        }
+        for name, step in steps.items()
+    }
     print(f"measured rate of matrix products: {', '.join(f'{v / 1e9:.0f} GFLOP/s {k}' for k, v in rate.items())}")
-    print(f"{'row':24} {'ms':>8} {'updates/CPU-s':>14} {'rate / default':>15} {'GFLOP':>7} {'of float32 rate':>16}")
+    print(
+        f"{'row':24} {'ms':>8} {'updates/CPU-s':>14} {'rate / default':>15} {'GFLOP':>7} {'MB':>6} {'floor / time':>13}"
+    )
     for name, median in medians.items():
         floor = ""
-        if name in operations:
-            floor = f"{operations[name] / 1e9:7.2f} {operations[name] / median / rate['float32']:16.2f}"
+        if name in floors:
+            least = floors[name]
+            floor = f"{least['operations'] / 1e9:7.2f} {least['bytes'] / 1e6:6.1f} {least['share']:13.2f}"
         print(f"{name:24} {median * 1e3:8.1f} {1 / median:14.1f} {medians['default'] / median:15.2f} {floor}")
     if options.out:
-        result = {"median_s": medians, "operations": operations, "matrix_rate": rate, "updates": updates}
+        result = {"median_s": medians, "floor": floors, "matrix_rate": rate, "updates": updates}
         options.out.write_text(json.dumps(result | {"about": about()}, indent=2) + "\n")
     pairs = {f"{name}_updates_per_cpu_s": 1 / median for name, median in medians.items()}
     against = "sb3_sac" if "sb3_sac" in medians else "torchrl_sac"

@@ -30,9 +30,12 @@ class Backup(ABC):
 
     Attributes:
         policy_actions: actions of the policy that it wants for each state, P; >= 0.
+        weighs_candidates: whether it asks for the value of many candidates a state, of which none is the result: these
+            may be scored in a shorter type.
     """
 
     policy_actions: int = 1
+    weighs_candidates: bool = False
 
     @abstractmethod
     def __call__(
@@ -94,6 +97,8 @@ class MixtureBackup(Backup):
     Raises:
         ValueError: for arguments out of these ranges, or fewer candidates than components.
     """
+
+    weighs_candidates = True
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -179,8 +180,11 @@ class DQS(Agent):
         """y = r + gamma (1 - terminated) V(s'), [B], with trajectories of the policy at s'."""
         following = batch["next"]
         observation = following["observation"]
+        q_value: LogProb = partial(self.target_critic.minimum, observation)
+        if self.backup.weighs_candidates:
+            q_value = self.target_critic.given(observation, self.inner_dtype(observation))
         value = self.backup(
-            lambda action: self.target_critic.minimum(observation, action),
+            q_value,
             path.action,
             temperature,
             self.support,
