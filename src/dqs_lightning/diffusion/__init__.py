@@ -6,6 +6,7 @@ moments of the denoised law from the energy), `denoiser` (the network that learn
 `boltzmann` (all of it together, for any energy).
 """
 
+from dqs_lightning.diffusion.biased import PosteriorMode, QScore
 from dqs_lightning.diffusion.boltzmann import BoltzmannSampler
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning, RawScore
 from dqs_lightning.diffusion.entropy import path_entropy
@@ -14,8 +15,6 @@ from dqs_lightning.diffusion.estimators import (
     EnergyEstimator,
     Estimate,
     NoiseSplit,
-    PosteriorMode,
-    QScore,
     TargetScore,
     score,
 )

@@ -3,7 +3,7 @@
 With x = a + sigma eps and a ~ exp(log_prob), Tweedie gives score(x, sigma) = (D - x) / sigma^2. Every
 estimator is written as a Monte-Carlo target for D: that is the quantity a denoiser regresses on, it stays
 bounded on a bounded set, and the score follows from it. Here are the contract and the estimators that follow the
-energy's gradient; those that weigh proposals are in `importance`.
+energy's gradient; those that weigh proposals are in `importance`, those that converge to something else in `biased`.
 """
 
 from abc import ABC, abstractmethod
@@ -198,77 +198,6 @@ class ControlVariate(_Pathwise):
         square = (column.square() * change.square()).sum(0).clamp_min(torch.finfo(x.dtype).tiny)
         eta = (-(column.square() * first * change).sum(0) / square).clamp(0, 1)
         return weighted(weight, ess, points, guide)._replace(denoised=torch.lerp(by_weights, by_score, eta))
-
-
-class QScore(EnergyEstimator):
-    """D = x + sigma^2 grad log_prob(x): the score of the clean law, taken at the noised point (QSM, arXiv 2312.11752).
-
-    One gradient and no variance, but biased at every sigma > 0: it does not converge to E[a | x] and modes lose their
-    masses. On a box x and D are projected. The spread it reports is that of D around the guide alone.
-
-    Args:
-        num_samples: of no effect, accepted as every estimator does.
-    """
-
-    def cost(self, points: int = 1) -> int:
-        return points * GRADIENT_COST
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        _, gradient = gradient_of(log_prob, support.project(x), support)
-        denoised = support.project(x + sigma**2 * gradient)
-        around = denoised if guide is None else guide
-        return Estimate(denoised, (denoised - around).square(), x.new_ones(x.shape[:-1]))
-
-
-class PosteriorMode(EnergyEstimator):
-    """D = the mode of p(a | x), by one gradient step at the guide: x + sigma^2 grad log_prob(guide), kept near it.
-
-    The fixed point is where log_prob(a) - |x - a|^2 / 2 sigma^2 is stationary. The sharpest target and the cheapest;
-    biased, for a mode is no mean, and of several modes it keeps the one that it stands on. On a box D is projected.
-
-    Args:
-        num_samples: of no effect, accepted as every estimator does.
-        sigma_data: standard deviation of clean actions; > 0.
-        clip: longest step from the guide in each dimension, in units of the posterior's deviation
-            sigma sigma_data / sqrt(sigma^2 + sigma_data^2); > 0.
-    """
-
-    def __init__(self, num_samples: int = 1, sigma_data: float = 0.5, clip: float = 1.5) -> None:
-        super().__init__(num_samples)
-        for name, value in (("sigma_data", sigma_data), ("clip", clip)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: allowed is a number > 0")
-        self.sigma_data, self.clip = float(sigma_data), float(clip)
-
-    def cost(self, points: int = 1) -> int:
-        return points * GRADIENT_COST
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        start = support.project(x if guide is None else guide)
-        _, gradient = gradient_of(log_prob, start, support)
-        reach = self.clip * sigma * self.sigma_data / torch.sqrt(sigma**2 + self.sigma_data**2)
-        step = torch.maximum(torch.minimum(x + sigma**2 * gradient - start, reach), -reach)
-        denoised = support.project(start + step)
-        around = denoised if guide is None else guide
-        return Estimate(denoised, (denoised - around).square(), x.new_ones(x.shape[:-1]))
 
 
 class NoiseSplit(EnergyEstimator):
