@@ -1,4 +1,4 @@
-"""Updates per second on a GPU: eager and as a CUDA graph, by K, precision and estimator; walker's sizes, batch 256.
+"""Updates per second on a GPU: eager and as a CUDA graph, compiled or not, by K and precision; walker's sizes.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
@@ -32,6 +32,7 @@ def rows() -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {"eager": {}, "eager_float32": {"inner_precision": "float32"}}
     for num in CANDIDATES:
         found[f"graph_k{num}"] = {"energy_estimator": MultiStart(num), "cuda_graph": True}
+        found[f"compiled_graph_k{num}"] = found[f"graph_k{num}"] | {"compile_losses": True}
     found["graph_k64_float32"] = found["graph_k64"] | {"inner_precision": "float32"}
     found["graph_k64_256_states"] = found["graph_k64"] | {"noised_points": OnPath(256)}
     return found
@@ -53,7 +54,7 @@ class Step:
         if self.agent.cuda_graph:
             return self.agent.replay(data)
         self.agent.zero_grad()
-        loss, metrics = self.agent.losses(data)
+        loss, metrics = self.agent.fused_losses(data)
         loss.backward()
         return metrics
 

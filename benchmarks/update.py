@@ -43,6 +43,8 @@ PUBLISHED = {
 }
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
+    "compiled": {"compile_losses": True},
+    "compiled_32_states": {"compile_losses": True, "noised_points": OnPath(32)},
     "float32": {"inner_precision": "float32"},
     "10_steps": {"sampler": MomentMatched(10)},
     "k16": {"energy_estimator": MultiStart(16)},
@@ -72,11 +74,8 @@ class Step:
 
     def __call__(self) -> None:
         """One update."""
-        agent, temperature = self.agent, self.agent.temperature()
-        at_next, at_here = agent.paths(self.batch)
-        q_values = agent.critic(self.batch["observation"], self.batch["action"])
-        target = agent.critic_target(self.batch, temperature, at_next)
-        loss = (q_values - target).square().mean() + agent.score_loss(self.batch, temperature, at_here)[0]
+        agent = self.agent
+        loss, _ = agent.fused_losses(self.batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

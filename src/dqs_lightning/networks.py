@@ -1,6 +1,5 @@
 """Critic networks."""
 
-import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
@@ -28,7 +27,7 @@ def inner_dtype(precision: str, like: Tensor) -> torch.dtype:
     return torch.bfloat16 if multiplies_bfloat16(like.device.type) else torch.float32
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
 def multiplies_bfloat16(device_type: str) -> bool:
     """Whether the hardware has instructions for products in bfloat16; elsewhere they are slower than float32."""
     if device_type == "cuda":

@@ -347,6 +347,24 @@ def test_the_captured_function_gives_the_gradients_of_a_plain_update(changes: di
             assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
 
 
+@each_configuration
+def test_the_compiler_sees_the_losses_as_one_graph(changes: dict[str, object]) -> None:
+    """Without a break, and with the values and gradients of the plain ones. Random numbers are drawn in one order."""
+    torch.compiler.reset()
+    agent, batch = DQS(3, 2, hidden=(16, 16), inner_precision="float32", **copy.deepcopy(changes)), make_batch()
+    found = []
+    for losses in (agent.losses, torch.compile(agent.losses, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(1)
+        agent.zero_grad()
+        loss, metrics = losses(batch)
+        loss.backward()
+        found.append((metrics, [p.grad for p in agent.parameters() if p.grad is not None]))
+    (plain, gradients), (compiled, others) = found
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
+    assert len(gradients) == len(others)
+    torch.testing.assert_close(others, gradients, rtol=1e-2, atol=1e-3)
+
+
 def test_a_graph_without_cuda_is_refused(tmp_path: Path) -> None:
     data = small_data(total_frames=480)
     with pytest.raises(ValueError, match=r"cuda_graph=True on 1 device\(s\) of type cpu: allowed is one of type cuda"):

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -38,6 +38,9 @@ from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, so
 from dqs_lightning.temperature import Constant, Temperature
 
 
+Losses = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
+
+
 class DQS(Agent):
     """The agent. One `training_step` is one update of critic, denoiser, target critic and temperature.
 
@@ -60,6 +63,7 @@ class DQS(Agent):
         tau: share of the online critics taken into the target critics at each update, in (0, 1].
         max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+        compile_losses: let torch.compile fuse the losses of an update: wants a C++ compiler, and a minute once a run.
         cuda_graph: capture losses and gradients of an update as one CUDA graph; on one CUDA device.
         inner_precision: of inner layers in training where no gradient of theirs is wanted (candidates' values, the
             sampler's paths): "float32", "bfloat16", or "auto", which is bfloat16 where the hardware multiplies it.
@@ -85,6 +89,7 @@ class DQS(Agent):
         max_grad_norm: float | None = None,
         best_of: int = 1,
         inner_precision: str = "auto",
+        compile_losses: bool = False,
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm)
@@ -112,7 +117,9 @@ class DQS(Agent):
             self.save_hyperparameters()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau, self.best_of = discount, tau, best_of
-        self.inner_precision, self.cuda_graph = inner_precision, cuda_graph
+        self.inner_precision = inner_precision
+        self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
+        self._compiled: Losses | None = None
         self._graph: CudaGraphModule | None = None
         self.critic = CriticPair(observation_dim, action_dim, hidden)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -229,12 +236,20 @@ class DQS(Agent):
         # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
         return critic_loss + score_loss, {name: value.detach() for name, value in metrics.items()}
 
+    def fused_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """`losses`, compiled where that is asked for."""
+        if not self.compile_losses:
+            return self.losses(batch)
+        if self._compiled is None:
+            self._compiled = torch.compile(self.losses, dynamic=False, fullgraph=True)
+        return self._compiled(batch)
+
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         if self.cuda_graph:
             metrics = self.replay(batch)
             self.descend()
         else:
-            loss, metrics = self.losses(batch)
+            loss, metrics = self.fused_losses(batch)
             self.update(loss)
         soft_update(self.target_critic, self.critic, self.tau)
         self.temperature.step(Measured(self, batch["observation"], metrics["ess"]))
@@ -254,7 +269,7 @@ class DQS(Agent):
 
     def _with_gradients(self, batch: TensorDictBase) -> TensorDict:
         self.zero_grad()  # to None: the capture makes gradients of its own, which each replay writes anew
-        loss, metrics = self.losses(batch)
+        loss, metrics = self.fused_losses(batch)
         loss.backward()
         return TensorDict(metrics, [])
 

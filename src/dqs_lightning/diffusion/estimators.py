@@ -60,6 +60,12 @@ def weighted(weight: Tensor, ess: Tensor, points: Tensor, guide: Tensor | None) 
 
 def gradient_of(log_prob: LogProb, points: Tensor, support: Support) -> tuple[Tensor, Tensor]:
     """log density of latents [..., B, d] and its gradient in them; nothing flows into what log_prob is made of."""
+    if torch.compiler.is_compiling():  # which traces a vjp, and breaks its graph at autograd.grad
+        with torch.enable_grad():
+            pulled = torch.func.vjp(lambda x: support.log_prob(log_prob, x), points.detach())
+            value, pull_back = pulled[0], pulled[1]
+            (gradient,) = pull_back(torch.ones_like(value))
+        return value.detach(), gradient.detach()
     with torch.enable_grad():
         points = points.detach().requires_grad_()
         value = support.log_prob(log_prob, points)
