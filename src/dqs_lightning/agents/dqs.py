@@ -37,7 +37,6 @@ from dqs_lightning.diffusion import (
 from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
 from dqs_lightning.temperature import Constant, Temperature
 
-
 Losses = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
 
 
