@@ -58,6 +58,17 @@ def test_levels_of_a_path_are_spread_over_it() -> None:
     assert (middle > last).all()
 
 
+def test_levels_below_the_last_of_a_path_are_met_from_its_end() -> None:
+    path = paths(1, 2000, 3)
+    assert path.sigma[-1] > 10 * SCHEDULE.sigma_min
+    x, sigma = OnPath(points=4, levels=4)(path, lambda: torch.empty(0), SCHEDULE)
+    below = (sigma < path.sigma[-1]).squeeze(-1)
+    noise = ((x - path.end) / sigma)[below]
+    assert len(noise) > 1000
+    assert kstest(noise.flatten().numpy(), "norm").pvalue > 1e-4
+    assert sigma.min() < 1.1 * SCHEDULE.sigma_min
+
+
 def test_points_around_actions_add_the_noise_that_they_name() -> None:
     clean = torch.rand(4000, 2, dtype=torch.float64)
     x, sigma = AroundActions(points=3)(None, lambda: clean, SCHEDULE)
