@@ -33,7 +33,7 @@ def multiplies_bfloat16(device_type: str) -> bool:
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device_type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch allowed
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
 
