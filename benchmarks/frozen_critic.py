@@ -40,7 +40,7 @@ CONFIGURATION = {"batch_size": 256, "K": 8}
 
 
 def variants() -> dict[str, dict[str, object]]:
-    """Components of `BoltzmannSampler` by the name of a row."""
+    """Components of `BoltzmannSampler` by the name of a row, and its batch size where that is another."""
     num = CONFIGURATION["K"]
     start = d.MultiStart(num)
     return {
@@ -54,6 +54,7 @@ def variants() -> dict[str, dict[str, object]]:
         "q_score": {"energy_estimator": d.QScore()},
         "posterior_mode": {"energy_estimator": d.PosteriorMode()},
         "resampling": {"energy_estimator": d.Resampling(num)},
+        "32_states": {"energy_estimator": start, "batch_size": 128},
         "k32": {"energy_estimator": d.MultiStart(32)},
         "eight_points_a_state": {"energy_estimator": start, "noised_points": d.OnPath(points=8, levels=8)},
         # What the default owes to its parts.
@@ -168,11 +169,13 @@ def main() -> None:
                 continue
             torch.manual_seed(seed)
             started = time.process_time()
-            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **variants()[variant])  # type: ignore[arg-type]
+            components = variants()[variant]
+            batch_size = components.pop("batch_size", CONFIGURATION["batch_size"])
+            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)  # type: ignore[arg-type]
             actor.fit(
                 lambda a, s: critics.given(s, dtype)(a) / temperature,  # noqa: B023
                 steps=options.updates,
-                batch_size=CONFIGURATION["batch_size"],
+                batch_size=batch_size,  # type: ignore[arg-type]  # an int
                 conditions=observation,
                 progress=False,
             )
