@@ -190,7 +190,7 @@ def main() -> None:
     shares = profile(contenders[profiled], turns)
     print(f"\n{profiled}: " + ", ".join(f"{part} {share:.1%}" for part, share in shares.items()))
     for contender in contenders.values():
-        contender.close()  # type: ignore[attr-defined]
+        contender.close()  # type: ignore[attr-defined]  # all have one
     if options.out:
         content = {
             "steps_per_cpu_s": rate,

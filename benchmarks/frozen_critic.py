@@ -171,7 +171,7 @@ def main() -> None:
             started = time.process_time()
             components = variants()[variant]
             batch_size = components.pop("batch_size", CONFIGURATION["batch_size"])
-            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)  # type: ignore[arg-type]
+            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)  # type: ignore[arg-type]  # by name
             actor.fit(
                 lambda a, s: critics.given(s, dtype)(a) / temperature,  # noqa: B023
                 steps=options.updates,

@@ -140,7 +140,7 @@ def attribution(config: Path, folder: Path, updates: int, most: int = 12) -> dic
     cli, profiler = command_line(config, folder, updates), cProfile.Profile()
     with contextlib.redirect_stdout(sys.stderr):
         profiler.runcall(cli.fit)
-    rows = pstats.Stats(profiler).stats.items()  # type: ignore[attr-defined]
+    rows = pstats.Stats(profiler).stats.items()  # type: ignore[attr-defined]  # untyped there
     own = {
         f"{Path(file).stem}.{name}": spent[2] / cli.trainer.global_step * 1e3
         for (file, _, name), spent in rows

@@ -39,7 +39,7 @@ def sb3_sac() -> Update | None:
     from stable_baselines3 import SAC
     from stable_baselines3.common.logger import configure
 
-    class Nothing(gymnasium.Env):  # type: ignore[misc]
+    class Nothing(gymnasium.Env):  # type: ignore[misc]  # its base is Any
         """Spaces of the right size; never stepped."""
 
         observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
