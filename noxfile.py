@@ -51,7 +51,7 @@ def imports(session: nox.Session) -> None:
 def cli(session: nox.Session) -> None:
     """Parse every configuration that is shipped, and see a bad key refused."""
     session.install(*PINNED, "-e", ".")
-    files = sorted(Path("configs").rglob("*.yaml"))
+    files = sorted(file for file in Path("configs").rglob("*.yaml") if file.parent.name != "sweeps")
     for file in files:
         session.run("dqs-fit", "--config", str(file), "--print_config", silent=True)
     session.run("dqs-fit", "--config", str(files[0]), "--model.no_such_key=1", success_codes=[2])

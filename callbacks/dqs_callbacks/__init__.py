@@ -3,8 +3,21 @@
 from dqs_callbacks.diagnostics import Diagnostics
 from dqs_callbacks.evaluate import Evaluate
 from dqs_callbacks.finite_guard import FiniteGuard, NonFiniteError
+from dqs_callbacks.goals import GoalCoverage
 from dqs_callbacks.preempt import Preempt
 from dqs_callbacks.progress import FramesProgress
 from dqs_callbacks.throughput import Throughput
+from dqs_callbacks.trajectories import Trajectories
 
-__all__ = ["Diagnostics", "Evaluate", "FiniteGuard", "FramesProgress", "NonFiniteError", "Preempt", "Throughput"]
+__all__ = [
+    "CannotFilmError",
+    "Diagnostics",
+    "Evaluate",
+    "FiniteGuard",
+    "FramesProgress",
+    "GoalCoverage",
+    "NonFiniteError",
+    "Preempt",
+    "Throughput",
+    "Trajectories",
+]

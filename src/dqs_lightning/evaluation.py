@@ -9,8 +9,15 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from dqs_lightning.agents import Agent
+
 Policy = Callable[[Tensor], Tensor]
 """observation [n, o] -> action [n, d]."""
+
+
+def policy_of(agent: Agent, deterministic: bool = False, best_of: int | None = None) -> Policy:
+    """How an agent acts on observations that lie on the CPU (see `Agent.act`)."""
+    return lambda observation: agent.act(observation.to(agent.device), deterministic, best_of).cpu()
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import small_agent, small_data, trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -367,5 +368,7 @@ def test_the_compiler_sees_the_losses_as_one_graph(changes: dict[str, object]) -
 
 def test_a_graph_without_cuda_is_refused(tmp_path: Path) -> None:
     data = small_data(total_frames=480)
-    with pytest.raises(ValueError, match=r"cuda_graph=True on 1 device\(s\) of type cpu: allowed is one of type cuda"):
+    with pytest.raises(
+        MisconfigurationException, match=r"cuda_graph=True on 1 device\(s\) of type cpu: allowed is one of type cuda"
+    ):
         trainer(tmp_path).fit(small_agent(data, cuda_graph=True), data)

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
 from torch import Tensor
@@ -274,8 +275,8 @@ class DQS(Agent):
 
     def on_fit_start(self) -> None:
         if self.cuda_graph and (self.device.type != "cuda" or self.trainer.world_size > 1):
-            raise ValueError(
-                f"cuda_graph=True on {self.trainer.world_size} device(s) of type {self.device.type}: "
+            raise MisconfigurationException(
+                f"model.cuda_graph=True on {self.trainer.world_size} device(s) of type {self.device.type}: "
                 "allowed is one of type cuda"
             )
 

@@ -150,7 +150,7 @@ def main() -> int:
     try:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages(sys.argv[1:]))
         return FitCLI().fit()
-    except (InputError, CheckpointError) as error:
+    except (InputError, CheckpointError, MisconfigurationException) as error:
         print(f"dqs-fit: {error}", file=sys.stderr)
         return BAD_INPUT
     except dqs_callbacks.NonFiniteError as error:

@@ -3,5 +3,7 @@
 from dqs_lightning.envs.base import Environment
 from dqs_lightning.envs.dm_control import DMControl
 from dqs_lightning.envs.gym import Gym
+from dqs_lightning.envs.maze import Maze
+from dqs_lightning.envs.navigation import Navigation
 
-__all__ = ["DMControl", "Environment", "Gym"]
+__all__ = ["DMControl", "Environment", "Gym", "Maze", "Navigation"]

@@ -1,0 +1,106 @@
+"""Which goals the policy reaches, and by how many paths."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+from dqs_callbacks.periodic import Periodic
+from dqs_callbacks.rows import append_row, drop_later_rows
+from dqs_lightning.agents import Agent
+from dqs_lightning.coverage import count_paths, entropy_of, goal_shares, path_words, roll_out
+from dqs_lightning.data import OnlineData
+from dqs_lightning.envs import Environment, Navigation
+from dqs_lightning.evaluation import policy_of
+from dqs_lightning.registry import components
+
+
+def navigation_of(environment: Environment, asking: object) -> Navigation:
+    """The environment, if it is one with goals.
+
+    Raises:
+        MisconfigurationException: when it is none; the message names both.
+    """
+    if not isinstance(environment, Navigation):
+        known = ", ".join(components(Navigation))  # type: ignore[type-abstract]
+        raise MisconfigurationException(
+            f"trainer.callbacks: {type(asking).__name__} wants an environment with goals ({known}), "
+            f"not data.environment={type(environment).__name__} ({environment.name})"
+        )
+    return environment
+
+
+class GoalCoverage(Periodic):
+    """Counts the goals that the policy reaches, every `every_frames` frames and at the end (see `Periodic`).
+
+    Logs `eval/success` (share of the rollouts that end at a goal), `eval/goal_entropy` (of the goals among those, in
+    nats; at most the log of their number) and `eval/paths` (ways of reaching a goal that walls set apart). Each count
+    adds one JSON object to `goals.jsonl`: `env_frames`, `updates`, `rollouts`, `success`, `goal_entropy`, `paths`,
+    `shares` (of all rollouts, one a goal). The last one is printed as a table.
+
+    Args:
+        every_frames: environment frames between counts; >= 1.
+        rollouts: episodes of each, run side by side; >= 1.
+        deterministic: use the noise-free policy.
+    """
+
+    def __init__(self, every_frames: int = 10_000, rollouts: int = 100, deterministic: bool = False) -> None:
+        super().__init__(every_frames)
+        if rollouts < 1:
+            raise ValueError(f"rollouts={rollouts}: allowed is 1 or more")
+        self.rollouts, self.deterministic = rollouts, deterministic
+        self._row: dict[str, Any] | None = None
+
+    def _file(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "goals.jsonl"
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        navigation_of(OnlineData.of(trainer).environment, self)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            drop_later_rows(self._file(trainer), trainer.global_step)
+
+    def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
+        data = OnlineData.of(trainer)
+        navigation = navigation_of(data.environment, self)
+        env = navigation.make(self.rollouts, seed)
+        found = roll_out(env, policy_of(agent, self.deterministic))
+        env.close(raise_if_closed=False)
+        shares = goal_shares(found.goal, len(navigation.goals))
+        metrics: dict[str, float] = {
+            "success": float(shares.sum()),
+            "goal_entropy": entropy_of(shares),
+            "paths": count_paths(path_words(found.position, navigation.obstacles), found.goal),
+        }
+        self._row = {
+            "env_frames": data.env_frames,
+            "updates": trainer.global_step,
+            "rollouts": self.rollouts,
+            **{name: round(value, 4) for name, value in metrics.items()},
+            "shares": [round(share, 4) for share in shares.tolist()],
+        }
+        append_row(self._file(trainer), self._row)
+        agent.write({f"eval/{name}": value for name, value in metrics.items()})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero and self._row is not None:
+            Console().print(table(self._row, navigation_of(OnlineData.of(trainer).environment, self)))
+
+
+def table(row: dict[str, Any], navigation: Navigation) -> Table:
+    """A row of `goals.jsonl` for people."""
+    shown = Table(title=f"{navigation.name}: goals of {row['rollouts']} rollouts at {row['env_frames']:,} frames")
+    for column, justify in (("goal", "left"), ("share", "right"), ("", "left")):
+        shown.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for (x, y), share in zip(navigation.goals, row["shares"], strict=True):
+        if share or len(row["shares"]) <= 10:
+            shown.add_row(f"({x:g}, {y:g})", f"{share:.0%}", "█" * round(30 * share))
+    shown.add_section()
+    shown.add_row("success", f"{row['success']:.0%}", f"entropy of goals {row['goal_entropy']:.2f} nats")
+    shown.add_row("paths", str(int(row["paths"])), "that walls set apart")
+    return shown

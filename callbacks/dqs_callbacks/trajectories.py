@@ -1,0 +1,123 @@
+"""A picture of the paths that the policy takes, as it learns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from torch import Tensor
+
+from dqs_callbacks.goals import navigation_of
+from dqs_callbacks.periodic import Periodic
+from dqs_callbacks.pictures import COLOURS, publish
+from dqs_lightning.agents import Agent
+from dqs_lightning.coverage import entropy_of, goal_shares, roll_out
+from dqs_lightning.data import OnlineData
+from dqs_lightning.envs import Navigation
+from dqs_lightning.evaluation import policy_of
+
+Panel = tuple[int, Tensor, Tensor]
+"""Frames, positions [T + 1, n, 2], goals [n]."""
+NOWHERE = "#999999"
+
+
+class Trajectories(Periodic):
+    """Draws walls, goals and paths, coloured by the goal at which they end, into pictures/trajectories.png.
+
+    One panel for each measurement that is kept, in the order of training (see `Periodic`).
+
+    Args:
+        every_frames: environment frames between measurements; >= 1.
+        rollouts: paths in each panel; >= 1.
+        panels: as many are kept, evenly spread over the run, the first and the last among them; >= 1.
+        deterministic: use the noise-free policy.
+    """
+
+    def __init__(
+        self, every_frames: int = 10_000, rollouts: int = 100, panels: int = 3, deterministic: bool = False
+    ) -> None:
+        super().__init__(every_frames)
+        for name, value in (("rollouts", rollouts), ("panels", panels)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: allowed is 1 or more")
+        self.rollouts, self.panels, self.deterministic = rollouts, panels, deterministic
+        self._kept: list[Panel] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        navigation_of(OnlineData.of(trainer).environment, self)
+
+    def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
+        data = OnlineData.of(trainer)
+        navigation = navigation_of(data.environment, self)
+        env = navigation.make(self.rollouts, seed)
+        found = roll_out(env, policy_of(agent, self.deterministic))
+        env.close(raise_if_closed=False)
+        self._kept = thinned([*self._kept, (data.env_frames, found.position, found.goal)], self.panels)
+        publish(trainer, "trajectories", draw(navigation, self._kept))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "kept": self._kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._kept = state_dict["kept"]
+
+
+def thinned(panels: list[Panel], most: int) -> list[Panel]:
+    """At most so many: of those between the first and the last the one goes that leaves the smallest hole."""
+    while len(panels) > most:
+        inner = range(1, len(panels) - 1)
+        holes = {index: panels[index + 1][0] - panels[index - 1][0] for index in inner}
+        del panels[min(holes, key=lambda index: holes[index]) if holes else 0]
+    return panels
+
+
+def draw(navigation: Navigation, panels: Sequence[Panel]) -> Figure:
+    """One panel beside the other."""
+    figure = Figure(figsize=(2.9 * len(panels), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, (frames, position, goal) in zip(axes, panels, strict=True):
+        draw_plane(axis, navigation)
+        draw_paths(axis, position, goal)
+        shares = goal_shares(goal, len(navigation.goals))
+        axis.set_title(
+            f"{frames:,} frames\nsuccess {float(shares.sum()):.0%}, entropy of goals {entropy_of(shares):.2f} nats"
+        )
+        axis.set_xlabel("x")
+    axes[0].set_ylabel("y")
+    return figure
+
+
+def colour_of(goal: int) -> str:
+    """A goal's colour; -1 is none."""
+    return NOWHERE if goal < 0 else COLOURS[goal % len(COLOURS)]
+
+
+def draw_plane(axis: Axes, navigation: Navigation) -> None:
+    """Walls and goals."""
+    x_low, x_high, y_low, y_high = navigation.extent
+    axis.set(xlim=(x_low, x_high), ylim=(y_low, y_high), aspect="equal")
+    for x, x_end, y, y_end in navigation.blocks:
+        axis.add_patch(Rectangle((x, y), x_end - x, y_end - y, facecolor="0.82", edgecolor="none", zorder=0))
+    axis.add_collection(LineCollection([[w[:2], w[2:]] for w in navigation.walls], colors="0.15", linewidths=2.5))
+    for index, center in enumerate(navigation.goals):
+        ring = Circle((center[0], center[1]), navigation.goal_radius, zorder=1)
+        ring.set(facecolor=colour_of(index), alpha=0.25, edgecolor="none")
+        axis.add_patch(ring)
+    for spine in axis.spines.values():
+        spine.set_visible(True)
+
+
+def draw_paths(axis: Axes, position: Tensor, goal: Tensor) -> None:
+    """Paths [T + 1, n, 2], each in the colour of its goal; those that end nowhere lie below and are dashed."""
+    for index in torch.argsort(goal).tolist():
+        reached = int(goal[index])
+        style = "-" if reached >= 0 else (0, (2, 1.5))
+        axis.plot(*position[:, index].T.tolist(), color=colour_of(reached), linestyle=style, linewidth=0.7, alpha=0.6)
+    (x, y), (x_start, y_start) = position[-1].T.tolist(), position[0].mean(0).tolist()
+    axis.scatter(x, y, s=7, c=[colour_of(int(index)) for index in goal], linewidths=0, zorder=3)
+    axis.scatter([x_start], [y_start], s=24, marker="s", c="0.15", zorder=3)
