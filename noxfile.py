@@ -82,5 +82,5 @@ def build(session: nox.Session) -> None:
     wheel = str(next(dist.glob("*.whl")))
     session.chdir(place)  # away from the sources
     session.run(f"{fresh}/bin/python", "-m", "pip", "install", "-c", constraints, wheel, external=True)
-    for command in ("dqs-fit", "dqs-eval", "dqs-export"):
+    for command in ("dqs-fit", "dqs-eval", "dqs-export", "dqs-sweep"):
         session.run(f"{fresh}/bin/{command}", "--help", external=True, silent=True)

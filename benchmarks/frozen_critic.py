@@ -146,7 +146,7 @@ def main() -> None:
     for name in options.critics:
         critics, observation, dim = load(name)
         dtype = inner_dtype("auto", observation)
-        q = partial(lambda action, state, critics: critics.minimum(state, action), critics=critics)
+        q = partial(lambda action, state, critics: critics.value(state, action), critics=critics)
         torch.manual_seed(0)
         temperature = options.warmth * spread(q, observation, dim)
         judged = observation[:STATES]

@@ -64,14 +64,18 @@ def test_inputs_are_left_alone(network: QNetwork, observation: Tensor) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (4, 5, 2)], ids=str)
-def test_pair_holds_two_networks_and_their_minimum(observation: Tensor, shape: tuple[int, ...]) -> None:
-    pair, action = CriticPair(3, 2, (16, 16)).double(), torch.randn(shape, dtype=torch.float64)
+@pytest.mark.parametrize("reduction", ["min", "mean"])
+def test_pair_holds_two_networks_and_reduces_them(observation: Tensor, shape: tuple[int, ...], reduction: str) -> None:
+    pair = CriticPair(3, 2, (16, 16), reduction).double()
+    action = torch.randn(shape, dtype=torch.float64)
     both = pair(observation, action)
     assert both.shape == (2, *shape[:-1])
     for value, member in zip(both, pair.members, strict=True):
         torch.testing.assert_close(value, member(observation, action))
     assert not torch.allclose(both[0], both[1])
-    torch.testing.assert_close(pair.minimum(observation, action), both.min(0).values)
+    reduced = both.min(0).values if reduction == "min" else both.mean(0)
+    torch.testing.assert_close(pair.value(observation, action), reduced)
+    torch.testing.assert_close(pair.given(observation, torch.float64)(action), reduced)
     assert len({parameter.data_ptr() for parameter in pair.parameters()}) == len(list(pair.parameters()))
 
 
@@ -81,7 +85,7 @@ def test_bound_observations_change_nothing(hidden: tuple[int, ...], shape: tuple
     """In the parameters' own precision: value and gradient in the action, in however many chunks."""
     pair, observation = CriticPair(3, 2, hidden).double(), torch.randn(5, 3, dtype=torch.float64)
     action = torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True)
-    bound, plainly = pair.given(observation, torch.float64)(action), pair.minimum(observation, action)
+    bound, plainly = pair.given(observation, torch.float64)(action), pair.value(observation, action)
     torch.testing.assert_close(bound, plainly)
     gradients = [torch.autograd.grad(value.square().sum(), action)[0] for value in (bound, plainly)]
     torch.testing.assert_close(*gradients)
@@ -97,7 +101,7 @@ def test_a_large_state_value_costs_no_precision_of_the_advantage() -> None:
             member.first.bias.add_(3.0)
             member.last.weight.copy_(member.last.weight.abs() * 100)
             member.first.weight[:, 3:] *= 0.2
-    exact = pair.minimum(observation, action)
+    exact = pair.value(observation, action)
     error = pair.given(observation, torch.bfloat16)(action) - exact
     rounded = exact.bfloat16().float() - exact
     assert exact.mean() > 100 * exact.std(0).mean()
@@ -131,3 +135,8 @@ def test_soft_update_keeps_the_networks_apart() -> None:
     with torch.no_grad():
         online.first.weight.add_(1)
     torch.testing.assert_close(target.first.weight + 1, online.first.weight)
+
+
+def test_refuses_another_reduction() -> None:
+    with pytest.raises(ValueError, match="critic_reduction='max': allowed are min, mean"):
+        CriticPair(3, 2, (16,), "max")

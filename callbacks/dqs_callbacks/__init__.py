@@ -4,12 +4,15 @@ from dqs_callbacks.diagnostics import Diagnostics
 from dqs_callbacks.evaluate import Evaluate
 from dqs_callbacks.finite_guard import FiniteGuard, NonFiniteError
 from dqs_callbacks.goals import GoalCoverage
+from dqs_callbacks.landscape import ActionLandscape
 from dqs_callbacks.preempt import Preempt
 from dqs_callbacks.progress import FramesProgress
 from dqs_callbacks.throughput import Throughput
 from dqs_callbacks.trajectories import Trajectories
+from dqs_callbacks.video import CannotFilmError, Video
 
 __all__ = [
+    "ActionLandscape",
     "CannotFilmError",
     "Diagnostics",
     "Evaluate",
@@ -20,4 +23,5 @@ __all__ = [
     "Preempt",
     "Throughput",
     "Trajectories",
+    "Video",
 ]

@@ -168,7 +168,7 @@ def test_mixed_converges_to_quadrature_in_two_dimensions(support: Support, tempe
 def test_soft_goes_from_the_maximum_to_the_mean(actions: Tensor) -> None:
     """As T rises; candidate for candidate, so that no sampling error stands between."""
     torch.manual_seed(3)
-    q = q_value(Box().uniform(64, actions[0]))
+    q = q_value(Box().cover(64, actions[0]))
     values = []
     for temperature in (1e-6, *TEMPERATURES, 1e6):
         torch.manual_seed(3)

@@ -107,7 +107,7 @@ def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
     target = agent.critic_target(batch, temperature, agent.paths(batch)[0]) - batch["next", "reward"].squeeze(-1)
     axis = torch.linspace(-1, 1, 201)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2).expand(-1, 4, 2)
-    q = agent.target_critic.minimum(batch["next", "observation"], grid)
+    q = agent.target_critic.value(batch["next", "observation"], grid)
     expected = temperature * (torch.logsumexp(q / temperature, 0) - math.log(len(grid)))
     torch.testing.assert_close(target, expected.detach(), atol=2e-3, rtol=0)
 
@@ -192,16 +192,16 @@ class Bandit(torch.nn.Module):
         super().__init__()
         self.width = width
 
-    def minimum(self, observation: Tensor, action: Tensor) -> Tensor:
+    def value(self, observation: Tensor, action: Tensor) -> Tensor:
         left = -((action[..., 0] + 0.5) / self.width).square() / 2
         right = -((action[..., 0] - 0.5) / self.width).square() / 2 + observation[..., 0]
         return torch.logaddexp(left, right)
 
     def given(self, observation: Tensor, dtype: torch.dtype) -> QValue:
-        return lambda action: self.minimum(observation, action)
+        return lambda action: self.value(observation, action)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        return self.minimum(observation, action).expand(2, *action.shape[:-1])
+        return self.value(observation, action).expand(2, *action.shape[:-1])
 
 
 def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> None:
@@ -236,8 +236,8 @@ def test_acting() -> None:
     candidates = agent.sample(observation, 16)
     torch.manual_seed(2)
     chosen = agent.act(observation, best_of=16)
-    best = agent.critic.minimum(observation, candidates).max(0).values
-    torch.testing.assert_close(agent.critic.minimum(observation, chosen), best)
+    best = agent.critic.value(observation, candidates).max(0).values
+    torch.testing.assert_close(agent.critic.value(observation, chosen), best)
     assert torch.cat([candidates.flatten(), chosen.flatten()]).abs().max() <= 1
 
 

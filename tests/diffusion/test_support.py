@@ -255,6 +255,24 @@ def test_uniform_actions(cls: type[Box] | type[Tanh]) -> None:
 
 
 @pytest.mark.parametrize("cls", [Box, Tanh])
+@pytest.mark.parametrize("dim", [1, 2, 6])
+def test_covering_actions_are_each_uniform_and_lie_evenly(cls: type[Box] | type[Tanh], dim: int) -> None:
+    support, like = cls(-2.0, 0.7), torch.zeros(4000, dim, dtype=torch.float64)
+    even, loose = support.cover(16, like), support.uniform(16, like)
+    assert even.shape == loose.shape and even.dtype == torch.float64
+    for index in (0, 7, 15):
+        for axis in range(dim):
+            assert kstest(even[index, :, axis].numpy(), "uniform", args=(-2.0, 2.7)).pvalue > 1e-3
+
+    def means(actions: Tensor) -> Tensor:  # of a smooth function, one mean a law; their expectation is known
+        return torch.exp(-((actions + 0.4).square().sum(-1) / dim)).mean(0)
+
+    exact = means(support.uniform(400_000, like[:1]))[0]
+    assert abs(means(even).mean() - exact) < 5e-3
+    assert means(even).std() < {1: 0.2, 2: 0.4, 6: 0.7}[dim] * means(loose).std()
+
+
+@pytest.mark.parametrize("cls", [Box, Tanh])
 @pytest.mark.parametrize("low, high", [(1.0, 1.0), (1.0, -1.0), (-math.inf, 1.0), (-1.0, math.inf), (math.nan, 1.0)])
 def test_bad_walls_are_refused(cls: type[Box] | type[Tanh], low: float, high: float) -> None:
     with pytest.raises(ValueError, match=f"low={low} and high={high}"):
@@ -304,6 +322,8 @@ def test_unbounded_proposals_are_normal_pairs() -> None:
 def test_unbounded_has_no_uniform_law() -> None:
     with pytest.raises(ValueError, match="Unbounded"):
         Unbounded().uniform(4, torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="no uniform law"):
+        Unbounded().cover(4, torch.zeros(2, 1))
 
 
 @pytest.mark.parametrize("support", [Box(10.0, 30.0), Tanh(-1.0, 4.0, margin=0.01), Unbounded()], ids=str)

@@ -142,7 +142,7 @@ class MixtureBackup(Backup):
                 center = support.project(start + (width**2 * shift).clamp(-reach, reach))
                 normals.append((center, start.new_full((1, 1, 1), width)))
         drawn = [support.propose(*normal, self._each).points.reshape(-1, batch, dim) for normal in normals]
-        uniform = support.uniform(self._uniform, actions.new_empty(batch, dim))
+        uniform = support.cover(self._uniform, actions.new_empty(batch, dim))
         x = torch.cat([support.from_action(uniform), *drawn])
         log_det = support.log_prob(lambda a: a.new_zeros(a.shape[:-1]), x)  # log |da/dx|: x has density q |da/dx|
         log_mixture = log_det + (math.log(self._uniform / len(x)) - log_volume(support, dim))

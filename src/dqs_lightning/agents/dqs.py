@@ -57,6 +57,7 @@ class DQS(Agent):
         temperature: T. Default: Constant, 0.01.
         backup: V(s') in the critic's target: Plain (the paper), Soft, SelfNormalised or Entropic.
         hidden: widths of the hidden layers of critics and denoiser.
+        critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
         critic_lr: Adam's step size for the critics.
         actor_lr: Adam's step size for the denoiser.
         discount: gamma, in [0, 1].
@@ -82,6 +83,7 @@ class DQS(Agent):
         temperature: Temperature | None = None,
         backup: Backup | None = None,
         hidden: Sequence[int] = (256, 256),
+        critic_reduction: str = "min",
         critic_lr: float = 1e-3,
         actor_lr: float = 3e-3,
         discount: float = 0.99,
@@ -121,7 +123,7 @@ class DQS(Agent):
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self._compiled: Losses | None = None
         self._graph: CudaGraphModule | None = None
-        self.critic = CriticPair(observation_dim, action_dim, hidden)
+        self.critic = CriticPair(observation_dim, action_dim, hidden, critic_reduction)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.denoiser = Denoiser(action_dim, observation_dim + 1, hidden, preconditioning=preconditioning)
 
@@ -154,11 +156,11 @@ class DQS(Agent):
         actions = self.sample(observation, num, deterministic)
         if num == 1:
             return actions[0]
-        best = self.critic.minimum(observation, actions).argmax(0)
+        best = self.critic.value(observation, actions).argmax(0)
         return actions.gather(0, best[None, ..., None].expand(1, *actions.shape[1:]))[0]
 
     def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
-        """The unnormalised log policy of the paper, log pi(a|s) = min_i Q_i(s, a) / T + const."""
+        """The unnormalised log policy of the paper, log pi(a|s) = Q(s, a) / T + const, Q = min_i Q_i."""
         q_value = self.critic.given(observation, self.inner_dtype(observation))
         return lambda action: q_value(action) / temperature
 
@@ -187,7 +189,7 @@ class DQS(Agent):
         """y = r + gamma (1 - terminated) V(s'), [B], with trajectories of the policy at s'."""
         following = batch["next"]
         observation = following["observation"]
-        q_value: LogProb = partial(self.target_critic.minimum, observation)
+        q_value: LogProb = partial(self.target_critic.value, observation)
         if self.backup.weighs_candidates:
             q_value = self.target_critic.given(observation, self.inner_dtype(observation))
         value = self.backup(

@@ -26,7 +26,7 @@ class Measured:
     def q_spread(self) -> Tensor:
         like = self.observation.new_empty(len(self.observation), self.agent.action_dim)
         actions = self.agent.support.uniform(self.ACTIONS, like)
-        return self._mean(self.agent.critic.minimum(self.observation, actions).std(0))
+        return self._mean(self.agent.critic.value(self.observation, actions).std(0))
 
     @torch.no_grad()
     def entropy(self) -> Tensor:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from ctypes.util import find_library
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
@@ -65,16 +64,15 @@ def choose_renderer() -> None:
 
 def evaluate(path: Path, options: argparse.Namespace) -> str:
     """Run the episodes of a checkpoint's policy; returns what to print."""
-    import imageio
     import torch
     from jsonargparse import set_parsing_settings
 
+    from dqs_callbacks.video import CannotFilmError, film
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint import CheckpointError, safe_load
     from dqs_lightning.cli.fit import trusted_packages
     from dqs_lightning.data import OnlineData
-    from dqs_lightning.envs.dm_control import DMControlBatch
-    from dqs_lightning.evaluation import episode_returns, mean_with_interval
+    from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
     try:
@@ -85,38 +83,21 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
         raise InputError(str(error)) from error
     torch.manual_seed(options.seed)
     env = environment.make(options.episodes, options.seed)
-
-    def policy(observation: torch.Tensor) -> torch.Tensor:
-        return agent.act(observation.to(agent.device), options.deterministic, options.best_of).cpu()
-
-    pictures: list[Any] = []
-
-    def film(_: Any) -> None:
-        if not isinstance(env, DMControlBatch):
-            raise InputError(f"--video: {environment.name} has no pictures; only dm_control's tasks have")
-        try:
-            pictures.append(env.render())
-        except Exception as error:
-            raise InputError(_cannot_render(error)) from error
-
-    returns = episode_returns(env, None if options.random else policy, film if options.video else None)
+    policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    video = run / "videos" / "eval.mp4"
+    try:
+        returns = film(env, policy, video, episodes=1).returns if options.video else episode_returns(env, policy)
+    except CannotFilmError as error:
+        raise InputError(f"--video: {environment.name} {error}") from error
     env.close(raise_if_closed=False)
     mean, (low, high) = mean_with_interval(returns)
     kind = "random policy" if options.random else f"{type(agent).__name__} at {frames:,} frames"
     interval = f"95 % interval [{low:.1f}, {high:.1f}]"
     lines = [f"{environment.name}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
     if options.video:
-        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        target = run / "videos" / "eval.mp4"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        imageio.mimwrite(target, pictures, fps=30, macro_block_size=None)
-        lines.append(str(target))
+        lines.append(str(video))
     return "\n".join(lines)
-
-
-def _cannot_render(error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return f"--video: MuJoCo cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {reason}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 import dm_control.suite  # noqa: F401  (it loads the renderer)
             except Exception as error:
-                raise InputError(_cannot_render(error)) from error
+                reason = " ".join(str(error).split())[:200]
+                renderer = os.environ.get("MUJOCO_GL")
+                raise InputError(f"--video: MuJoCo cannot render here with MUJOCO_GL={renderer}: {reason}") from error
         os.environ.setdefault("MUJOCO_GL", "disabled")
         print(evaluate(path, options))
     except InputError as error:

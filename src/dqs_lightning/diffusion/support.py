@@ -7,6 +7,7 @@ is sampled is exp(log_prob(a)) ON the action set, never a squashed law of someth
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -100,6 +101,18 @@ class Support(ABC):
         """
         raise ValueError(f"{type(self).__name__} has no uniform law: its volume is not finite")
 
+    def cover(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """`uniform` actions that lie evenly: each alone is uniform, but those of one law avoid one another.
+
+        Means over them are as unbiased and vary less, the more so in few dimensions. They are the points
+        frac(shift + j alpha), j = 1..num, with one uniform shift a law and alpha_i = phi^-i, phi^(d + 1) = phi + 1:
+        the R_d sequence (Roberts, 2018) under a Cranley-Patterson rotation.
+
+        Raises:
+            ValueError: when the set has no finite volume.
+        """
+        raise ValueError(f"{type(self).__name__} has no uniform law: its volume is not finite")
+
 
 class Unbounded(Support):
     """All of R^d; the latent is the action."""
@@ -109,6 +122,16 @@ class Unbounded(Support):
 
     def from_action(self, action: Tensor) -> Tensor:
         return action
+
+
+@lru_cache
+def _evenly(num: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The R_d sequence j alpha mod 1, [num, dim]; kept on its device, since a CUDA graph cannot bring it there."""
+    phi = 2.0
+    for _ in range(64):  # the fixed point of phi = (1 + phi)^(1 / (d + 1)), a contraction
+        phi = (1 + phi) ** (1 / (dim + 1))
+    alpha = phi ** -torch.arange(1, dim + 1, dtype=torch.float64, device=device)
+    return (torch.arange(1, num + 1, dtype=torch.float64, device=device).unsqueeze(-1) * alpha % 1).to(dtype)
 
 
 class _Interval(Support):
@@ -123,6 +146,11 @@ class _Interval(Support):
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         u = torch.rand(num, *like.shape, dtype=like.dtype, device=like.device, generator=generator)
         return self.low + (self.high - self.low) * u
+
+    def cover(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        shift = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        steps = _evenly(num, like.shape[-1], like.dtype, like.device).reshape(num, *[1] * (like.dim() - 1), -1)
+        return self.low + (self.high - self.low) * ((shift + steps) % 1)
 
     def start(self, x: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.from_action(self.uniform(1, x, generator)[0])

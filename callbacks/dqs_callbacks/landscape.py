@@ -1,0 +1,228 @@
+"""A picture of what the policy samples: Q over the actions of some states, and the samples upon it."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dqs_callbacks.periodic import Periodic
+from dqs_callbacks.pictures import publish
+from dqs_lightning.agents import DQS, Agent
+from dqs_lightning.data import OnlineData
+from dqs_lightning.diffusion import Tanh
+
+CELLS = 81
+"""Points a side at which Q is evaluated."""
+MASSES = (0.9, 0.5)
+"""Lines around the smallest regions that hold so much of exp(Q/T)."""
+SAMPLE = "#D55E00"
+FRAMES, REST, FPS, GIF_DPI = 30, 15, 12, 90
+"""Of the animation: steps of the sampler, pictures after the last, pictures a second, dots an inch."""
+VIEW = 1.8
+"""The animation shows so many half widths of the action set, since noise begins outside."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Q on a plane through the actions of one state.
+
+    Attributes:
+        center: a point of the plane [d].
+        axes: two orthonormal directions [2, d].
+        grid: coordinates on either axis [CELLS].
+        q_value: [CELLS, CELLS], first axis first; NaN outside the action set.
+        actions: samples of the policy in coordinates of the plane [n, 2].
+        trails: the sampler's points from noise to action, in these coordinates [steps + 1, k, 2].
+        temperature: T.
+        exact: whether the plane is the whole action set.
+    """
+
+    center: Tensor
+    axes: Tensor
+    grid: Tensor
+    q_value: Tensor
+    actions: Tensor
+    trails: Tensor
+    temperature: float
+    exact: bool
+
+
+class ActionLandscape(Periodic):
+    """Draws Q over the actions of some states, with samples of the policy, into pictures/landscape_<frames>.png.
+
+    With two action dimensions the plane is the action set, and lines enclose 50 and 90 % of exp(Q/T), by quadrature:
+    half of the samples belong within the inner one. With more, the plane goes through the samples' mean along their
+    two leading directions, and the lines are left out. Thin lines are paths of the sampler from noise to action.
+    Wants a DQS agent whose actions have two dimensions or more.
+
+    Args:
+        every_frames: environment frames between pictures; >= 1.
+        observations: the states; null: `states` starts of episodes.
+        states: how many, where none are given; >= 1.
+        samples: actions drawn at each; >= 2.
+        trails: how many of the sampler's paths are drawn; >= 0.
+        animate: when the run is finished, write pictures/denoising.gif: noise that becomes actions at these states.
+    """
+
+    def __init__(
+        self,
+        every_frames: int = 10_000,
+        observations: Sequence[Sequence[float]] | None = None,
+        states: int = 3,
+        samples: int = 300,
+        trails: int = 5,
+        animate: bool = False,
+    ) -> None:
+        super().__init__(every_frames)
+        for name, value, least in (("states", states, 1), ("samples", samples, 2), ("trails", trails, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}: allowed is {least} or more")
+        if observations is not None and (not observations or len({len(o) for o in observations}) != 1):
+            raise ValueError(f"observations={observations}: allowed are one or more of the same length, or null")
+        self.observations, self.states = observations, states
+        self.samples, self.trails, self.animate = samples, trails, animate
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        refuse_unfit(trainer, pl_module, self.observations)
+
+    def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
+        assert isinstance(agent, DQS)
+        data = OnlineData.of(trainer)
+        if self.observations is None:
+            env = data.environment.make(self.states, seed % 1000)
+            observation = env.reset()["observation"]
+            env.close(raise_if_closed=False)
+        else:
+            observation = torch.tensor([list(o) for o in self.observations])
+        observation = observation.to(agent.device)
+        found = [landscape(agent, state, self.samples, self.trails) for state in observation]
+        titles = [describe_state(state) for state in observation]
+        publish(trainer, f"landscape_{data.env_frames}", draw(found, titles))
+        if self.animate and data.env_frames >= data.total_frames:
+            slow = [landscape(agent, state, self.samples, self.samples, steps=FRAMES) for state in observation]
+            animate(slow, titles, Path(trainer.default_root_dir) / "pictures" / "denoising.gif")
+
+
+def refuse_unfit(trainer: L.Trainer, agent: L.LightningModule, observations: Sequence[Sequence[float]] | None) -> None:
+    """Before any work starts.
+
+    Raises:
+        MisconfigurationException: for another agent than DQS, one action dimension, or states of another length.
+    """
+    if not isinstance(agent, DQS) or agent.action_dim < 2:
+        kind = f"{type(agent).__name__} with {getattr(agent, 'action_dim', 0)}"
+        raise MisconfigurationException(
+            f"trainer.callbacks: ActionLandscape wants a DQS agent and two action dimensions or more, not {kind}"
+        )
+    if observations is not None and len(observations[0]) != agent.observation_dim:
+        raise MisconfigurationException(
+            f"trainer.callbacks: ActionLandscape.observations have {len(observations[0])} numbers; "
+            f"{OnlineData.of(trainer).environment.name} has {agent.observation_dim}"
+        )
+
+
+@torch.no_grad()
+def landscape(agent: DQS, state: Tensor, samples: int, trails: int, steps: int | None = None) -> Landscape:
+    """What is drawn of one state [o]; steps: of the sampler, None for the agent's own number."""
+    sampler = copy.copy(agent.sampler)
+    sampler.steps = steps or sampler.steps
+    observation = state.unsqueeze(0)
+    like = state.new_empty(samples, 1, agent.action_dim)
+    denoise = agent.denoiser.given(agent.condition(observation))
+    path = sampler.path(denoise, agent.noise_schedule, agent.support, like)
+    actions, x = path.action[:, 0], torch.cat([path.x, path.end.unsqueeze(0)])[:, :trails, 0]
+    walk = agent.support.to_action(x) if isinstance(agent.support, Tanh) else x
+
+    exact = agent.action_dim == 2
+    center, axes, reach = actions.new_zeros(agent.action_dim), torch.eye(2, agent.action_dim).to(actions), 1.0
+    if not exact:
+        center = actions.mean(0)
+        axes = torch.linalg.svd(actions - center, full_matrices=False).Vh[:2]
+        reach = 1.3 * float(((actions - center) @ axes.T).abs().max())
+    grid = torch.linspace(-reach, reach, CELLS).to(actions)
+    plane = center + torch.cartesian_prod(grid, grid) @ axes
+    q_value = agent.critic.value(observation, plane.unsqueeze(1)).squeeze(1)
+    q_value[(plane.abs() > 1 + 1e-6).any(-1)] = math.nan
+    return Landscape(
+        center.cpu(),
+        axes.cpu(),
+        grid.cpu(),
+        q_value.reshape(CELLS, CELLS).cpu(),
+        ((actions - center) @ axes.T).cpu(),
+        ((walk - center) @ axes.T).cpu(),
+        float(agent.temperature()),
+        exact,
+    )
+
+
+def mass_levels(density: Tensor, masses: Sequence[float] = MASSES) -> list[float]:
+    """Densities whose superlevel sets on the grid hold these shares of it: the smallest regions that do."""
+    falling = density.flatten().sort(descending=True).values
+    share = falling.cumsum(0) / falling.sum()
+    return [float(falling[int((share < mass).sum())]) for mass in masses]
+
+
+def describe_state(state: Tensor) -> str:
+    """A state's numbers, if they are few."""
+    return f"s = ({', '.join(f'{x:.2f}' for x in state.tolist())})" if len(state) <= 4 else ""
+
+
+def draw_q(figure: Figure, axis: Axes, found: Landscape, title: str) -> None:
+    """Q in colour, and lines of exp(Q/T)."""
+    grid, q_value = found.grid.numpy(), found.q_value
+    mesh = axis.pcolormesh(grid, grid, q_value.T.numpy(), cmap="cividis", shading="nearest", rasterized=True)
+    figure.colorbar(mesh, ax=axis, shrink=0.9, label="Q(s, a)")
+    if found.exact:
+        density = ((q_value - q_value.max()) / found.temperature).exp()
+        levels = mass_levels(density)
+        if levels[0] < levels[1]:
+            axis.contour(grid, grid, density.T.numpy(), levels=levels, colors="white", linewidths=(0.8, 1.4))
+    reach = float(found.grid[-1])
+    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
+    kind = ("action 1", "action 2") if found.exact else ("first leading direction", "second leading direction")
+    axis.set_xlabel(kind[0])
+    axis.set_ylabel(kind[1])
+
+
+def draw(landscapes: Sequence[Landscape], titles: Sequence[str]) -> Figure:
+    """One panel a state."""
+    figure = Figure(figsize=(3.3 * len(landscapes), 2.7), layout="constrained")
+    for axis, found, title in zip(
+        figure.subplots(1, len(landscapes), squeeze=False)[0], landscapes, titles, strict=True
+    ):
+        draw_q(figure, axis, found, f"{title}  T = {found.temperature:.3g}")
+        for trail in found.trails.unbind(1):
+            axis.plot(*trail.T.tolist(), color="black", linewidth=0.5, alpha=0.5)
+        axis.scatter(*found.actions.T.tolist(), s=5, color=SAMPLE, linewidths=0, alpha=0.8)
+    return figure
+
+
+def animate(landscapes: Sequence[Landscape], titles: Sequence[str], file: Path) -> None:
+    """All trails at once, as a GIF: one picture a step of the sampler, and a rest at the end."""
+    figure = Figure(figsize=(3.3 * len(landscapes), 2.8), layout="constrained")
+    panels = []
+    for axis, found, title in zip(
+        figure.subplots(1, len(landscapes), squeeze=False)[0], landscapes, titles, strict=True
+    ):
+        draw_q(figure, axis, found, title)
+        reach = VIEW * float(found.grid[-1])
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), facecolor="0.92")
+        panels.append(axis.scatter(*found.trails[0].T.tolist(), s=6, color=SAMPLE, linewidths=0))
+
+    def show(step: int) -> list[Any]:
+        for dots, found in zip(panels, landscapes, strict=True):
+            dots.set_offsets(found.trails[min(step, len(found.trails) - 1)].numpy())
+        return panels
+
+    last = len(landscapes[0].trails)
+    FuncAnimation(figure, show, frames=last + REST, blit=False).save(file, PillowWriter(fps=FPS), dpi=GIF_DPI)

@@ -1,0 +1,196 @@
+"""Films of a policy: episodes side by side in one mp4, during a run or after it."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import imageio
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import step_mdp
+
+from dqs_callbacks.periodic import Periodic
+from dqs_lightning.agents import Agent
+from dqs_lightning.data import OnlineData
+from dqs_lightning.evaluation import Policy, policy_of
+
+
+class CannotFilmError(MisconfigurationException):
+    """An environment without pictures, or a renderer that does not work here; the message follows the task's name."""
+
+
+class Film(NamedTuple):
+    """What `film` tells of the episodes: `returns` [num_envs], and the `last` picture [rows x h, columns x w, 3]."""
+
+    returns: Tensor
+    last: np.ndarray
+
+
+class Video(Periodic):
+    """Films the policy every `every_frames` frames and at the end (see `Periodic`), in videos/frames=<N>.mp4.
+
+    The film shows one picture for each agent step, the episodes side by side; those that are over show their last one.
+    They begin as those do that `Evaluate` measures at the same frame.
+
+    The environment's class needs a method `render(index, height, width)`, as dm_control's has; MuJoCo draws with
+    MUJOCO_GL=egl only, which `dqs-fit` does not set by itself. Drawing takes longer than the steps that are drawn.
+    W&B's logger gets the film. TensorBoard's gets its last picture: a film there would be a GIF of tens of megabytes in
+    the event file, held in memory as a whole before, and would need an old moviepy.
+
+    Args:
+        every_frames: environment frames between films; >= 1.
+        episodes: episodes of each; >= 1.
+        width: of one episode's picture, in pixels; even, >= 16.
+        height: of one episode's picture, in pixels; even, >= 16.
+        fps: pictures per second of playback; >= 1.
+        deterministic: use the noise-free policy.
+        max_steps: agent steps after which a film ends; null: when all episodes are over.
+
+    Raises:
+        CannotFilmError: when a fit starts and a first picture cannot be drawn.
+    """
+
+    def __init__(
+        self,
+        every_frames: int = 100_000,
+        episodes: int = 4,
+        width: int = 320,
+        height: int = 240,
+        fps: int = 30,
+        deterministic: bool = False,
+        max_steps: int | None = None,
+    ) -> None:
+        super().__init__(every_frames)
+        for name, value in (("episodes", episodes), ("fps", fps)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: allowed is 1 or more")
+        for name, value in (("width", width), ("height", height)):
+            if value < 16 or value % 2:  # the colours of mp4 are halved in both directions
+                raise ValueError(f"{name}={value}: allowed is an even number, 16 or more")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps={max_steps}: allowed is 1 or more, or null")
+        self.episodes, self.width, self.height, self.fps = episodes, width, height, fps
+        self.deterministic, self.max_steps = deterministic, max_steps
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # On every rank: if rank zero alone refused, the others would wait for it.
+        environment = OnlineData.of(trainer).environment
+        with isolate_rng():
+            env = environment.make(1, seed=0)
+            env.reset()
+            try:
+                check_pictures(env, self.height, self.width)
+            except CannotFilmError as error:
+                raise CannotFilmError(f"Video: {environment.name} {error}") from error
+            finally:
+                env.close(raise_if_closed=False)
+
+    def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
+        data = OnlineData.of(trainer)
+        file = Path(trainer.default_root_dir) / "videos" / f"frames={data.env_frames}.mp4"
+        env = data.environment.make(self.episodes, seed)
+        policy = policy_of(agent, self.deterministic)
+        last = film(env, policy, file, None, self.height, self.width, self.fps, self.max_steps).last
+        env.close(raise_if_closed=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("video", last, trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_video("video", [str(file)], trainer.global_step)
+
+
+@torch.no_grad()
+def film(
+    env: EnvBase,
+    policy: Policy | None,
+    file: Path,
+    episodes: int | None = None,
+    height: int = 240,
+    width: int = 320,
+    fps: int = 30,
+    max_steps: int | None = None,
+) -> Film:
+    """Run the first episode of each member and write a picture after each step, side by side, as square as possible.
+
+    Args:
+        env: batch size [num_envs], with `render(index, height, width)` -> uint8 [height, width, 3]; it is reset first.
+        policy: None acts uniformly at random.
+        file: an mp4; it appears there when it is whole.
+        episodes: film so many of the members, the first ones; None: all. The others run unseen.
+        height: of one member's picture, in pixels; even.
+        width: of one member's picture, in pixels; even.
+        fps: pictures per second of playback.
+        max_steps: stop after so many steps; None: when all episodes are over.
+
+    Raises:
+        CannotFilmError: before the first step, when a picture cannot be drawn.
+    """
+    tensordict = env.reset()
+    check_pictures(env, height, width)
+    returns = torch.zeros(env.batch_size)
+    running = torch.ones(env.batch_size, dtype=torch.bool)
+    shown = running[:episodes]  # a view: it changes with `running`
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    tiles = np.zeros((rows, height, columns, width, 3), np.uint8)
+    picture = tiles.reshape(rows * height, columns * width, 3)  # a view too
+    steps = 0
+    with _mp4(file, fps) as append:
+        while running.any() and steps != max_steps:
+            if policy is None:
+                env.rand_action(tensordict)
+            else:
+                tensordict["action"] = policy(tensordict["observation"])
+            tensordict = env.step(tensordict)
+            steps += 1
+            # Between step and reset, since the reset would take the end of an episode away.
+            for index in shown.nonzero().flatten().tolist():
+                tiles[index // columns, :, index % columns] = env.render(index, height, width)
+            if shown.any():
+                append(picture)
+            returns += running * tensordict["next", "reward"].squeeze(-1)
+            running &= ~tensordict["next", "done"].squeeze(-1)
+            tensordict = env.maybe_reset(step_mdp(tensordict))
+    return Film(returns, picture)
+
+
+def check_pictures(env: EnvBase, height: int, width: int) -> None:
+    """Draw the first member of an environment that has been reset.
+
+    Raises:
+        CannotFilmError: when its class has no method `render`, or when that fails or gives something else.
+    """
+    # Of the class: some of TorchRL's environments answer for attributes that they do not have.
+    if not callable(getattr(type(env), "render", None)):
+        raise CannotFilmError(f"has no pictures: {type(env).__name__} has no method render(index, height, width)")
+    try:
+        picture = env.render(0, height, width)
+    except Exception as error:
+        reason, renderer = " ".join(str(error).split())[:200].rstrip("."), os.environ.get("MUJOCO_GL")
+        hint = "" if renderer == "egl" else "; for MuJoCo, set MUJOCO_GL=egl before the command"
+        raise CannotFilmError(f"cannot be drawn with MUJOCO_GL={renderer}: {reason}{hint}") from error
+    found = (getattr(picture, "shape", None), str(getattr(picture, "dtype", type(picture).__name__)))
+    if found != ((height, width, 3), "uint8"):
+        raise CannotFilmError(f"cannot be filmed: render gave {found}, not {((height, width, 3), 'uint8')}")
+
+
+@contextmanager
+def _mp4(file: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Append pictures to a film, which are encoded as they come; the file is whole or not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}")
+    try:
+        with closing(imageio.get_writer(partial, fps=fps, macro_block_size=None)) as writer:
+            yield writer.append_data
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""`dqs-sweep`: train tasks x variants x seeds from one file, side by side, through Ray."""
+
+import argparse
+import contextlib
+import fcntl
+import importlib.util
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # a run is to be as fast as one by hand; Ray would say 15
+
+from dqs_lightning.cli import run_dir
+from dqs_lightning.cli.errors import BAD_INPUT, DONE, STOPPED, InputError
+from dqs_lightning.cli.sweep_manifest import Manifest
+from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
+from dqs_lightning.cli.sweep_process import execute
+from dqs_lightning.cli.sweep_view import View
+
+FAILED = 1
+"""Exit code of a sweep of which a run failed; the others went on."""
+
+LOOK_S = 1.0
+"""Seconds between two looks at the runs."""
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Ray's shared memory: nothing but exit codes goes through it."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="dqs-sweep",
+        description="Train tasks x variants x seeds. The same command again skips what is finished and continues the "
+        "rest. Exit codes: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal (run it again).",
+    )
+    parser.add_argument("file", type=Path, help="the sweep file, such as configs/sweeps/maze_temperature.yaml")
+    parser.add_argument("--out", type=Path, help="the sweep's folder (default runs/sweeps/NAME-OF-THE-FILE)")
+    parser.add_argument("--dry-run", action="store_true", help="print the dqs-fit command lines and start nothing")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: as many as the CPUs are enough for)")
+    parser.add_argument("--cpus-per-run", type=int, default=1, help="CPUs, and torch's threads, of a run (default 1)")
+    parser.add_argument("--gpus-per-run", type=float, default=0, help="GPUs of a run; 0, the default, hides them")
+    parser.add_argument("--address", help="a Ray cluster that sees the same disk, host:port or auto (default: here)")
+    options = parser.parse_args(arguments)
+    for name, least in (("jobs", 1), ("cpus_per_run", 1), ("gpus_per_run", 0)):
+        value = getattr(options, name)
+        if value is not None and not least <= value < float("inf"):
+            parser.error(f"--{name.replace('_', '-')}={value}: allowed is {least} or more")
+    return options
+
+
+class Stop:
+    """The order to stop: given by the first SIGTERM or SIGINT, read by the workers as a file that appears.
+
+    A second signal acts as it would without this, and Ray's workers then take their runs down with them.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.file = out / f".stop-{uuid.uuid4().hex}"
+        self.asked = False
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self.file.touch()
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals are taken within; afterwards they act as before."""
+        previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
+    """Ray, and how many runs may be at work at a time.
+
+    Raises:
+        InputError: when the cluster does not answer, or there are too few GPUs here.
+    """
+    import ray
+
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = options.jobs or max(here // options.cpus_per_run, 1)
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    local: dict[str, Any] = {
+        "num_cpus": jobs * options.cpus_per_run,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    try:
+        if found := re.fullmatch(r"([\w.-]+):(\d+)", options.address or ""):
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()  # Ray itself waits for minutes
+        ray.init(address=options.address or "local", **quiet, **({} if options.address else local))
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--address={options.address or 'local'}: Ray does not start: {reason}") from error
+    try:
+        there = ray.cluster_resources()
+        if not options.address and there.get("GPU", 0) < options.gpus_per_run:
+            raise InputError(f"--gpus-per-run={options.gpus_per_run}: there are {there.get('GPU', 0):g} here")
+        if options.address and not options.jobs:
+            jobs = max(int(there.get("CPU", 1)) // options.cpus_per_run, 1)
+        yield ray, jobs
+    finally:
+        ray.shutdown()
+
+
+def run_all(runs: list[Run], manifest: Manifest, view: View, options: argparse.Namespace, stop: Stop) -> None:
+    """Run what is not done, at most so many at a time, until all have ended or the order to stop has been obeyed."""
+    with engine(options) as (ray, jobs), stop.listening(), view.shown() as look:
+        task = ray.remote(num_cpus=options.cpus_per_run, num_gpus=options.gpus_per_run, max_retries=0)(execute)
+        waiting = deque(run for run in runs if manifest.records[run.name].state != "done")
+        active: dict[Any, tuple[Run, float]] = {}
+        while active or (waiting and not stop.asked):
+            while waiting and len(active) < jobs and not stop.asked:
+                run = waiting.popleft()
+                arguments = (run.command, run.folder, stop.file, Path.cwd(), options.cpus_per_run)
+                active[task.remote(*arguments, options.gpus_per_run > 0)] = (run, time.monotonic())
+                manifest.started(run)
+            look()
+            for ended in ray.wait(list(active), timeout=LOOK_S)[0]:
+                run, start = active.pop(ended)
+                try:
+                    exit_code, wall_s = ray.get(ended)
+                    manifest.ended(run, exit_code, wall_s, stop.asked)
+                except ray.exceptions.RayError as error:
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                    manifest.ended(run, None, time.monotonic() - start, stop.asked, f"Ray lost it: {reason}")
+            look()
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep every other sweep out of the folder: two would train the same runs.
+
+    Raises:
+        InputError: when one is at work there, or `out` cannot be a folder.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out={out}: {error.strerror}") from error
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--out={out}: another dqs-sweep is at work there") from error
+        yield
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Run the sweep, or print it; returns the exit code."""
+    out = (options.out or Path("runs") / "sweeps" / options.file.stem).absolute()
+    runs = expand(options.file, out)
+    if options.dry_run:
+        Manifest(out, runs)  # which refuses what would mix two runs
+        print("\n".join(shlex.join(run.command) for run in runs))
+        return DONE
+    if importlib.util.find_spec("ray") is None:
+        raise InputError('Ray is not installed; run pip install ".[sweep]", or use --dry-run, which needs no Ray')
+    with alone(out):
+        manifest, stop = Manifest(out, runs), Stop(out)
+        environment = {**run_dir.describe_environment(), "command": ["dqs-sweep", *sys.argv[1:]]}
+        manifest.describe(sweep={"file": str(options.file), **read_sweep(options.file)}, environment=environment)
+        view = View(runs, manifest)
+        if any(manifest.records[run.name].state != "done" for run in runs):
+            run_all(runs, manifest, view, options, stop)
+    states = Counter[str](manifest.records[run.name].state for run in runs)
+    counts = ", ".join(f"{states[state]} {state}" for state in reversed(View.ORDER) if states[state])
+    print(f"{manifest.file}  {counts}")
+    if stop.asked and states["done"] < len(runs):
+        return STOPPED
+    return FAILED if states["failed"] else STOPPED if states["stopped"] else DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    try:
+        return sweep(parse(arguments))
+    except InputError as error:
+        print(f"dqs-sweep: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

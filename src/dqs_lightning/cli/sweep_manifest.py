@@ -1,0 +1,143 @@
+"""The sweep's `manifest.json`: what each run is, how far it came, and what it was made with."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError
+from dqs_lightning.cli.sweep_plan import Run
+from dqs_lightning.cli.sweep_process import last_words
+
+State = Literal["pending", "running", "done", "failed", "stopped"]
+NAME = "manifest.json"
+
+
+@dataclass
+class Record:
+    """What the manifest says of a run.
+
+    Attributes:
+        command: the dqs-fit command line, as words.
+        settings: its overrides and seed; with `digest` they tell whether it is the same run.
+        digest: of its configuration, see `Run`.
+        state: stopped: by a signal, to be continued; failed: any exit but 0 that nobody asked for.
+        start: of the first process, ISO 8601, UTC.
+        wall_s: seconds of all its processes together.
+        exit_code: of the last process, negative for a signal; None while there is none, or it was lost.
+        note: what a failed run ended on.
+    """
+
+    command: list[str]
+    settings: list[str]
+    digest: str
+    state: State = "pending"
+    start: str | None = None
+    wall_s: float = 0.0
+    exit_code: int | None = None
+    note: str = ""
+
+
+def checkpoint(run: Run) -> Path:
+    """Where a run that came anywhere has its checkpoint."""
+    return run.folder / "checkpoints" / "last.ckpt"
+
+
+class Manifest:
+    """The records of a sweep, on disk after every change.
+
+    A run that the file on disk calls done stays done where its exit code was 0 and its checkpoint is there; one that
+    was running when the sweep was killed counts as stopped. Runs that are no longer in the sweep file are kept.
+
+    Args:
+        out: the sweep's folder.
+        runs: all of the sweep.
+
+    Raises:
+        InputError: when the file on disk is damaged, or a run of the same name was trained with other settings or
+            another configuration, which a run that continues it would mix up.
+    """
+
+    def __init__(self, out: Path, runs: list[Run]) -> None:
+        self.file = out / NAME
+        self.about: dict[str, Any] = {}
+        self.records = self._read()
+        for run in runs:
+            fresh = Record(run.command, list(run.settings), run.digest)
+            old = self.records.get(run.name)
+            if old and checkpoint(run).is_file():
+                self._refuse_other(run, old)
+                old.command = run.command
+                if old.state == "running" or (old.state == "done" and old.exit_code != DONE):
+                    old.state = "stopped"
+            else:
+                self.records[run.name] = fresh
+
+    def _read(self) -> dict[str, Record]:
+        if not self.file.is_file():
+            return {}
+        known = {field.name for field in fields(Record)}
+        try:
+            runs = json.loads(self.file.read_text())["runs"]
+            return {name: Record(**{key: row[key] for key in known}) for name, row in runs.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.file}: not a manifest of dqs-sweep; move it away, or give another --out"
+            ) from error
+
+    def _refuse_other(self, run: Run, old: Record) -> None:
+        if old.settings != list(run.settings):
+            differ = [f"was {' '.join(old.settings)}", f"is {' '.join(run.settings)}"]
+        elif old.digest != run.digest:
+            differ = [f"{run.config}, or a file that it extends, says other things than it did"]
+        else:
+            return
+        raise InputError(
+            "\n".join([f"{run.folder}: holds a run of another sweep", *differ, "Give another name or --out"])
+        )
+
+    def describe(self, **about: Any) -> None:
+        """Say what the sweep as a whole is, beside its runs, and write the file."""
+        self.about = about
+        self._write()
+
+    def started(self, run: Run) -> None:
+        record = self.records[run.name]
+        record.state, record.exit_code, record.note = "running", None, ""
+        record.start = record.start or datetime.now(UTC).isoformat(timespec="seconds")
+        self._write()
+
+    def ended(self, run: Run, exit_code: int | None, wall_s: float, asked: bool, note: str = "") -> None:
+        """Record how a run's process ended.
+
+        Args:
+            run: whose.
+            exit_code: None when it was lost with its worker.
+            wall_s: seconds that it took.
+            asked: whether it had been asked to stop: then a death by that signal is no failure.
+            note: why it was lost.
+        """
+        record = self.records[run.name]
+        record.exit_code, record.wall_s = exit_code, round(record.wall_s + wall_s, 1)
+        if exit_code == DONE and checkpoint(run).is_file():
+            record.state = "done"
+        elif exit_code == STOPPED or (asked and (exit_code is None or exit_code < 0)):
+            record.state = "stopped"
+        else:
+            record.state = "failed"
+            ended = "no checkpoint is there" if exit_code == DONE else f"exit code {exit_code}"
+            record.note = note or last_words(run.folder) or ended
+        self._write()
+
+    def _write(self) -> None:
+        """Replace the file by a whole one, or leave the old."""
+        text = json.dumps({**self.about, "runs": {name: asdict(row) for name, row in self.records.items()}}, indent=2)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_name(f".{NAME}.{os.getpid()}")
+        with temporary.open("w") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.file)

@@ -1,0 +1,186 @@
+"""A sweep file and the runs that it stands for: tasks x variants x seeds. Nothing here starts or writes anything."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.parser import read_config
+from dqs_lightning.registry import nearest
+
+KEYS = ("config", "tasks", "seeds", "variants", "overrides")
+RESERVED = ("config", "extends", "run_dir", "ckpt_path", "seed_everything", "print_config", "trust")
+"""Options of dqs-fit that the sweep sets itself, or that only a command line may set."""
+
+MAX_SEED = 2**32 - 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_OVERRIDE = re.compile(r"([A-Za-z_][\w.]*)(\+?)=.*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: task/variant/seed=k, also where it lives below the sweep's folder.
+        config: its configuration file, absolute.
+        digest: of what that file and those that it extends say; comments are no part of it.
+        settings: options of dqs-fit, the overrides in order and the seed.
+        folder: its run directory, absolute.
+    """
+
+    name: str
+    config: Path
+    digest: str
+    settings: tuple[str, ...]
+    folder: Path
+
+    @property
+    def command(self) -> list[str]:
+        """The dqs-fit command line, which starts the run, continues it, and leaves it alone when it is finished."""
+        return [
+            "dqs-fit", "--config", str(self.config), *self.settings, f"--run_dir={self.folder}", "--ckpt_path=auto",
+        ]  # fmt: skip
+
+
+def read_sweep(file: Path) -> dict[str, Any]:
+    """What a sweep file says, checked: KEYS, of which `overrides` may be missing, and `config` or `tasks` is.
+
+    Raises:
+        InputError: when a key is unknown or missing, or a value is not what it may be.
+    """
+    content = _read(file, "sweep")
+    for key in content:
+        if key not in KEYS:
+            found = nearest(str(key), KEYS)
+            hint = f"\nDid you mean {found}?" if found else ""
+            raise InputError(f"{file}: {key}: no such key; allowed are {', '.join(KEYS)}{hint}")
+    try:
+        if ("config" in content) == ("tasks" in content):
+            raise InputError("config, tasks: one of the two must be there, and one only")
+        for key in ("seeds", "variants"):
+            if key not in content:
+                raise InputError(f"{key}: must be there")
+        for name, path in _tasks(content).items():
+            if not isinstance(path, str):
+                raise InputError(f"tasks.{name}={path}: must be the path of a configuration file")
+        _check_seeds(content["seeds"])
+        for name, overrides in _mapping("variants", content["variants"]).items():
+            _check_overrides(f"variants.{name}", overrides)
+        if "overrides" in content:
+            _check_overrides("overrides", content["overrides"])
+            if not content["overrides"]:
+                raise InputError("overrides=[]: must be a list of one or more, or be left out")
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return content
+
+
+def expand(file: Path, out: Path) -> list[Run]:
+    """The runs of a sweep file, task by task, variant by variant, seed by seed.
+
+    Args:
+        file: the sweep file; paths in it are relative to its folder.
+        out: the sweep's folder, below which each run has its own.
+
+    Raises:
+        InputError: when the file is wrong, or a configuration that it names is missing or not readable.
+    """
+    content = read_sweep(file)
+    common = content.get("overrides", [])
+    runs = []
+    for task, path in _tasks(content).items():
+        config = (file.parent / path).resolve()
+        digest = _digest(config, f"{file}: {'config' if 'config' in content else f'tasks.{task}'}")
+        for variant, own in content["variants"].items():
+            for seed in content["seeds"]:
+                name = f"{task}/{variant}/seed={seed}"
+                settings = (*(f"--{override}" for override in (*common, *own)), f"--seed_everything={seed}")
+                runs.append(Run(name, config, digest, settings, out.resolve() / name))
+    return runs
+
+
+def _tasks(content: dict[str, Any]) -> dict[str, Any]:
+    """Configuration files by task; a single one is called as its file is."""
+    if "tasks" in content:
+        return _mapping("tasks", content["tasks"])
+    path = content["config"]
+    if not isinstance(path, str):
+        raise InputError(f"config={path}: must be the path of one configuration file; several go under tasks")
+    return {Path(path).stem: path}
+
+
+def _mapping(key: str, value: Any) -> dict[str, Any]:
+    """The value of `tasks` or `variants`, whose names become folders."""
+    if not isinstance(value, dict) or not value:
+        raise InputError(f"{key}={value}: must be one or more of NAME: VALUE")
+    for name in value:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            quoted = "" if isinstance(name, str) else f' (put it in quotes: "{name}")'
+            raise InputError(f"{key}.{name}: a name has letters, digits and ._+-, a letter or digit first{quoted}")
+    _refuse_twice(key, (name.lower() for name in value))  # one folder where the disk ignores case
+    return value
+
+
+def _check_seeds(seeds: Any) -> None:
+    if not isinstance(seeds, list) or not seeds:
+        raise InputError(f"seeds={seeds}: must be a list of one or more whole numbers")
+    for seed in seeds:
+        if type(seed) is not int or not 0 <= seed <= MAX_SEED:  # a bool is an int
+            raise InputError(f"seeds={seed}: allowed are whole numbers from 0 to {MAX_SEED}")
+    _refuse_twice("seeds", seeds)
+
+
+def _check_overrides(key: str, overrides: Any) -> None:
+    """A variant's list may be empty: the configuration as it is."""
+    if not isinstance(overrides, list):
+        raise InputError(f"{key}={overrides}: must be a list of overrides, such as [model.backup=Plain]")
+    names = []
+    for override in overrides:
+        found = _OVERRIDE.fullmatch(override) if isinstance(override, str) else None
+        if not found:
+            raise InputError(
+                f"{key}={override}: must be an option of dqs-fit without its dashes, such as data.num_envs=8"
+            )
+        if found[1] in RESERVED:
+            raise InputError(f"{key}={override}: a sweep may not set {', '.join(RESERVED)}")
+        if not found[2]:
+            names.append(found[1])
+    _refuse_twice(key, names)
+
+
+def _refuse_twice(key: str, items: Iterable[Any]) -> None:
+    seen = set()
+    for item in items:
+        if item in seen:
+            raise InputError(f"{key}: {item} stands there a second time")
+        seen.add(item)
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    try:
+        return read_config(path)
+    except InputError as error:
+        raise InputError(f"{key}: {str(error).removeprefix('--config=')}") from error
+
+
+def _digest(config: Path, key: str) -> str:
+    """SHA-256 of a configuration and of those that it extends.
+
+    Raises:
+        InputError: when one of them is missing or not readable; it names `key`.
+    """
+    chain: dict[Path, dict[str, Any]] = {}
+    path: Path | None = config
+    while path is not None:
+        if path in chain:
+            raise InputError(f"{key}: {path} extends itself")
+        chain[path] = _read(path, key)
+        base = chain[path].get("extends")
+        path = (path.parent / base).resolve() if base else None
+    text = json.dumps(list(chain.values()), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,89 @@
+"""The picture of what the policy samples: its plane, its lines, and that training does not notice."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from helpers import small_agent, small_data, trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+from dqs_callbacks import ActionLandscape
+from dqs_callbacks.landscape import CELLS, FRAMES, REST, landscape, mass_levels
+from dqs_lightning.agents import DQS
+from dqs_lightning.envs import DMControl, Maze
+
+
+def test_lines_enclose_the_shares_that_they_claim() -> None:
+    axis = torch.linspace(-4, 4, 801, dtype=torch.float64)
+    radius = (axis[:, None] ** 2 + axis[None] ** 2).sqrt()
+    outer, inner = mass_levels(torch.exp(-(radius**2) / 2), (0.9, 0.5))
+    # Of a standard normal in the plane the disc of radius r holds 1 - exp(-r^2 / 2).
+    assert outer == pytest.approx(0.1, abs=1e-3) and inner == pytest.approx(0.5, abs=1e-3)
+
+
+def test_in_two_dimensions_the_plane_is_the_action_set() -> None:
+    agent, state = DQS(3, 2, hidden=(16, 16)), torch.randn(3)
+    found = landscape(agent, state, samples=40, trails=5)
+    assert found.exact and found.actions.shape == (40, 2) and found.trails.shape == (7, 5, 2)
+    torch.testing.assert_close(found.trails[-1], found.actions[:5])
+    assert found.trails[0].abs().max() > 1  # noise begins outside
+    for row, column in ((0, 0), (3, 70), (CELLS - 1, 40)):
+        action = torch.stack([found.grid[row], found.grid[column]])[None]
+        torch.testing.assert_close(found.q_value[row, column], agent.critic.value(state[None], action)[0])
+
+
+def test_in_more_dimensions_the_plane_is_where_the_samples_spread() -> None:
+    agent, state = DQS(3, 5, hidden=(16, 16)), torch.randn(3)
+    found = landscape(agent, state, samples=200, trails=0)
+    torch.testing.assert_close(found.axes @ found.axes.T, torch.eye(2))
+    assert not found.exact and found.trails.shape[1] == 0
+    samples = agent.sample(state[None], 4000)[:, 0]
+    spread = ((samples - samples.mean(0)) @ found.axes.T).var(0).sum()
+    assert spread > 2 / 5 * samples.var(0).sum()  # more than two directions at random would have
+    plane = found.center + torch.cartesian_prod(found.grid, found.grid) @ found.axes
+    outside = (plane.abs() > 1 + 1e-6).any(-1).reshape(CELLS, CELLS)
+    assert torch.equal(found.q_value.isnan(), outside) and outside.any() and not outside.all()
+
+
+def test_draws_and_animates_and_leaves_training_as_it_was(tmp_path: Path) -> None:
+    weights = []
+    for callbacks in ([], [ActionLandscape(every_frames=400, states=2, samples=20, animate=True)]):
+        L.seed_everything(1)
+        data = small_data(environment=Maze(), total_frames=600, init_random_frames=300)
+        agent = small_agent(data)
+        trainer(tmp_path, callbacks).fit(agent, data)
+        weights.append(agent.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    pictures = sorted(file.name for file in (tmp_path / "pictures").iterdir())
+    assert pictures == ["denoising.gif", "landscape_400.png", "landscape_608.png"]
+    with Image.open(tmp_path / "pictures" / "denoising.gif") as film:
+        assert film.n_frames >= FRAMES  # the encoder joins the pictures of the rest, which are all one
+        assert film.n_frames <= FRAMES + 1 + REST
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "message"),
+    [
+        (DMControl("cartpole", "swingup", 50), {}, "two action dimensions or more, not DQS with 1"),
+        (Maze(), {"observations": [[0.0, 0.0, 0.0]]}, "observations have 3 numbers; maze-four-goals has 2"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_training(
+    tmp_path: Path, environment: Any, changes: dict[str, Any], message: str
+) -> None:
+    data = small_data(environment=environment)
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer(tmp_path, [ActionLandscape(**changes)]).fit(small_agent(data), data)
+    assert data.env_frames == 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"every_frames": 0}, {"states": 0}, {"samples": 1}, {"trails": -1}, {"observations": []}]
+)
+def test_refuses_numbers_out_of_range(changes: dict[str, Any]) -> None:
+    name, value = next(iter(changes.items()))
+    with pytest.raises(ValueError, match=rf"{name}={value}".replace("[", r"\[").replace("]", r"\]")):
+        ActionLandscape(**changes)
