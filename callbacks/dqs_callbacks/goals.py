@@ -14,8 +14,13 @@ from dqs_lightning.agents import Agent
 from dqs_lightning.coverage import count_paths, entropy_of, goal_shares, path_words, roll_out
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import Environment, Navigation
+from dqs_lightning.envs.mixture import mmd
 from dqs_lightning.evaluation import policy_of
 from dqs_lightning.registry import components
+
+
+EXACT = 2000
+"""Samples of the law that ends are compared with."""
 
 
 def navigation_of(environment: Environment, asking: object) -> Navigation:
@@ -37,9 +42,10 @@ class GoalCoverage(Periodic):
     """Counts the goals that the policy reaches, every `every_frames` frames and at the end (see `Periodic`).
 
     Logs `eval/success` (share of the rollouts that end at a goal), `eval/goal_entropy` (of the goals among those, in
-    nats; at most the log of their number) and `eval/paths` (ways of reaching a goal that walls set apart). Each count
-    adds one JSON object to `goals.jsonl`: `env_frames`, `updates`, `rollouts`, `success`, `goal_entropy`, `paths`,
-    `shares` (of all rollouts, one a goal). The last one is printed as a table.
+    nats; at most the log of their number), `eval/goals` (goals reached at all) and `eval/paths` (ways of reaching a goal
+    that walls set apart); where the environment knows the law at which episodes should end, `eval/mmd`, the squared
+    maximum mean discrepancy of the ends from it. Each count adds one JSON object to `goals.jsonl`: `env_frames`,
+    `updates`, `rollouts`, these, and `shares` (of all rollouts, one a goal). The last one is printed as a table.
 
     Args:
         every_frames: environment frames between counts; >= 1.
@@ -74,8 +80,11 @@ class GoalCoverage(Periodic):
         metrics: dict[str, float] = {
             "success": float(shares.sum()),
             "goal_entropy": entropy_of(shares),
-            "paths": count_paths(path_words(found.position, navigation.obstacles), found.goal),
+            "goals": float((shares > 0).sum()),
+            "paths": float(count_paths(path_words(found.position, navigation.obstacles), found.goal)),
         }
+        if (exact := navigation.samples(EXACT)) is not None and self.rollouts > 1:
+            metrics["mmd"] = mmd(found.position[-1], exact)
         self._row = {
             "env_frames": data.env_frames,
             "updates": trainer.global_step,
@@ -102,5 +111,8 @@ def table(row: dict[str, Any], navigation: Navigation) -> Table:
             shown.add_row(f"({x:g}, {y:g})", f"{share:.0%}", "█" * round(30 * share))
     shown.add_section()
     shown.add_row("success", f"{row['success']:.0%}", f"entropy of goals {row['goal_entropy']:.2f} nats")
-    shown.add_row("paths", str(int(row["paths"])), "that walls set apart")
+    shown.add_row("goals", f"{row['goals']:g}", f"of {len(row['shares'])}")
+    shown.add_row("paths", f"{row['paths']:g}", "that walls set apart")
+    if "mmd" in row:
+        shown.add_row("MMD", f"{row['mmd']:.3f}", "squared, of the ends from the law that is known")
     return shown

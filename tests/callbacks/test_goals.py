@@ -17,7 +17,7 @@ from dqs_callbacks.goals import table
 from dqs_callbacks.trajectories import thinned
 from dqs_lightning.checkpoint import RunCheckpoint
 from dqs_lightning.coverage import entropy_of
-from dqs_lightning.envs import Maze
+from dqs_lightning.envs import Maze, MixtureNavigation
 
 OPEN = Maze(walls=[], goals=[[0.5, 0.5], [-0.5, -0.5]], goal_radius=0.4, horizon=10)
 """Even a policy that has learned nothing meets its goals."""
@@ -37,6 +37,7 @@ def test_counts_and_draws_and_leaves_training_as_it_was(tmp_path: Path, capsys: 
     assert [row["env_frames"] for row in rows] == [320, 400, 608]
     last = rows[-1]
     assert last["rollouts"] == 30 and len(last["shares"]) == 2 and 0 < last["success"] <= 1
+    assert last["goals"] == sum(share > 0 for share in last["shares"]) and "mmd" not in last
     assert last["success"] == pytest.approx(sum(last["shares"]), abs=1e-3)
     assert last["goal_entropy"] == pytest.approx(entropy_of(torch.tensor(last["shares"])), abs=1e-3)
     assert fit.callback_metrics["eval/success"].item() == pytest.approx(last["success"], abs=1e-4)
@@ -77,6 +78,14 @@ def test_an_environment_without_goals_is_refused_before_training(tmp_path: Path)
         assert data.env_frames == 0
 
 
+def test_ends_are_compared_with_a_law_that_is_known(tmp_path: Path) -> None:
+    mixture = MixtureNavigation(num_modes=2, step=5.0, horizon=5)
+    data = small_data(environment=mixture, total_frames=400, init_random_frames=200)
+    trainer(tmp_path, [GoalCoverage(every_frames=1000, rollouts=40)]).fit(small_agent(data), data)
+    (row,) = [json.loads(line) for line in (tmp_path / "goals.jsonl").read_text().splitlines()]
+    assert 0.1 < row["mmd"] < 6 and len(row["shares"]) == 2
+
+
 def test_panels_are_thinned_evenly_and_keep_both_ends() -> None:
     nothing = torch.zeros(0)
     kept = []
@@ -88,8 +97,16 @@ def test_panels_are_thinned_evenly_and_keep_both_ends() -> None:
 
 
 def test_the_table_shows_every_goal_of_a_maze() -> None:
-    row = {"env_frames": 5, "rollouts": 4, "success": 0.5, "goal_entropy": 0.0, "paths": 1, "shares": [0.5, 0.0]}
-    assert table(row, OPEN).row_count == 4
+    row = {
+        "env_frames": 5,
+        "rollouts": 4,
+        "success": 0.5,
+        "goal_entropy": 0.0,
+        "goals": 1,
+        "paths": 1,
+        "shares": [0.5, 0.0],
+    }
+    assert table(row, OPEN).row_count == 5
 
 
 @pytest.mark.parametrize("make", [GoalCoverage, Trajectories])

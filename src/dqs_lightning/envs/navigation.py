@@ -39,8 +39,14 @@ class Navigation(Environment):
 
     def goal_of(self, position: Tensor) -> Tensor:
         """The nearest goal within reach of positions [n, 2]: int64 [n, 1], -1 where there is none."""
-        distance, nearest = torch.cdist(position, position.new_tensor(self.goals)).min(-1, keepdim=True)
+        # Not by matrix products, whose rounding depends on how many positions there are.
+        apart = torch.cdist(position, position.new_tensor(self.goals), compute_mode="donot_use_mm_for_euclid_dist")
+        distance, nearest = apart.min(-1, keepdim=True)
         return torch.where(distance <= self.goal_radius, nearest, -1)
+
+    def samples(self, num: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Draws [num, 2] of the law at which episodes should end; None where there is no such law."""
+        return None
 
 
 class PlaneBatch(EnvBase):

@@ -1,0 +1,250 @@
+"""The point maze of gymnasium-robotics, without telling the policy where the goals are."""
+
+import importlib.util
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtState
+from scipy.ndimage import label
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from dqs_lightning.envs.navigation import Navigation, Points
+
+TWO_GOALS = (
+    "111111111",
+    "1g0000101",
+    "101100101",
+    "100000101",
+    "1000r0001",
+    "101000001",
+    "101100101",
+    "1000011g1",
+    "111111111",
+)
+WALL, FREE, START, GOAL = "10rg"
+START_NOISE = 0.25
+"""Episodes start within a square of twice this side around the start cell's center, as gymnasium-robotics has it."""
+TOP_SPEED = 5.0
+"""To which gymnasium-robotics cuts each dimension's velocity before a frame, in cells/s."""
+
+
+class PointMaze(Navigation):
+    """A ball pushed by a force (x, y) through a maze of square cells of side 1, which are drawn as a map.
+
+    gymnasium-robotics' `PointMaze_UMaze-v3` with the map given. The observation is the position, over half the map's
+    width and height, and the velocity, over 5 (its limit): all about [-1, 1]. Goals are not observed. The reward is 1
+    on arrival within 0.45 of the center of any goal, which ends the episode, and 0 before; gymnasium-robotics itself
+    asks for one goal, drawn for each episode, of which nothing is used here.
+
+    A frame is 0.01 s, and a goal of the default map about 6 cells off: 1.5 s or more. The default horizon is
+    gymnasium-robotics' for mazes of about this size, and the default repeat of 10 makes 60 decisions of it, each of
+    which moves the ball by at most half a cell.
+
+    Args:
+        maze_map: rows of equally many characters, from the top: 1 wall, 0 free, r start (one), g goal (one or more).
+        horizon: frames until an episode is cut; >= 1.
+        action_repeat: frames for each action; >= 1. A goal reached within them ends the step.
+        label: name of the map, for run directories.
+
+    Raises:
+        ValueError: for a map that is none, numbers out of range, or where gymnasium-robotics is not installed.
+    """
+
+    goal_radius = 0.45
+
+    def __init__(
+        self,
+        maze_map: Sequence[str] = TWO_GOALS,
+        horizon: int = 600,
+        action_repeat: int = 10,
+        label: str = "point-maze-two-goals",
+    ) -> None:
+        super().__init__(action_repeat)
+        if horizon < 1:
+            raise ValueError(f"horizon={horizon}: allowed is 1 or more")
+        _check(maze_map)
+        if importlib.util.find_spec("gymnasium_robotics") is None:
+            raise ValueError('PointMaze needs gymnasium-robotics: pip install ".[robotics]" -c constraints.txt')
+        self.maze_map, self.horizon, self.label = maze_map, int(horizon), label
+        self.half_size = (len(maze_map[0]) / 2, len(maze_map) / 2)
+        (width, height), walls = self.half_size, self._cells(WALL)
+        self.extent = (-width, width, -height, height)
+        self.goals = self._cells(GOAL)
+        self.start = self._cells(START)[0]
+        self.blocks = [(x - 0.5, x + 0.5, y - 0.5, y + 0.5) for x, y in walls]
+        self.obstacles = self._islands()
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def make(self, num_envs: int, seed: int) -> "PointMazeBatch":
+        return PointMazeBatch(self, num_envs, seed)
+
+    def _center(self, row: int, column: int) -> tuple[float, float]:
+        return column + 0.5 - self.half_size[0], self.half_size[1] - row - 0.5
+
+    def _cells(self, kind: str) -> list[tuple[float, float]]:
+        rows = enumerate(self.maze_map)
+        return [self._center(i, j) for i, row in rows for j, found in enumerate(row) if found == kind]
+
+    def _islands(self) -> Points:
+        """The center of one cell of each piece of wall apart from the outer one; corners that touch let nothing by."""
+        pieces, count = label([[cell == WALL for cell in row] for row in self.maze_map], np.ones((3, 3)))
+        first = (np.argwhere(pieces == piece)[0].tolist() for piece in range(1, count + 1) if piece != pieces[0, 0])
+        return [self._center(row, column) for row, column in first]
+
+    def model(self) -> MjModel:
+        """gymnasium-robotics' model of the map."""
+        with redirect_stderr(StringIO()):  # where it prints notices on environments of other kinds
+            from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+        cells = [[int(cell) if cell in WALL + FREE else cell for cell in row] for row in self.maze_map]
+        env = PointMazeEnv(maze_map=cells)
+        Path(env.tmp_xml_file_path).unlink(missing_ok=True)  # which it leaves behind
+        return env.model
+
+
+def _check(maze_map: Sequence[str]) -> None:
+    shown, text = "/".join(maze_map), "".join(maze_map)
+    if len(maze_map) < 3 or len(maze_map[0]) < 3 or len({len(row) for row in maze_map}) > 1:
+        raise ValueError(f"maze_map={shown}: allowed are 3 or more rows, all equally long, of 3 or more cells")
+    if unknown := set(text) - {WALL, FREE, START, GOAL}:
+        raise ValueError(f"maze_map={shown}: {min(unknown)!r} is none of 1 wall, 0 free, r start, g goal")
+    if text.count(START) != 1 or GOAL not in text:
+        raise ValueError(f"maze_map={shown}: allowed are exactly one r (start) and one or more g (goals)")
+    border = maze_map[0] + maze_map[-1] + "".join(row[0] + row[-1] for row in maze_map)
+    if set(border) != {WALL}:
+        raise ValueError(f"maze_map={shown}: allowed is a border of walls (1) alone")
+
+
+class PointMazeBatch(EnvBase):
+    """num_envs balls, simulated in turn on one model, written into one TensorDict.
+
+    Bitwise the dynamics of gymnasium-robotics, at about half its cost: MuJoCo is called directly. Each member draws
+    its starts from a random stream of its own, seeded with seed + index.
+
+    Args:
+        maze: see `PointMaze`.
+        num_envs: batch size.
+        seed: of the first member.
+    """
+
+    batch_locked = True
+
+    def __init__(self, maze: PointMaze, num_envs: int, seed: int) -> None:
+        super().__init__(device="cpu", batch_size=[num_envs])
+        self.maze = maze
+        self._model = maze.model()
+        self._balls = [MjData(self._model) for _ in range(num_envs)]
+        self._streams = [torch.Generator().manual_seed(seed + index) for index in range(num_envs)]
+        self._frames = [0] * num_envs
+        self._restored = False
+        self._unit = torch.tensor([*maze.half_size, TOP_SPEED, TOP_SPEED], dtype=torch.float64)
+        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
+        self.observation_spec = Composite(
+            observation=Unbounded(shape=(num_envs, 4)),
+            position=Unbounded(shape=(num_envs, 2)),
+            goal=Bounded(-1, len(maze.goals) - 1, shape=(num_envs, 1), dtype=torch.int64),
+            shape=(num_envs,),
+        )
+        self.action_spec = Bounded(-1, 1, shape=(num_envs, 2), dtype=torch.float32)
+        self.reward_spec = Unbounded(shape=(num_envs, 1))
+        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,))
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        chosen = np.ones(len(self._balls), bool)
+        if tensordict is not None and "_reset" in tensordict:
+            chosen = tensordict["_reset"].reshape(-1).numpy()
+        if self._restored:
+            self._restored = False
+        else:
+            for index in np.flatnonzero(chosen).tolist():
+                self._begin(index)
+        flags = torch.zeros(len(self._balls), 1, dtype=torch.bool)
+        return self._tensordict(done=flags, terminated=flags.clone(), truncated=flags.clone())
+
+    def _begin(self, index: int) -> None:
+        ball, noise = self._balls[index], torch.rand(2, generator=self._streams[index], dtype=torch.float64)
+        mujoco.mj_resetData(self._model, ball)
+        ball.qpos[:] = np.array(self.maze.start) + START_NOISE * (2 * noise.numpy() - 1)
+        mujoco.mj_forward(self._model, ball)
+        self._frames[index] = 0
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        for index, force in enumerate(tensordict["action"].double().numpy().clip(-1, 1)):
+            self._push(index, force)
+        stepped = self._tensordict()
+        terminated = stepped["goal"] >= 0
+        truncated = torch.tensor([[frames >= self.maze.horizon] for frames in self._frames]) & ~terminated
+        done = terminated | truncated
+        return stepped.update(dict(reward=terminated.float(), done=done, terminated=terminated, truncated=truncated))
+
+    def _push(self, index: int, force: np.ndarray) -> None:
+        model, ball, reach = self._model, self._balls[index], self.maze.goal_radius**2
+        position, velocity, control = ball.qpos, ball.qvel, ball.ctrl
+        for _ in range(self.maze.action_repeat):
+            # As gymnasium-robotics: a forward pass with the cut velocity and the old force, which moves the solver's
+            # warm start, then the step, without its first half, which the pass has just done.
+            velocity.clip(-TOP_SPEED, TOP_SPEED, out=velocity)
+            mujoco.mj_forward(model, ball)
+            control[:] = force
+            mujoco.mj_step2(model, ball)
+            self._frames[index] += 1
+            x, y = position.tolist()
+            arrived = any((x - goal[0]) ** 2 + (y - goal[1]) ** 2 <= reach for goal in self.maze.goals)
+            if arrived or self._frames[index] >= self.maze.horizon:
+                break
+
+    def _tensordict(self, **entries: Tensor) -> TensorDictBase:
+        state = torch.from_numpy(np.array([(*ball.qpos, *ball.qvel) for ball in self._balls]))
+        entries["observation"] = (state / self._unit).float()
+        entries["position"] = state[:, :2].float()
+        entries["goal"] = self.maze.goal_of(state[:, :2])
+        return TensorDict(entries, batch_size=self.batch_size)
+
+    def _set_seed(self, seed: int | None) -> None:
+        for index, stream in enumerate(self._streams):
+            if seed is None:
+                stream.seed()
+            else:
+                stream.manual_seed(seed + index)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the next steps depend on: simulators with their warm starts, clocks, random streams."""
+        kind = mjtState.mjSTATE_INTEGRATION
+        states = np.zeros((len(self._balls), mj_stateSize(self._model, kind)))
+        for ball, state in zip(self._balls, states, strict=True):
+            mj_getState(self._model, ball, state, kind)
+        streams = torch.stack([stream.get_state() for stream in self._streams])
+        return {"physics": torch.from_numpy(states), "frames": list(self._frames), "streams": streams}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
+        for ball, physics in zip(self._balls, state["physics"].numpy(), strict=True):
+            mj_setState(self._model, ball, physics, mjtState.mjSTATE_INTEGRATION)
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
+            stream.set_state(saved.clone())  # a view into the stack would crash torch
+        self._frames, self._restored = list(state["frames"]), True
+
+    def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
+        """RGB picture [height, width, 3], uint8, of one member from above; needs MUJOCO_GL=egl or osmesa."""
+        camera = mujoco.MjvCamera()
+        camera.azimuth, camera.elevation, camera.distance = 90, -90, 2.6 * max(self.maze.half_size)
+        self._model.site("target").rgba[3] = 0  # gymnasium-robotics' own goal
+        with mujoco.Renderer(self._model, height, width) as renderer:
+            renderer.update_scene(self._balls[index], camera)
+            for x, y in self.maze.goals:
+                where, size, colour = np.array([x, y, 0.0]), np.full(3, 0.2), np.array([1, 0, 0, 0.7], np.float32)
+                geom = renderer.scene.geoms[renderer.scene.ngeom]
+                mujoco.mjv_initGeom(geom, mujoco.mjtGeom.mjGEOM_SPHERE, size, where, np.eye(3).ravel(), colour)
+                renderer.scene.ngeom += 1
+            return np.array(renderer.render())
