@@ -4,8 +4,16 @@ import platform
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
+
+
+def cpu_model() -> str:
+    """As the kernel names it; empty where it does not."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def about() -> dict[str, object]:
@@ -15,6 +23,6 @@ def about() -> dict[str, object]:
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()} {cpu_model()}".strip(),
         "threads": torch.get_num_threads(),
     }

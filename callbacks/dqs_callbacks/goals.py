@@ -18,7 +18,6 @@ from dqs_lightning.envs.mixture import mmd
 from dqs_lightning.evaluation import policy_of
 from dqs_lightning.registry import components
 
-
 EXACT = 2000
 """Samples of the law that ends are compared with."""
 
@@ -42,10 +41,11 @@ class GoalCoverage(Periodic):
     """Counts the goals that the policy reaches, every `every_frames` frames and at the end (see `Periodic`).
 
     Logs `eval/success` (share of the rollouts that end at a goal), `eval/goal_entropy` (of the goals among those, in
-    nats; at most the log of their number), `eval/goals` (goals reached at all) and `eval/paths` (ways of reaching a goal
-    that walls set apart); where the environment knows the law at which episodes should end, `eval/mmd`, the squared
-    maximum mean discrepancy of the ends from it. Each count adds one JSON object to `goals.jsonl`: `env_frames`,
-    `updates`, `rollouts`, these, and `shares` (of all rollouts, one a goal). The last one is printed as a table.
+    nats; at most the log of their number), `eval/goals` (goals reached at all) and `eval/paths` (ways of reaching a
+    goal that walls set apart); where the environment knows the law at which episodes should end, `eval/mmd`, the
+    squared maximum mean discrepancy of the ends from it. Each count adds one JSON object to `goals.jsonl`:
+    `env_frames`, `updates`, `rollouts`, these, and `shares` (of all rollouts, one a goal). The last one is printed as a
+    table.
 
     Args:
         every_frames: environment frames between counts; >= 1.

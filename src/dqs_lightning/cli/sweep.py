@@ -199,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"dqs-sweep: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:  # the reader of --dry-run, such as head, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
 
 
 if __name__ == "__main__":
