@@ -1,6 +1,6 @@
 """Learning curves of finished runs: a picture and a table, from their `scores.jsonl` alone.
 
-    python benchmarks/learning.py --out benchmarks/results/quickstart --random 52.1 DQS=runs/a DQS=runs/b
+    python benchmarks/learning.py --out benchmarks/results/cartpole-fast --random 52.1 DQS=runs/a DQS=runs/b
 
 Each argument is LABEL=RUN_DIR; runs of one label are its seeds. Copies each run's scores and environment beside the
 picture, so that it can be drawn again. `--random` draws the return of a uniformly random policy as a floor

@@ -7,7 +7,7 @@ estimator, and the paper's choices together, at T = .1, K = 32; `samplers` each 
 Evaluations of the network a sample: 5, 10, 20. SW: sliced Wasserstein-1 (in units of the box's half width); modes:
 total variation of the mode masses; TV, KL: on a grid of 24 x 24 cells; gap: (E_truth Q - E_sample Q) / T, positive when
 samples are too random. What --out holds already is not measured again; the table that is printed at the end, means over
-seeds, holds all of it. The last line holds name=value pairs.
+seeds, holds all of it, and is written beside --out as Markdown. The last line holds name=value pairs.
 """
 
 import argparse
@@ -106,20 +106,46 @@ def fitted(target: Target, temperature: float, estimator: str, num: int, seed: i
     )
 
 
-def table(results: dict[str, dict[str, object]]) -> None:
-    """Print means over seeds, one line a cell, then the same as name=value pairs."""
-    rows: dict[str, list[dict[str, float]]] = {}
+def means(results: dict[str, dict[str, object]]) -> dict[tuple[str, str], tuple[int, dict[str, float]]]:
+    """Of every cell and number of evaluations (of every sampler): how many seeds there are, and their mean."""
+    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     for key, found in results.items():
         for steps, row in found.items():
             if isinstance(row, dict):
-                rows.setdefault(f"{key.rsplit(' seed=', 1)[0]} {steps}", []).append(row)
-    means = {
-        name: {metric: sum(row[metric] for row in found) / len(found) for metric in found[0]}
-        for name, found in rows.items()
+                rows.setdefault((key.rsplit(" seed=", 1)[0], steps), []).append(row)
+    return {
+        at: (len(found), {metric: sum(row[metric] for row in found) / len(found) for metric in found[0]})
+        for at, found in rows.items()
     }
-    for name, mean in means.items():
-        print(f"{name:52} seeds {len(rows[name])}  " + "  ".join(f"{k} {v:.3f}" for k, v in mean.items()))
-    print(" ".join(f"{name.replace(' ', '_')}_SW={mean['SW']:.4f}" for name, mean in means.items()))
+
+
+def markdown(results: dict[str, dict[str, object]]) -> str:
+    """The whole table, by target, temperature and estimator."""
+    lines = [
+        "Written by `benchmarks/sampler_quality.py`, whose head says what the columns are.",
+        "",
+        "| target | T | estimator | K | evaluations | seeds | SW | mode masses | TV | KL | gap / T |",
+        "|---" * 11 + "|",
+    ]
+    found = []
+    for (cell, steps), (seeds, mean) in means(results).items():
+        target, temperature, estimator, num = cell.split()
+        sampler, _, evaluations = steps.rpartition(" ")
+        kind = f"{sampler} on MultiStart's network" if sampler else estimator
+        order = (target, -float(temperature[2:]), kind, int(num[2:]), int(evaluations))
+        numbers = [f"{mean[name]:.3f}" if name in mean else "" for name in ("SW", "modes", "TV", "KL", "gap")]
+        row = [target, temperature[2:], kind, num[2:], evaluations, str(seeds), *numbers]
+        found.append((order, "| " + " | ".join(row) + " |"))
+    return "\n".join([*lines, *(line for _, line in sorted(found))]) + "\n"
+
+
+def table(results: dict[str, dict[str, object]]) -> None:
+    """Print means over seeds, one line a cell, then the same as name=value pairs."""
+    found = means(results)
+    for (cell, steps), (seeds, mean) in found.items():
+        print(f"{cell + ' ' + steps:52} seeds {seeds}  " + "  ".join(f"{k} {v:.3f}" for k, v in mean.items()))
+    pairs = (f"{f'{cell} {steps}'.replace(' ', '_')}_SW={mean['SW']:.4f}" for (cell, steps), (_, mean) in found.items())
+    print(" ".join(pairs))
 
 
 def main() -> None:
@@ -169,6 +195,8 @@ def main() -> None:
         print(key, json.dumps(results[key]), flush=True)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n")
+    if options.out:
+        options.out.with_suffix(".md").write_text(markdown(results))
     table(results)
 
 

@@ -14,14 +14,15 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import step_mdp
 
 from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
-from dqs_lightning.evaluation import Policy, policy_of
+from dqs_lightning.envs import Environment
+from dqs_lightning.evaluation import Policy, episode_returns, policy_of
 
 
 class CannotFilmError(MisconfigurationException):
@@ -83,16 +84,10 @@ class Video(Periodic):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # On every rank: if rank zero alone refused, the others would wait for it.
-        environment = OnlineData.of(trainer).environment
-        with isolate_rng():
-            env = environment.make(1, seed=0)
-            env.reset()
-            try:
-                check_pictures(env, self.height, self.width)
-            except CannotFilmError as error:
-                raise CannotFilmError(f"Video: {environment.name} {error}") from error
-            finally:
-                env.close(raise_if_closed=False)
+        try:
+            check_films(OnlineData.of(trainer).environment, self.height, self.width)
+        except CannotFilmError as error:
+            raise CannotFilmError(f"Video: {error}") from error
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
@@ -108,7 +103,6 @@ class Video(Periodic):
                 logger.log_video("video", [str(file)], trainer.global_step)
 
 
-@torch.no_grad()
 def film(
     env: EnvBase,
     policy: Policy | None,
@@ -130,45 +124,44 @@ def film(
         width: of one member's picture, in pixels; even.
         fps: pictures per second of playback.
         max_steps: stop after so many steps; None: when all episodes are over.
-
-    Raises:
-        CannotFilmError: before the first step, when a picture cannot be drawn.
     """
-    tensordict = env.reset()
-    check_pictures(env, height, width)
-    returns = torch.zeros(env.batch_size)
     running = torch.ones(env.batch_size, dtype=torch.bool)
     shown = running[:episodes]  # a view: it changes with `running`
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     tiles = np.zeros((rows, height, columns, width, 3), np.uint8)
     picture = tiles.reshape(rows * height, columns * width, 3)  # a view too
-    steps = 0
+
+    def draw(step: TensorDictBase) -> None:
+        for index in shown.nonzero().flatten().tolist():
+            tiles[index // columns, :, index % columns] = env.render(index, height, width)
+        if shown.any():
+            append(picture)
+        running.logical_and_(~step["next", "done"].squeeze(-1))
+
     with _mp4(file, fps) as append:
-        while running.any() and steps != max_steps:
-            if policy is None:
-                env.rand_action(tensordict)
-            else:
-                tensordict["action"] = policy(tensordict["observation"])
-            tensordict = env.step(tensordict)
-            steps += 1
-            # Between step and reset, since the reset would take the end of an episode away.
-            for index in shown.nonzero().flatten().tolist():
-                tiles[index // columns, :, index % columns] = env.render(index, height, width)
-            if shown.any():
-                append(picture)
-            returns += running * tensordict["next", "reward"].squeeze(-1)
-            running &= ~tensordict["next", "done"].squeeze(-1)
-            tensordict = env.maybe_reset(step_mdp(tensordict))
+        returns = episode_returns(env, policy, draw, max_steps)
     return Film(returns, picture)
 
 
-def check_pictures(env: EnvBase, height: int, width: int) -> None:
-    """Draw the first member of an environment that has been reset.
+def check_films(environment: Environment, height: int = 240, width: int = 320) -> None:
+    """Draw one picture of an environment, apart from all others; the random state is left as it was.
 
     Raises:
         CannotFilmError: when its class has no method `render`, or when that fails or gives something else.
     """
+    with isolate_rng():
+        env = environment.make(1, seed=0)
+        env.reset()
+        try:
+            _check_picture(env, height, width)
+        except CannotFilmError as error:
+            raise CannotFilmError(f"{environment.name} {error}") from error
+        finally:
+            env.close(raise_if_closed=False)
+
+
+def _check_picture(env: EnvBase, height: int, width: int) -> None:
     # Of the class: some of TorchRL's environments answer for attributes that they do not have.
     if not callable(getattr(type(env), "render", None)):
         raise CannotFilmError(f"has no pictures: {type(env).__name__} has no method render(index, height, width)")

@@ -8,6 +8,7 @@ from scipy.stats import t as student_t
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import step_mdp
 
 from dqs_lightning.agents import Agent
 
@@ -22,28 +23,36 @@ def policy_of(agent: Agent, deterministic: bool = False, best_of: int | None = N
 
 @torch.no_grad()
 def episode_returns(
-    env: EnvBase, policy: Policy | None, on_step: Callable[[TensorDictBase], None] | None = None
+    env: EnvBase,
+    policy: Policy | None,
+    on_step: Callable[[TensorDictBase], None] | None = None,
+    max_steps: int | None = None,
 ) -> Tensor:
     """Undiscounted return of the first episode of each member of a batched environment, [num_envs].
 
     Args:
         env: batch size [num_envs]; it is reset first.
         policy: None acts uniformly at random.
-        on_step: called with the TensorDict of each step, for pictures and counts.
+        on_step: called with the TensorDict of each step, for pictures and counts, before members that are done are
+            reset; those whose first episode is over go on with further ones.
+        max_steps: stop after so many steps; None: when all first episodes are over.
     """
     tensordict = env.reset()
     returns = torch.zeros(env.batch_size)
     running = torch.ones(env.batch_size, dtype=torch.bool)
-    while running.any():
+    steps = 0
+    while running.any() and steps != max_steps:
         if policy is None:
             env.rand_action(tensordict)
         else:
             tensordict["action"] = policy(tensordict["observation"])
-        stepped, tensordict = env.step_and_maybe_reset(tensordict)
+        stepped = env.step(tensordict)
+        steps += 1
         if on_step is not None:
             on_step(stepped)
         returns += running * stepped["next", "reward"].squeeze(-1)
         running &= ~stepped["next", "done"].squeeze(-1)
+        tensordict = env.maybe_reset(step_mdp(stepped))
     return returns
 
 

@@ -1,1 +1,1 @@
-"""The command line: `dqs-fit` and `dqs-eval`."""
+"""The command line: `dqs-fit`, `dqs-eval`, `dqs-export` and `dqs-sweep`."""

@@ -67,7 +67,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     import torch
     from jsonargparse import set_parsing_settings
 
-    from dqs_callbacks.video import CannotFilmError, film
+    from dqs_callbacks.video import CannotFilmError, check_films, film
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint import CheckpointError, safe_load
     from dqs_lightning.cli.fit import trusted_packages
@@ -86,10 +86,12 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     video = run / "videos" / "eval.mp4"
-    try:
-        returns = film(env, policy, video, episodes=1).returns if options.video else episode_returns(env, policy)
-    except CannotFilmError as error:
-        raise InputError(f"--video: {environment.name} {error}") from error
+    if options.video:
+        try:
+            check_films(environment)
+        except CannotFilmError as error:
+            raise InputError(f"--video: {error}") from error
+    returns = film(env, policy, video, episodes=1).returns if options.video else episode_returns(env, policy)
     env.close(raise_if_closed=False)
     mean, (low, high) = mean_with_interval(returns)
     kind = "random policy" if options.random else f"{type(agent).__name__} at {frames:,} frames"

@@ -71,18 +71,27 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def config_chain(path: Path) -> dict[Path, dict[str, Any]]:
+    """A configuration file and those that it extends, each relative to the one before, by path; the file first.
+
+    Raises:
+        InputError: see `read_config`; and when a file extends itself.
+    """
+    chain: dict[Path, dict[str, Any]] = {}
+    file: Path | None = path
+    while file is not None:
+        if file in chain:
+            raise InputError(f"--config={path}: {file} extends itself")
+        chain[file] = read_config(file)
+        base = chain[file].get("extends")
+        file = file.parent / base if base else None
+    return chain
+
+
 class ConfigFile(ActionConfigFile):
     """`--config`: a file is read after the one that its `extends` names (relative to itself), so it can be short."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        chain: list[Path] = []
-        path: Path | None = Path(values)
-        while path is not None:
-            if path in chain:
-                raise InputError(f"--config={values}: {path} extends itself")
-            chain.append(path)
-            base = read_config(path).get("extends")
-            path = path.parent / base if base else None
-        for file in reversed(chain):
+        for file in reversed(config_chain(Path(values))):
             super().__call__(parser, cfg, str(file), option_string)  # type: ignore[no-untyped-call]
         cfg["extends"] = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.parser import read_config
+from dqs_lightning.cli.parser import config_chain, read_config
 from dqs_lightning.registry import nearest
 
 KEYS = ("config", "tasks", "seeds", "variants", "overrides")
@@ -53,7 +53,10 @@ def read_sweep(file: Path) -> dict[str, Any]:
     Raises:
         InputError: when a key is unknown or missing, or a value is not what it may be.
     """
-    content = _read(file, "sweep")
+    try:
+        content = read_config(file)
+    except InputError as error:
+        raise InputError(f"sweep: {str(error).removeprefix('--config=')}") from error
     for key in content:
         if key not in KEYS:
             found = nearest(str(key), KEYS)
@@ -161,26 +164,15 @@ def _refuse_twice(key: str, items: Iterable[Any]) -> None:
         seen.add(item)
 
 
-def _read(path: Path, key: str) -> dict[str, Any]:
-    try:
-        return read_config(path)
-    except InputError as error:
-        raise InputError(f"{key}: {str(error).removeprefix('--config=')}") from error
-
-
 def _digest(config: Path, key: str) -> str:
     """SHA-256 of a configuration and of those that it extends.
 
     Raises:
         InputError: when one of them is missing or not readable; it names `key`.
     """
-    chain: dict[Path, dict[str, Any]] = {}
-    path: Path | None = config
-    while path is not None:
-        if path in chain:
-            raise InputError(f"{key}: {path} extends itself")
-        chain[path] = _read(path, key)
-        base = chain[path].get("extends")
-        path = (path.parent / base).resolve() if base else None
+    try:
+        chain = config_chain(config)
+    except InputError as error:
+        raise InputError(f"{key}: {str(error).removeprefix('--config=')}") from error
     text = json.dumps(list(chain.values()), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
