@@ -65,10 +65,10 @@ def test_an_end_at_a_goal_pays_its_reward_once_and_terminates() -> None:
     assert after["terminated"].flatten().tolist() == [True, True, False]
 
 
-def test_the_horizon_truncates() -> None:
+def test_the_horizon_truncates_each_episode_anew() -> None:
     env = Maze(horizon=4).make(1, seed=0)
-    steps = env.rollout(4, policy=lambda td: td.set("action", torch.zeros(1, 2)))
-    assert steps["next", "truncated"].flatten().tolist() == [False, False, False, True]
+    steps = env.rollout(9, policy=lambda td: td.set("action", torch.zeros(1, 2)), break_when_any_done=False)
+    assert steps["next", "truncated"].flatten().nonzero().flatten().tolist() == [3, 7]
 
 
 def test_members_have_streams_of_their_own() -> None:
