@@ -35,13 +35,14 @@ KEPT = ("goals.jsonl", "scores.jsonl", "env.json")
 ROLLOUTS = 2000
 
 
-def done_runs(sweep: Path) -> dict[str, list[Path]]:
-    """Folders of the runs that are done, by variant, in the order of the sweep."""
-    manifest = json.loads((sweep / "manifest.json").read_text())
+def done_runs(sweeps: list[Path]) -> dict[str, list[Path]]:
+    """Folders of the runs that are done, by variant, in the order of the sweeps."""
     found: dict[str, list[Path]] = {}
-    for name, record in manifest["runs"].items():
-        if record["state"] == "done":
-            found.setdefault(name.split("/")[1], []).append(sweep / name)
+    for sweep in sweeps:
+        manifest = json.loads((sweep / "manifest.json").read_text())
+        for name, record in manifest["runs"].items():
+            if record["state"] == "done":
+                found.setdefault(name.split("/")[1], []).append(sweep / name)
     return found
 
 
@@ -112,7 +113,7 @@ def draw(rows: dict[str, list[dict[str, Any]]], out: Path) -> None:
 def main() -> None:
     """Parse, copy, compare, draw, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="the sweep's folder")
+    parser.add_argument("sweeps", type=Path, nargs="+", help="the sweep's folder, or several that are one table")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--exact", action="store_true")
     options = parser.parse_args()
@@ -121,7 +122,7 @@ def main() -> None:
     options.out.mkdir(parents=True)
     rows: dict[str, list[dict[str, Any]]] = {}
     comparison: dict[str, dict[str, list[float]]] = {}
-    for variant, runs in done_runs(options.sweep).items():
+    for variant, runs in done_runs(options.sweeps).items():
         for run in runs:
             keep(run, options.out / variant / run.name)
             rows.setdefault(variant, []).append(json.loads((run / "goals.jsonl").read_text().splitlines()[-1]))

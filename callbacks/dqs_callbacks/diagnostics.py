@@ -66,7 +66,7 @@ def diagnose(agent: DQS, observation: Tensor) -> dict[str, Tensor]:
     """What `Diagnostics` writes, by name, scalars; observation [B, o]."""
     temperature = agent.temperature()
     path = agent.path(observation, SAMPLES)
-    values = agent.critic.value(observation, path.action)
+    values = agent.q_value(observation, path.action)
 
     points = OnPath(states=None)
     walked = agent.path(observation, points.trajectories)

@@ -42,8 +42,8 @@ class Landscape:
         grid: coordinates on either axis [CELLS].
         q_value: [CELLS, CELLS], first axis first; NaN outside the action set.
         actions: samples of the policy in coordinates of the plane [n, 2].
-        trails: the sampler's points from noise to action, in these coordinates [steps + 1, k, 2].
-        temperature: T.
+        trails: the sampler's points from noise to action, in these coordinates [steps + 1, k, 2]; k = 0 without one.
+        temperature: T of a policy that is meant to be exp(Q/T); None of others.
         exact: whether the plane is the whole action set.
     """
 
@@ -53,7 +53,7 @@ class Landscape:
     q_value: Tensor
     actions: Tensor
     trails: Tensor
-    temperature: float
+    temperature: float | None
     exact: bool
 
 
@@ -62,8 +62,8 @@ class ActionLandscape(Periodic):
 
     With two action dimensions the plane is the action set, and lines enclose 50 and 90 % of exp(Q/T), by quadrature:
     half of the samples belong within the inner one. With more, the plane goes through the samples' mean along their
-    two leading directions, and the lines are left out. Thin lines are paths of the sampler from noise to action.
-    Wants a DQS agent whose actions have two dimensions or more.
+    two leading directions, and the lines are left out. Thin lines are paths of the sampler from noise to action; agents
+    without one are drawn without them. Wants actions of two dimensions or more.
 
     Args:
         every_frames: environment frames between pictures; >= 1.
@@ -96,7 +96,6 @@ class ActionLandscape(Periodic):
         refuse_unfit(trainer, pl_module, self.observations)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
-        assert isinstance(agent, DQS)
         data = OnlineData.of(trainer)
         if self.observations is None:
             env = data.environment.make(self.states, seed % 1000)
@@ -108,7 +107,7 @@ class ActionLandscape(Periodic):
         found = [landscape(agent, state, self.samples, self.trails) for state in observation]
         titles = [describe_state(state) for state in observation]
         publish(trainer, f"landscape_{data.env_frames}", draw(found, titles))
-        if self.animate and data.env_frames >= data.total_frames:
+        if self.animate and isinstance(agent, DQS) and data.env_frames >= data.total_frames:
             slow = [landscape(agent, state, self.samples, self.samples, steps=FRAMES) for state in observation]
             animate(slow, titles, Path(trainer.default_root_dir) / "pictures" / "denoising.gif")
 
@@ -117,12 +116,13 @@ def refuse_unfit(trainer: L.Trainer, agent: L.LightningModule, observations: Seq
     """Before any work starts.
 
     Raises:
-        MisconfigurationException: for another agent than DQS, one action dimension, or states of another length.
+        MisconfigurationException: for one action dimension, or states of another length.
     """
-    if not isinstance(agent, DQS) or agent.action_dim < 2:
-        kind = f"{type(agent).__name__} with {getattr(agent, 'action_dim', 0)}"
+    assert isinstance(agent, Agent)
+    if agent.action_dim < 2:
+        name = OnlineData.of(trainer).environment.name
         raise MisconfigurationException(
-            f"trainer.callbacks: ActionLandscape wants a DQS agent and two action dimensions or more, not {kind}"
+            f"trainer.callbacks: ActionLandscape wants two action dimensions or more; {name} has {agent.action_dim}"
         )
     if observations is not None and len(observations[0]) != agent.observation_dim:
         raise MisconfigurationException(
@@ -132,17 +132,15 @@ def refuse_unfit(trainer: L.Trainer, agent: L.LightningModule, observations: Seq
 
 
 @torch.no_grad()
-def landscape(agent: DQS, state: Tensor, samples: int, trails: int, steps: int | None = None) -> Landscape:
+def landscape(agent: Agent, state: Tensor, samples: int, trails: int, steps: int | None = None) -> Landscape:
     """What is drawn of one state [o]; steps: of the sampler, None for the agent's own number."""
-    sampler = copy.copy(agent.sampler)
-    sampler.steps = steps or sampler.steps
-    observation = state.unsqueeze(0)
-    like = state.new_empty(samples, 1, agent.action_dim)
-    denoise = agent.denoiser.given(agent.condition(observation))
-    path = sampler.path(denoise, agent.noise_schedule, agent.support, like)
-    actions, x = path.action[:, 0], torch.cat([path.x, path.end.unsqueeze(0)])[:, :trails, 0]
-    walk = agent.support.to_action(x) if isinstance(agent.support, Tanh) else x
-
+    observation, temperature = state.unsqueeze(0), None
+    if isinstance(agent, DQS):
+        temperature = float(agent.temperature())
+        actions, walk = _walked(agent, observation, samples, steps)
+    else:
+        actions = agent.sample(observation, samples)[:, 0]
+        walk = actions[None, :0]
     exact = agent.action_dim == 2
     center, axes, reach = actions.new_zeros(agent.action_dim), torch.eye(2, agent.action_dim).to(actions), 1.0
     if not exact:
@@ -151,7 +149,7 @@ def landscape(agent: DQS, state: Tensor, samples: int, trails: int, steps: int |
         reach = 1.3 * float(((actions - center) @ axes.T).abs().max())
     grid = torch.linspace(-reach, reach, CELLS).to(actions)
     plane = center + torch.cartesian_prod(grid, grid) @ axes
-    q_value = agent.critic.value(observation, plane.unsqueeze(1)).squeeze(1)
+    q_value = agent.q_value(observation, plane.unsqueeze(1)).squeeze(1)
     q_value[(plane.abs() > 1 + 1e-6).any(-1)] = math.nan
     return Landscape(
         center.cpu(),
@@ -159,10 +157,20 @@ def landscape(agent: DQS, state: Tensor, samples: int, trails: int, steps: int |
         grid.cpu(),
         q_value.reshape(CELLS, CELLS).cpu(),
         ((actions - center) @ axes.T).cpu(),
-        ((walk - center) @ axes.T).cpu(),
-        float(agent.temperature()),
+        ((walk[:, :trails] - center) @ axes.T).cpu(),
+        temperature,
         exact,
     )
+
+
+def _walked(agent: DQS, observation: Tensor, samples: int, steps: int | None) -> tuple[Tensor, Tensor]:
+    """Actions [samples, d] at one state [1, o], and the points by which the sampler came to them [steps + 1, ...]."""
+    sampler = copy.copy(agent.sampler)
+    sampler.steps = steps or sampler.steps
+    like = observation.new_empty(samples, 1, agent.action_dim)
+    path = sampler.path(agent.denoiser.given(agent.condition(observation)), agent.noise_schedule, agent.support, like)
+    x = torch.cat([path.x, path.end.unsqueeze(0)])[:, :, 0]
+    return path.action[:, 0], agent.support.to_action(x) if isinstance(agent.support, Tanh) else x
 
 
 def mass_levels(density: Tensor, masses: Sequence[float] = MASSES) -> list[float]:
@@ -182,7 +190,7 @@ def draw_q(figure: Figure, axis: Axes, found: Landscape, title: str) -> None:
     grid, q_value = found.grid.numpy(), found.q_value
     mesh = axis.pcolormesh(grid, grid, q_value.T.numpy(), cmap="cividis", shading="nearest", rasterized=True)
     figure.colorbar(mesh, ax=axis, shrink=0.9, label="Q(s, a)")
-    if found.exact:
+    if found.exact and found.temperature is not None:
         density = ((q_value - q_value.max()) / found.temperature).exp()
         levels = mass_levels(density)
         if levels[0] < levels[1]:
@@ -200,7 +208,8 @@ def draw(landscapes: Sequence[Landscape], titles: Sequence[str]) -> Figure:
     for axis, found, title in zip(
         figure.subplots(1, len(landscapes), squeeze=False)[0], landscapes, titles, strict=True
     ):
-        draw_q(figure, axis, found, f"{title}  T = {found.temperature:.3g}")
+        warmth = "" if found.temperature is None else f"  T = {found.temperature:.3g}"
+        draw_q(figure, axis, found, title + warmth)
         for trail in found.trails.unbind(1):
             axis.plot(*trail.T.tolist(), color="black", linewidth=0.5, alpha=0.5)
         axis.scatter(*found.actions.T.tolist(), s=5, color=SAMPLE, linewidths=0, alpha=0.8)

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from dqs_callbacks import ActionLandscape
-from dqs_callbacks.landscape import CELLS, FRAMES, REST, landscape, mass_levels
-from dqs_lightning.agents import DQS
+from dqs_callbacks.landscape import CELLS, FRAMES, REST, draw, landscape, mass_levels
+from dqs_lightning.agents import DQS, SAC
 from dqs_lightning.envs import DMControl, Maze
 
 
@@ -48,6 +48,13 @@ def test_in_more_dimensions_the_plane_is_where_the_samples_spread() -> None:
     assert torch.equal(found.q_value.isnan(), outside) and outside.any() and not outside.all()
 
 
+def test_an_agent_without_a_sampler_is_drawn_without_trails_and_lines() -> None:
+    found = landscape(SAC(3, 2, hidden=(16, 16)), torch.randn(3), samples=40, trails=5)
+    assert found.temperature is None and found.trails.shape[1] == 0 and found.actions.shape == (40, 2)
+    (axis, _) = draw([found], ["s"]).axes
+    assert not axis.lines and len(axis.collections) == 2  # Q and the samples
+
+
 def test_draws_and_animates_and_leaves_training_as_it_was(tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [ActionLandscape(every_frames=400, states=2, samples=20, animate=True)]):
@@ -67,7 +74,7 @@ def test_draws_and_animates_and_leaves_training_as_it_was(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("environment", "changes", "message"),
     [
-        (DMControl("cartpole", "swingup", 50), {}, "two action dimensions or more, not DQS with 1"),
+        (DMControl("cartpole", "swingup", 50), {}, "two action dimensions or more; cartpole-swingup has 1"),
         (Maze(), {"observations": [[0.0, 0.0, 0.0]]}, "observations have 3 numbers; maze-four-goals has 2"),
     ],
 )

@@ -3,5 +3,6 @@
 from dqs_lightning.agents.backups import Backup, Plain, Soft
 from dqs_lightning.agents.base import Agent, load_agent
 from dqs_lightning.agents.dqs import DQS
+from dqs_lightning.agents.sac import SAC
 
-__all__ = ["DQS", "Agent", "Backup", "Plain", "Soft", "load_agent"]
+__all__ = ["DQS", "SAC", "Agent", "Backup", "Plain", "Soft", "load_agent"]

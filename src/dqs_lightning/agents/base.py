@@ -29,19 +29,32 @@ class Agent(L.LightningModule, ABC):
         observation_dim: dimension of the flat observation.
         action_dim: dimension of the action; actions lie in [-1, 1].
         max_grad_norm: clip the gradient of each parameter group to this norm; None: no clipping.
+        best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
     """
 
-    def __init__(self, observation_dim: int, action_dim: int, max_grad_norm: float | None = None) -> None:
+    def __init__(
+        self, observation_dim: int, action_dim: int, max_grad_norm: float | None = None, best_of: int = 1
+    ) -> None:
         super().__init__()
+        if best_of < 1:
+            raise ValueError(f"best_of={best_of}: allowed is 1 or more")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}: allowed is a number > 0, or null for no clipping")
         self.automatic_optimization = False
         self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm, self.best_of = max_grad_norm, best_of
         self._sums: dict[str, Tensor] = {}
         self._recorded = 0
 
     @abstractmethod
+    def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
+        """Draw num actions in [-1, 1] a state from the policy: [..., o] -> [num, ..., d]."""
+
+    @abstractmethod
+    def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """What the agent believes of observations [B, o] and actions [..., B, d]: [..., B]."""
+
+    @torch.no_grad()
     def act(self, observation: Tensor, deterministic: bool = False, best_of: int | None = None) -> Tensor:
         """Actions [..., d] in [-1, 1] for observations [..., o].
 
@@ -50,6 +63,12 @@ class Agent(L.LightningModule, ABC):
             deterministic: no randomness.
             best_of: draw this many actions and keep the one of the highest Q; None: the agent's own choice.
         """
+        num = 1 if deterministic else best_of or self.best_of
+        actions = self.sample(observation, num, deterministic)
+        if num == 1:
+            return actions[0]
+        best = self.q_value(observation, actions).argmax(0)
+        return actions.gather(0, best[None, ..., None].expand(1, *actions.shape[1:]))[0]
 
     def forward(self, observation: Tensor) -> Tensor:
         """The behaviour policy: one stochastic action for each observation."""

@@ -94,8 +94,8 @@ class DQS(Agent):
         compile_losses: bool = False,
         cuda_graph: bool = False,
     ) -> None:
-        super().__init__(observation_dim, action_dim, max_grad_norm)
-        for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau), ("best_of", best_of)):
+        super().__init__(observation_dim, action_dim, max_grad_norm, best_of)
+        for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: allowed is a number > 0")
         for name, value in (("discount", discount), ("tau", tau)):
@@ -118,7 +118,7 @@ class DQS(Agent):
             warnings.simplefilter("ignore")
             self.save_hyperparameters()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
-        self.discount, self.tau, self.best_of = discount, tau, best_of
+        self.discount, self.tau = discount, tau
         self.inner_precision = inner_precision
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self._compiled: Losses | None = None
@@ -134,7 +134,6 @@ class DQS(Agent):
 
     @torch.no_grad()
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
-        """Draw num actions a state from the policy: [..., o] -> [num, ..., d]."""
         denoise = self.denoiser.given(self.condition(observation))
         like = observation.new_empty(num, *observation.shape[:-1], self.action_dim)
         return self.sampler.sample(denoise, self.noise_schedule, self.support, like, deterministic=deterministic)
@@ -150,14 +149,8 @@ class DQS(Agent):
         """Differential entropy of the policy in nats at the states of paths [steps, P, B, d], P >= 2: [B]."""
         return path_entropy(path, self.support, self.sampler.stochastic)
 
-    @torch.no_grad()
-    def act(self, observation: Tensor, deterministic: bool = False, best_of: int | None = None) -> Tensor:
-        num = 1 if deterministic else best_of or self.best_of
-        actions = self.sample(observation, num, deterministic)
-        if num == 1:
-            return actions[0]
-        best = self.critic.value(observation, actions).argmax(0)
-        return actions.gather(0, best[None, ..., None].expand(1, *actions.shape[1:]))[0]
+    def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        return self.critic.value(observation, action)
 
     def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
         """The unnormalised log policy of the paper, log pi(a|s) = Q(s, a) / T + const, Q = min_i Q_i."""
