@@ -28,7 +28,7 @@ MASSES = (0.9, 0.5)
 SAMPLE = "#D55E00"
 FRAMES, REST, FPS, GIF_DPI = 30, 15, 12, 90
 """Of the animation: steps of the sampler, pictures after the last, pictures a second, dots an inch."""
-VIEW = 1.8
+VIEW = 1.5
 """The animation shows so many half widths of the action set, since noise begins outside."""
 
 
