@@ -10,7 +10,7 @@ import torch
 from helpers import small_agent, small_data, trainer
 from torch import nn
 
-from dqs_lightning.agents import DQS, Agent, load_agent
+from dqs_lightning.agents import DQS, SAC, load_agent
 from dqs_lightning.checkpoint import RunCheckpoint
 from dqs_lightning.cli import export
 from dqs_lightning.cli.errors import InputError
@@ -142,12 +142,6 @@ def test_what_to_install_is_said(capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_an_agent_without_an_exporter_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Other(Agent):
-        def act(
-            self, observation: torch.Tensor, deterministic: bool = False, best_of: int | None = None
-        ) -> torch.Tensor:
-            return observation
-
-    monkeypatch.setattr(export, "load_agent", lambda path: Other(2, 2))
-    with pytest.raises(InputError, match="class Other; only DQS has an exporter"):
+    monkeypatch.setattr(export, "load_agent", lambda path: SAC(2, 2, hidden=(8,)))
+    with pytest.raises(InputError, match="class SAC; only DQS has an exporter"):
         export.export(tmp_path / "a.ckpt", tmp_path / "policy.pt2")
