@@ -11,6 +11,7 @@ name=value pairs.
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,14 @@ def keep(run: Path, target: Path) -> None:
     """Copy what a result must carry."""
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        # Where the run lay on the machine that made it is no part of the result.
-        text = (run / name).read_text().replace(str(run.parents[2].absolute()), "runs/sweeps")
-        (target / name).write_text(text)
+        (target / name).write_text(without_place((run / name).read_text(), [run.parents[2]]))
+
+
+def without_place(text: str, sweeps: list[Path]) -> str:
+    """Where runs and configurations lay on the machine that made them is no part of a result."""
+    for sweep in sweeps:
+        text = text.replace(str(sweep), f"runs/sweeps/{sweep.name}")
+    return re.sub(r"[^\s\"]*/(configs/[^\s\"]+)", r"\1", text)
 
 
 def exactly(run: Path) -> dict[str, list[float]]:
@@ -86,7 +92,8 @@ def lines(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
         cells += [spread([row[name] for row in found]) for name in ("success", "goal_entropy")]
         cells += [f"{min(min(row['shares']) for row in found):.2f}"]
         cells += [spread([row[name] for row in found], 0) for name in ("goals", "paths")]
-        cells += [spread([row["mmd"] for row in found], 3)] * has_mmd
+        if has_mmd:
+            cells += [spread([row["mmd"] for row in found], 3)]
         table.append("| " + " | ".join(cells) + " |")
     return table
 
@@ -117,6 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--exact", action="store_true")
     options = parser.parse_args()
+    options.sweeps = [sweep.absolute() for sweep in options.sweeps]
     if options.out.exists():
         shutil.rmtree(options.out)
     options.out.mkdir(parents=True)
@@ -137,9 +145,8 @@ def main() -> None:
         far = [max(abs(a - b) for a, b in zip(f["policy"], f["exact"], strict=True)) for f in comparison.values()]
         print(f"greatest difference of a share, by seed: {[round(x, 3) for x in far]}")
     (options.out / "table.md").write_text("\n".join(table) + "\n")
-    (options.out / "summary.json").write_text(
-        json.dumps({"about": about(), "last": rows, "exact": comparison}, indent=1) + "\n"
-    )
+    summary = json.dumps({"about": about(), "last": rows, "exact": comparison}, indent=1) + "\n"
+    (options.out / "summary.json").write_text(without_place(summary, options.sweeps))
     draw(rows, options.out)
     print("\n".join(table))
     means = {
