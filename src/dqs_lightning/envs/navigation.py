@@ -49,32 +49,26 @@ class Navigation(Environment):
         return None
 
 
-class PlaneBatch(EnvBase):
-    """num_envs points, moved together by tensor operations. The observation is the position over `scale`.
-
-    Subclass it and write `begin` and `move`. Each member draws its starts from a random stream of its own, seeded with
-    seed + index.
+class NavigationBatch(EnvBase):
+    """What the environments of a `Navigation` have in common: their specs, and a random stream for each member.
 
     Args:
         navigation: says where goals are.
         num_envs: batch size.
-        seed: of the first member.
-        horizon: steps until an episode is cut.
-        scale: of the observation.
+        seed: of the first member's stream; that of member i is seed + i.
+        observation_dim: dimension of the observation.
     """
 
     batch_locked = True
 
-    def __init__(self, navigation: Navigation, num_envs: int, seed: int, horizon: int, scale: float = 1.0) -> None:
+    def __init__(self, navigation: Navigation, num_envs: int, seed: int, observation_dim: int) -> None:
         super().__init__(device="cpu", batch_size=[num_envs])
-        self.navigation, self.horizon, self.scale = navigation, horizon, scale
+        self.navigation = navigation
         self._streams = [torch.Generator().manual_seed(seed + index) for index in range(num_envs)]
-        self._position = torch.zeros(num_envs, 2, dtype=torch.float64)
-        self._steps = torch.zeros(num_envs, 1, dtype=torch.int64)
         self._restored = False
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
         self.observation_spec = Composite(
-            observation=Unbounded(shape=(num_envs, 2)),
+            observation=Unbounded(shape=(num_envs, observation_dim)),
             position=Unbounded(shape=(num_envs, 2)),
             goal=Bounded(-1, len(navigation.goals) - 1, shape=(num_envs, 1), dtype=torch.int64),
             shape=(num_envs,),
@@ -82,6 +76,40 @@ class PlaneBatch(EnvBase):
         self.action_spec = Bounded(-1, 1, shape=(num_envs, 2), dtype=torch.float32)
         self.reward_spec = Unbounded(shape=(num_envs, 1))
         self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,))
+
+    def _set_seed(self, seed: int | None) -> None:
+        for index, stream in enumerate(self._streams):
+            if seed is None:
+                stream.seed()
+            else:
+                stream.manual_seed(seed + index)
+
+    def _saved_streams(self) -> Tensor:
+        return torch.stack([stream.get_state() for stream in self._streams])
+
+    def _restore_streams(self, saved: Tensor) -> None:
+        for stream, state in zip(self._streams, saved, strict=True):
+            stream.set_state(state.clone())  # a view into the stack would crash torch
+
+
+class PlaneBatch(NavigationBatch):
+    """num_envs points, moved together by tensor operations. The observation is the position over `scale`.
+
+    Subclass it and write `begin` and `move`.
+
+    Args:
+        navigation: says where goals are.
+        num_envs: batch size.
+        seed: see `NavigationBatch`.
+        horizon: steps until an episode is cut.
+        scale: of the observation.
+    """
+
+    def __init__(self, navigation: Navigation, num_envs: int, seed: int, horizon: int, scale: float = 1.0) -> None:
+        super().__init__(navigation, num_envs, seed, observation_dim=2)
+        self.horizon, self.scale = horizon, scale
+        self._position = torch.zeros(num_envs, 2, dtype=torch.float64)
+        self._steps = torch.zeros(num_envs, 1, dtype=torch.int64)
 
     @abstractmethod
     def begin(self, uniform: Tensor) -> Tensor:
@@ -120,21 +148,13 @@ class PlaneBatch(EnvBase):
         entries["goal"] = self.navigation.goal_of(self._position)
         return TensorDict(entries, batch_size=self.batch_size)
 
-    def _set_seed(self, seed: int | None) -> None:
-        for index, stream in enumerate(self._streams):
-            if seed is None:
-                stream.seed()
-            else:
-                stream.manual_seed(seed + index)
-
     def snapshot(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""
-        streams = torch.stack([stream.get_state() for stream in self._streams])
+        streams = self._saved_streams()
         return {"position": self._position.clone(), "steps": self._steps.clone(), "streams": streams}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
         self._position, self._steps = state["position"].clone(), state["steps"].clone()
-        for stream, saved in zip(self._streams, state["streams"], strict=True):
-            stream.set_state(saved.clone())  # a view into the stack would crash torch
+        self._restore_streams(state["streams"])
         self._restored = True

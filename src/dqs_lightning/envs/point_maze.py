@@ -14,10 +14,8 @@ from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtS
 from scipy.ndimage import label
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
 
-from dqs_lightning.envs.navigation import Navigation, Points
+from dqs_lightning.envs.navigation import Navigation, NavigationBatch, Points
 
 TWO_GOALS = (
     "111111111",
@@ -126,39 +124,24 @@ def _check(maze_map: Sequence[str]) -> None:
         raise ValueError(f"maze_map={shown}: allowed is a border of walls (1) alone")
 
 
-class PointMazeBatch(EnvBase):
+class PointMazeBatch(NavigationBatch):
     """num_envs balls, simulated in turn on one model, written into one TensorDict.
 
-    Bitwise the dynamics of gymnasium-robotics, at about half its cost: MuJoCo is called directly. Each member draws
-    its starts from a random stream of its own, seeded with seed + index.
+    Bitwise the dynamics of gymnasium-robotics, at about half its cost: MuJoCo is called directly.
 
     Args:
         maze: see `PointMaze`.
         num_envs: batch size.
-        seed: of the first member.
+        seed: see `NavigationBatch`.
     """
 
-    batch_locked = True
-
     def __init__(self, maze: PointMaze, num_envs: int, seed: int) -> None:
-        super().__init__(device="cpu", batch_size=[num_envs])
+        super().__init__(maze, num_envs, seed, observation_dim=4)
         self.maze = maze
         self._model = maze.model()
         self._balls = [MjData(self._model) for _ in range(num_envs)]
-        self._streams = [torch.Generator().manual_seed(seed + index) for index in range(num_envs)]
         self._frames = [0] * num_envs
-        self._restored = False
         self._unit = torch.tensor([*maze.half_size, TOP_SPEED, TOP_SPEED], dtype=torch.float64)
-        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
-        self.observation_spec = Composite(
-            observation=Unbounded(shape=(num_envs, 4)),
-            position=Unbounded(shape=(num_envs, 2)),
-            goal=Bounded(-1, len(maze.goals) - 1, shape=(num_envs, 1), dtype=torch.int64),
-            shape=(num_envs,),
-        )
-        self.action_spec = Bounded(-1, 1, shape=(num_envs, 2), dtype=torch.float32)
-        self.reward_spec = Unbounded(shape=(num_envs, 1))
-        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,))
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         chosen = np.ones(len(self._balls), bool)
@@ -211,28 +194,20 @@ class PointMazeBatch(EnvBase):
         entries["goal"] = self.maze.goal_of(state[:, :2])
         return TensorDict(entries, batch_size=self.batch_size)
 
-    def _set_seed(self, seed: int | None) -> None:
-        for index, stream in enumerate(self._streams):
-            if seed is None:
-                stream.seed()
-            else:
-                stream.manual_seed(seed + index)
-
     def snapshot(self) -> dict[str, Any]:
         """Everything that the next steps depend on: simulators with their warm starts, clocks, random streams."""
         kind = mjtState.mjSTATE_INTEGRATION
         states = np.zeros((len(self._balls), mj_stateSize(self._model, kind)))
         for ball, state in zip(self._balls, states, strict=True):
             mj_getState(self._model, ball, state, kind)
-        streams = torch.stack([stream.get_state() for stream in self._streams])
-        return {"physics": torch.from_numpy(states), "frames": list(self._frames), "streams": streams}
+        physics = torch.from_numpy(states)
+        return {"physics": physics, "frames": list(self._frames), "streams": self._saved_streams()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
         for ball, physics in zip(self._balls, state["physics"].numpy(), strict=True):
             mj_setState(self._model, ball, physics, mjtState.mjSTATE_INTEGRATION)
-        for stream, saved in zip(self._streams, state["streams"], strict=True):
-            stream.set_state(saved.clone())  # a view into the stack would crash torch
+        self._restore_streams(state["streams"])
         self._frames, self._restored = list(state["frames"]), True
 
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
