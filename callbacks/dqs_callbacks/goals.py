@@ -11,7 +11,7 @@ from rich.table import Table
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.rows import append_row, drop_later_rows
 from dqs_lightning.agents import Agent
-from dqs_lightning.coverage import count_paths, entropy_of, goal_shares, path_words, roll_out
+from dqs_lightning.coverage import Rollouts, count_paths, entropy_of, goal_shares, path_words, roll_out
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import Environment, Navigation
 from dqs_lightning.envs.mixture import mmd
@@ -29,12 +29,20 @@ def navigation_of(environment: Environment, asking: object) -> Navigation:
         MisconfigurationException: when it is none; the message names both.
     """
     if not isinstance(environment, Navigation):
-        known = ", ".join(components(Navigation))  # type: ignore[type-abstract]
+        known = ", ".join(components(Navigation))  # type: ignore[type-abstract]  # it asks for subclasses
         raise MisconfigurationException(
             f"trainer.callbacks: {type(asking).__name__} wants an environment with goals ({known}), "
             f"not data.environment={type(environment).__name__} ({environment.name})"
         )
     return environment
+
+
+def rolled_out(navigation: Navigation, agent: Agent, num: int, seed: int, deterministic: bool) -> Rollouts:
+    """One episode each of num members, in environments of its own."""
+    env = navigation.make(num, seed)
+    found = roll_out(env, policy_of(agent, deterministic))
+    env.close(raise_if_closed=False)
+    return found
 
 
 class GoalCoverage(Periodic):
@@ -73,9 +81,7 @@ class GoalCoverage(Periodic):
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
         navigation = navigation_of(data.environment, self)
-        env = navigation.make(self.rollouts, seed)
-        found = roll_out(env, policy_of(agent, self.deterministic))
-        env.close(raise_if_closed=False)
+        found = rolled_out(navigation, agent, self.rollouts, seed, self.deterministic)
         shares = goal_shares(found.goal, len(navigation.goals))
         metrics: dict[str, float] = {
             "success": float(shares.sum()),
@@ -104,8 +110,9 @@ class GoalCoverage(Periodic):
 def table(row: dict[str, Any], navigation: Navigation) -> Table:
     """A row of `goals.jsonl` for people."""
     shown = Table(title=f"{navigation.name}: goals of {row['rollouts']} rollouts at {row['env_frames']:,} frames")
-    for column, justify in (("goal", "left"), ("share", "right"), ("", "left")):
-        shown.add_column(column, justify=justify)  # type: ignore[arg-type]
+    shown.add_column("goal")
+    shown.add_column("share", justify="right")
+    shown.add_column("")
     for (x, y), share in zip(navigation.goals, row["shares"], strict=True):
         if share or len(row["shares"]) <= 10:
             shown.add_row(f"({x:g}, {y:g})", f"{share:.0%}", "█" * round(30 * share))

@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
-from dqs_callbacks.goals import navigation_of
+from dqs_callbacks.goals import navigation_of, rolled_out
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.pictures import COLOURS, publish
 from dqs_lightning.agents import Agent
-from dqs_lightning.coverage import entropy_of, goal_shares, roll_out
+from dqs_lightning.coverage import entropy_of, goal_shares
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import Navigation
-from dqs_lightning.evaluation import policy_of
 
 Panel = tuple[int, Tensor, Tensor]
 """Frames, positions [T + 1, n, 2], goals [n]."""
@@ -53,9 +52,7 @@ class Trajectories(Periodic):
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
         navigation = navigation_of(data.environment, self)
-        env = navigation.make(self.rollouts, seed)
-        found = roll_out(env, policy_of(agent, self.deterministic))
-        env.close(raise_if_closed=False)
+        found = rolled_out(navigation, agent, self.rollouts, seed, self.deterministic)
         self._kept = thinned([*self._kept, (data.env_frames, found.position, found.goal)], self.panels)
         publish(trainer, "trajectories", draw(navigation, self._kept))
 
