@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from dqs_lightning.agents import DQS
 from dqs_lightning.agents.backups import Entropic, MixtureBackup, Plain
+from dqs_lightning.diffusion import MLP
 
 
 class Product(NamedTuple):
@@ -46,7 +47,8 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     """
     o, d = agent.observation_dim, agent.action_dim
     critic, denoiser, backup, points = agent.critic.members[0], agent.denoiser, agent.backup, agent.noised_points
-    hidden = [critic.first.out_features, *(layer.out_features for layer in critic.rest)]
+    assert isinstance(critic.backbone, MLP)
+    hidden = critic.backbone.hidden
     states = min(points.states or batch_size, batch_size)
 
     def layers(

@@ -47,7 +47,8 @@ from dqs_lightning.agents.base import Agent
 from dqs_lightning.checkpoint import RunCheckpoint
 from dqs_lightning.cli import run_dir
 from dqs_lightning.cli.fit import FitCLI
-from dqs_lightning.data import OnlineData, OnlineLoader
+from dqs_lightning.data import OnlineData
+from dqs_lightning.loader import OnlineLoader
 
 GROUP = 50
 """Updates of a group: the interval of logging, so that groups are alike."""
@@ -63,7 +64,7 @@ PARTS: list[tuple[Any, str, str]] = [
     (Agent, "record", "record"),
     (Agent, "on_train_batch_end", "logging"),
     (Agent, "write", "logging"),
-    (OnlineLoader, "_store", "replay_store"),
+    (OnlineLoader, "_replayed", "replay_sample"),
     (OnlineData, "transfer_batch_to_device", "replay_sample"),
     *(
         (callback, hook, callback.__name__)

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from update import Step
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.diffusion import MomentMatched, MultiStart
+from dqs_lightning.diffusion import MLP, MomentMatched, MultiStart
 
 SLACK = 1.05
 OBSERVATION = 24
@@ -67,7 +67,8 @@ class Sized(Step):
             dim,
             energy_estimator=MultiStart(num_samples=num),
             sampler=MomentMatched(steps),
-            hidden=(width, width),
+            critic_backbone=MLP((width, width)),
+            actor_backbone=MLP((width, width)),
         )
         self.optimizer = self.agent.configure_optimizers()
         following = {

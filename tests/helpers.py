@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
+from tensordict import TensorDict
+from torch import Tensor
 
 from dqs_lightning.agents import DQS
 from dqs_lightning.checkpoint import AtomicCheckpointIO
 from dqs_lightning.data import OnlineData
-from dqs_lightning.diffusion import Ancestral, Importance
+from dqs_lightning.diffusion import MLP, Ancestral, Backbone, Importance
 from dqs_lightning.envs import DMControl
 
 
@@ -19,8 +22,13 @@ def small_data(**changes: Any) -> OnlineData:
     return OnlineData(environment, **arguments)
 
 
+def small(hidden: tuple[int, ...] = (16, 16)) -> dict[str, Backbone]:
+    """Arguments of an agent whose networks are that small."""
+    return {"critic_backbone": MLP(hidden), "actor_backbone": MLP(hidden)}
+
+
 def small_agent(data: OnlineData, **changes: Any) -> DQS:
-    arguments = {"energy_estimator": Importance(4), "sampler": Ancestral(3), "hidden": (32, 32), **changes}
+    arguments = {"energy_estimator": Importance(4), "sampler": Ancestral(3), **small((32, 32)), **changes}
     return DQS(data.observation_dim, data.action_dim, **arguments)
 
 
@@ -38,3 +46,18 @@ def trainer(folder: Path, callbacks: list[L.Callback] | None = None, **changes: 
         **changes,
     }
     return L.Trainer(callbacks=callbacks, **arguments)
+
+
+def one_step_batch(reward: Tensor, action: Tensor) -> TensorDict:
+    """Transitions that all end: Q is the reward."""
+    observation = torch.zeros(len(action), 2)
+    following = TensorDict(
+        {
+            "observation": observation,
+            "reward": reward.unsqueeze(-1),
+            "terminated": torch.ones(len(action), 1, dtype=torch.bool),
+            "done": torch.ones(len(action), 1, dtype=torch.bool),
+        },
+        [len(action)],
+    )
+    return TensorDict({"observation": observation, "action": action, "next": following}, [len(action)])

@@ -1,28 +1,37 @@
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dqs_lightning.diffusion import MLP, Backbone, SimBa
 from dqs_lightning.networks import (
     INNER_PRECISIONS,
     CriticPair,
+    FeedForward,
+    ObservationNorm,
     QNetwork,
     inner_dtype,
     multiplies_bfloat16,
     soft_update,
 )
 
+BACKBONES = [MLP((16,)), MLP((16, 8)), MLP((16, 8, 4)), MLP((16, 8), layer_norm=True), SimBa(8, 2, 3)]
+
 
 def plain(network: QNetwork, observation: Tensor, action: Tensor) -> Tensor:
-    """The same MLP, on the concatenation (s, a): one observation for each action."""
-    hidden = torch.cat([observation, action], -1)
-    layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
-    for layer in layers[:-1]:
-        hidden = F.relu(F.linear(hidden, layer.weight, layer.bias))
-    return F.linear(hidden, layers[-1].weight, layers[-1].bias).squeeze(-1)
+    """The same network on the concatenation (s, a): one observation for each action."""
+    hidden = network.first(torch.cat([observation, action], -1))
+    return network.last(network.backbone(network.rest, hidden, F.relu)).squeeze(-1)
 
 
-@pytest.fixture(params=[(16,), (16, 8), (16, 8, 4)], ids=str)
+def named(backbone: Backbone) -> str:
+    return f"{type(backbone).__name__}-{'-'.join(str(value) for value in vars(backbone).values())}"
+
+
+@pytest.fixture(params=BACKBONES, ids=named)
 def network(request: pytest.FixtureRequest) -> QNetwork:
     return QNetwork(3, 2, request.param).double()
 
@@ -66,7 +75,7 @@ def test_inputs_are_left_alone(network: QNetwork, observation: Tensor) -> None:
 @pytest.mark.parametrize("shape", [(5, 2), (4, 5, 2)], ids=str)
 @pytest.mark.parametrize("reduction", ["min", "mean"])
 def test_pair_holds_two_networks_and_reduces_them(observation: Tensor, shape: tuple[int, ...], reduction: str) -> None:
-    pair = CriticPair(3, 2, (16, 16), reduction).double()
+    pair = CriticPair(3, 2, MLP((16, 16)), reduction).double()
     action = torch.randn(shape, dtype=torch.float64)
     both = pair(observation, action)
     assert both.shape == (2, *shape[:-1])
@@ -79,11 +88,11 @@ def test_pair_holds_two_networks_and_reduces_them(observation: Tensor, shape: tu
     assert len({parameter.data_ptr() for parameter in pair.parameters()}) == len(list(pair.parameters()))
 
 
-@pytest.mark.parametrize("hidden", [(16,), (64, 64), (64, 32, 16)], ids=str)
+@pytest.mark.parametrize("backbone", [MLP((64, 64)), *BACKBONES], ids=named)
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (3, 300, 5)], ids=str)
-def test_bound_observations_change_nothing(hidden: tuple[int, ...], shape: tuple[int, ...]) -> None:
+def test_bound_observations_change_nothing(backbone: Backbone, shape: tuple[int, ...]) -> None:
     """In the parameters' own precision: value and gradient in the action, in however many chunks."""
-    pair, observation = CriticPair(3, 2, hidden).double(), torch.randn(5, 3, dtype=torch.float64)
+    pair, observation = CriticPair(3, 2, backbone).double(), torch.randn(5, 3, dtype=torch.float64)
     action = torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True)
     bound, plainly = pair.given(observation, torch.float64)(action), pair.value(observation, action)
     torch.testing.assert_close(bound, plainly)
@@ -120,7 +129,7 @@ def test_precision_by_name_and_hardware() -> None:
 
 @pytest.mark.parametrize("tau", [0.0, 0.005, 0.3, 1.0])
 def test_soft_update(tau: float) -> None:
-    target, online = CriticPair(3, 2, (8,)).double(), CriticPair(3, 2, (8,)).double()
+    target, online = CriticPair(3, 2, MLP((8,))).double(), CriticPair(3, 2, MLP((8,))).double()
     expected = [(1 - tau) * old + tau * new for old, new in zip(target.parameters(), online.parameters(), strict=True)]
     unchanged = [new.clone() for new in online.parameters()]
     soft_update(target, online, tau)
@@ -130,7 +139,7 @@ def test_soft_update(tau: float) -> None:
 
 
 def test_soft_update_keeps_the_networks_apart() -> None:
-    target, online = QNetwork(3, 2, (8,)), QNetwork(3, 2, (8,))
+    target, online = QNetwork(3, 2, MLP((8,))), QNetwork(3, 2, MLP((8,)))
     soft_update(target, online, 1.0)
     with torch.no_grad():
         online.first.weight.add_(1)
@@ -139,4 +148,55 @@ def test_soft_update_keeps_the_networks_apart() -> None:
 
 def test_refuses_another_reduction() -> None:
     with pytest.raises(ValueError, match="critic_reduction='max': allowed are min, mean"):
-        CriticPair(3, 2, (16,), "max")
+        CriticPair(3, 2, MLP((16,)), "max")
+
+
+def test_feed_forward_is_first_backbone_last() -> None:
+    for backbone in BACKBONES:
+        network, x = FeedForward(3, 4, backbone), torch.randn(2, 5, 3)
+        linear = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+        assert network(x).shape == (2, 5, 4)
+        assert (linear[0].in_features, linear[-1].out_features) == (3, 4)
+        network(x).sum().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_observations_are_normalised_by_all_that_was_seen() -> None:
+    torch.manual_seed(0)
+    norm, seen = (
+        ObservationNorm(3),
+        torch.tensor([5.0, -30.0, 0.0]) + torch.tensor([2.0, 0.1, 0.0]) * torch.randn(40, 16, 3),
+    )
+    assert torch.equal(norm.state_dict()["batches"], torch.tensor(0))
+    torch.testing.assert_close(norm(seen[0]), seen[0], rtol=1e-4, atol=0)
+    for batch in seen:
+        norm.update(batch)
+    torch.testing.assert_close(norm.mean, seen.mean((0, 1)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.variance, seen.var((0, 1), correction=0), rtol=1e-3, atol=1e-5)
+    now = norm(seen)
+    assert now[..., :2].std((0, 1)) == pytest.approx(1, abs=0.01) and now.abs().max() < 10
+    assert not now[..., 2].any()
+
+
+def test_ranks_that_see_different_batches_normalise_alike() -> None:
+    """The mean over two ranks of their moments is what one rank with both batches would have."""
+    whole, ranks = ObservationNorm(3), [ObservationNorm(3) for _ in range(2)]
+    for batches in torch.randn(5, 2, 16, 3) * 3 + 1:
+        whole.update(batches.reshape(-1, 3))
+        moments: list[Tensor] = []
+        for norm, batch in zip(ranks, batches, strict=True):
+            copy.deepcopy(norm).update(batch, _kept_in(moments))
+        mean = torch.stack(moments).mean(0)
+        for norm, batch in zip(ranks, batches, strict=True):
+            norm.update(batch, _always(mean))
+    for norm in ranks:
+        torch.testing.assert_close(norm.mean, whole.mean)
+        torch.testing.assert_close(norm.variance, whole.variance)
+
+
+def _kept_in(moments: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda value: moments.append(value) or value
+
+
+def _always(mean: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda value: mean

@@ -63,7 +63,7 @@ class ActionLandscape(Periodic):
     With two action dimensions the plane is the action set, and lines enclose 50 and 90 % of exp(Q/T), by quadrature:
     half of the samples belong within the inner one. With more, the plane goes through the samples' mean along their
     two leading directions, and the lines are left out. Thin lines are paths of the sampler from noise to action; agents
-    without one are drawn without them. Wants actions of two dimensions or more.
+    without one are drawn without them, and of agents without Q nothing is drawn. Wants two action dimensions or more.
 
     Args:
         every_frames: environment frames between pictures; >= 1.
@@ -96,6 +96,8 @@ class ActionLandscape(Periodic):
         refuse_unfit(trainer, pl_module, self.observations)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
+        if type(agent).q_value is Agent.q_value:  # it has none
+            return
         data = OnlineData.of(trainer)
         if self.observations is None:
             env = data.environment.make(self.states, seed % 1000)

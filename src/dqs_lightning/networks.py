@@ -1,12 +1,13 @@
-"""Critic networks."""
+"""Critic networks, and what all networks see of an observation."""
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dqs_lightning.diffusion import MLP, Backbone
 
 QValue = Callable[[Tensor], Tensor]
 """Q of actions [..., B, d] at bound observations: [..., B]."""
@@ -40,7 +41,7 @@ def multiplies_bfloat16(device_type: str) -> bool:
 
 
 class QNetwork(nn.Module):
-    """MLP Q(s, a) with ReLU, for one action a state or for many.
+    """Q(s, a) with ReLU, for one action a state or for many.
 
     The first layer acts on the concatenation (s, a), written as the sum of its two halves, so that many actions
     of one state share the state's half.
@@ -48,23 +49,22 @@ class QNetwork(nn.Module):
     Args:
         observation_dim: dimension o of the observation.
         action_dim: dimension d of the action.
-        hidden: widths of the hidden layers, at least one.
+        backbone: the hidden layers; None: `MLP`.
     """
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256)) -> None:
+    def __init__(self, observation_dim: int, action_dim: int, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.first = nn.Linear(observation_dim + action_dim, hidden[0])
-        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
-        self.last = nn.Linear(hidden[-1], 1)
+        self.backbone = backbone or MLP()
+        self.first = nn.Linear(observation_dim + action_dim, self.backbone.width)
+        self.rest = self.backbone.layers()
+        self.last = nn.Linear(self.backbone.features, 1)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Q of observation [B, o] and action [..., B, d] -> [..., B]."""
         state, weight_action = self._first(observation)
-        hidden = F.linear(action, weight_action).add_(state).relu_()
-        for layer in self.rest:
-            hidden = layer(hidden).relu_()
-        value: Tensor = self.last(hidden)
+        features = self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_)
+        value: Tensor = self.last(features)
         return value.squeeze(-1)
 
     def _first(self, observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,26 +77,88 @@ class QNetwork(nn.Module):
 
         Rounding all of a hidden layer would cost Q a share of its size, which is often more than T. So the layers act
         in full precision on the hidden state h0 of the action 0, once, and in `dtype` on h - h0 alone:
-        W h = W h0 + W (h - h0). First and last layer stay in full precision. A gradient reaches the action only.
+        W h = W h0 + W (h - h0). First and last layer stay in full precision. For gradients of the action.
         """
+        at_zero: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def keep(layer: nn.Linear, hidden: Tensor) -> Tensor:
+            output: Tensor = layer(hidden)
+            at_zero.append((hidden, layer.weight.to(dtype), output))
+            return output.clone()
+
         with torch.no_grad():
             state, weight_action = self._first(observation)
-            hidden_at_zero, layers = state.relu(), []
-            for layer in self.rest:
-                output = layer(hidden_at_zero)
-                layers.append((hidden_at_zero, cast(Tensor, layer.weight).to(dtype), output))
-                hidden_at_zero = output.relu()
+            self.backbone(self.rest, state.clone(), torch.relu_, keep)
             head = self.last.weight.detach(), self.last.bias.detach()
 
         def q_value(action: Tensor) -> Tensor:
-            hidden = F.linear(action, weight_action).add_(state).relu_()
-            for at_zero, weight, output_at_zero in layers:
-                change = F.linear((hidden - at_zero).to(dtype), weight)
-                hidden = change.to(state.dtype).add_(output_at_zero).relu_()
-            value: Tensor = F.linear(hidden, *head)
-            return value.squeeze(-1)
+            known = iter(at_zero)
+
+            def near(layer: nn.Linear, hidden: Tensor) -> Tensor:
+                hidden_at_zero, weight, output = next(known)
+                change = F.linear((hidden - hidden_at_zero).to(dtype), weight)
+                return change.to(state.dtype).add_(output)
+
+            features = self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_, near)
+            return F.linear(features, *head).squeeze(-1)
 
         return q_value
+
+
+class FeedForward(nn.Module):
+    """Inputs [..., i] -> outputs [..., o] through a backbone, with ReLU.
+
+    Args:
+        inputs: dimension i.
+        outputs: dimension o.
+        backbone: the hidden layers; None: `MLP`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, backbone: Backbone | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone or MLP()
+        self.first = nn.Linear(inputs, self.backbone.width)
+        self.rest = self.backbone.layers()
+        self.last = nn.Linear(self.backbone.features, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.backbone(self.rest, self.first(x), torch.relu_))
+        return outputs
+
+
+class ObservationNorm(nn.Module):
+    """(s - mean) / deviation over all batches that it was shown, each of equal weight; at first it changes nothing.
+
+    Args:
+        dim: dimension o of the observation.
+    """
+
+    EPSILON = 1e-4
+    """Added to the variance: what never moves is not blown up when it does."""
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """[..., o] -> [..., o]."""
+        return (observation - self.mean) * torch.rsqrt(self.variance + self.EPSILON)
+
+    @torch.no_grad()
+    def update(self, observation: Tensor, over_ranks: Callable[[Tensor], Tensor] = lambda moments: moments) -> None:
+        """Take in a batch [B, o]; `over_ranks` is the mean of a tensor over ranks, so that all see alike."""
+        moved = observation - self.mean
+        first, second = over_ranks(torch.stack([moved.mean(0), moved.square().mean(0)]))
+        self.batches += 1
+        weight = 1 / self.batches
+        self.mean += weight * first
+        self.variance.lerp_(second, weight).sub_((weight * first).square())
 
 
 class CriticPair(nn.Module):
@@ -105,7 +167,7 @@ class CriticPair(nn.Module):
     Args:
         observation_dim: dimension of the observation.
         action_dim: dimension of the action.
-        hidden: widths of the hidden layers.
+        backbone: the hidden layers of each; None: `MLP`.
         reduction: "min" counters overestimation (clipped double Q, arXiv 1802.09477), at the price of a bias: where
             the two differ, every backup takes the lower one, and the error adds up to 1 / (1 - gamma) of them. "mean"
             has no such bias and half the variance.
@@ -115,13 +177,13 @@ class CriticPair(nn.Module):
     """
 
     def __init__(
-        self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256), reduction: str = "min"
+        self, observation_dim: int, action_dim: int, backbone: Backbone | None = None, reduction: str = "min"
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"critic_reduction={reduction!r}: allowed are {', '.join(REDUCTIONS)}")
         self.reduction = reduction
-        self.members = nn.ModuleList(QNetwork(observation_dim, action_dim, hidden) for _ in range(2))
+        self.members = nn.ModuleList(QNetwork(observation_dim, action_dim, backbone) for _ in range(2))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Both values: observation [B, o], action [..., B, d] -> [2, ..., B]."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small_agent, small_data, trainer
+from helpers import small, small_agent, small_data, trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDict
 from torch import Tensor
@@ -54,7 +54,7 @@ def make_batch(size: int = 32, observation_dim: int = 3, action_dim: int = 2) ->
 
 
 def tiny(**changes: object) -> DQS:
-    arguments = {"energy_estimator": Importance(8), "sampler": Ancestral(3), "hidden": (16, 16), **changes}
+    arguments = {"energy_estimator": Importance(8), "sampler": Ancestral(3), **small(), **changes}
     return DQS(3, 2, **arguments)
 
 
@@ -206,7 +206,7 @@ class Bandit(torch.nn.Module):
 
 def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> None:
     """Share of the right mode = sigmoid(s / T) when T = 1: several good actions live on, in the right amounts."""
-    agent = DQS(1, 1, energy_estimator=Importance(64), hidden=(64, 64), temperature=Constant(1.0))
+    agent = DQS(1, 1, energy_estimator=Importance(64), **small((64, 64)), temperature=Constant(1.0))
     agent.critic = Bandit()
     optimizer = torch.optim.Adam(agent.denoiser.parameters(), 2e-3)
     for _ in range(1500):
@@ -253,8 +253,12 @@ def test_the_policy_is_told_the_temperature() -> None:
 @pytest.mark.parametrize("name", sorted(components(Agent)))
 def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path, name: str) -> None:
     data = small_data(total_frames=480)
-    changes = {"noise_schedule": Karras(rho=5.0), "temperature": LogLinear(2.0, 0.5, 7)} if name == "DQS" else {}
-    agent = small_agent(data, **changes) if name == "DQS" else components(Agent)[name](5, 1)
+    changes: dict[str, object] = {"normalise_observations": True}
+    if name == "DQS":
+        changes |= {"noise_schedule": Karras(rho=5.0), "temperature": LogLinear(2.0, 0.5, 7)}
+    if name == "PPO":
+        changes |= {"rollout_steps": 64}
+    agent = small_agent(data, **changes) if name == "DQS" else components(Agent)[name](5, 1, **small(), **changes)
     fit = trainer(tmp_path)
     fit.fit(agent, data)
     fit.save_checkpoint(tmp_path / "a.ckpt")
@@ -293,8 +297,6 @@ def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
         ("discount", 1.1),
         ("max_grad_norm", 0.0),
         ("best_of", 0),
-        ("hidden", ()),
-        ("hidden", (0,)),
     ],
 )
 def test_numbers_out_of_range_are_named(key: str, value: object) -> None:
@@ -321,7 +323,7 @@ def test_components_are_saved_as_they_are_and_not_as_defaults() -> None:
 @each_configuration
 def test_an_update_asks_the_host_for_no_value(changes: dict[str, object]) -> None:
     """Tensors without values: an `if` or an `item()` on one raises. What a CUDA graph can capture."""
-    agent, batch = DQS(3, 2, hidden=(16, 16), **copy.deepcopy(changes)).to("meta"), make_batch().to("meta")
+    agent, batch = DQS(3, 2, **small(), **copy.deepcopy(changes)).to("meta"), make_batch().to("meta")
     loss, metrics = agent.losses(batch)
     loss.backward()
     agent.temperature.step(Measured(agent, batch["observation"], metrics["ess"]))
@@ -332,7 +334,7 @@ def test_an_update_asks_the_host_for_no_value(changes: dict[str, object]) -> Non
 def test_the_captured_function_gives_the_gradients_of_a_plain_update(changes: dict[str, object]) -> None:
     """As far as a machine without CUDA shows it: there the graph is the function itself."""
     batch = make_batch()
-    agents = [DQS(3, 2, hidden=(16, 16), cuda_graph=graph, **copy.deepcopy(changes)) for graph in (True, False)]
+    agents = [DQS(3, 2, **small(), cuda_graph=graph, **copy.deepcopy(changes)) for graph in (True, False)]
     agents[1].load_state_dict(agents[0].state_dict())
     for _ in range(3):
         torch.manual_seed(1)
@@ -352,7 +354,7 @@ def test_the_captured_function_gives_the_gradients_of_a_plain_update(changes: di
 def test_the_compiler_sees_the_losses_as_one_graph(changes: dict[str, object]) -> None:
     """Without a break, and with the values and gradients of the plain ones. Random numbers are drawn in one order."""
     torch.compiler.reset()
-    agent, batch = DQS(3, 2, hidden=(16, 16), inner_precision="float32", **copy.deepcopy(changes)), make_batch()
+    agent, batch = DQS(3, 2, **small(), inner_precision="float32", **copy.deepcopy(changes)), make_batch()
     found = []
     for losses in (agent.losses, torch.compile(agent.losses, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(1)

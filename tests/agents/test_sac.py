@@ -5,28 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import small_data, trainer
-from tensordict import TensorDict
-from torch import Tensor
+from helpers import one_step_batch, small, small_data, trainer
 
 from dqs_callbacks import FiniteGuard
 from dqs_lightning.agents import SAC, load_agent
 from dqs_lightning.checkpoint import RunCheckpoint
-
-
-def one_step_batch(reward: Tensor, action: Tensor) -> TensorDict:
-    """Transitions that all end: Q is the reward."""
-    observation = torch.zeros(len(action), 2)
-    following = TensorDict(
-        {
-            "observation": observation,
-            "reward": reward.unsqueeze(-1),
-            "terminated": torch.ones(len(action), 1, dtype=torch.bool),
-            "done": torch.ones(len(action), 1, dtype=torch.bool),
-        },
-        [len(action)],
-    )
-    return TensorDict({"observation": observation, "action": action, "next": following}, [len(action)])
 
 
 def trained(agent: SAC, updates: int, reward: Any) -> SAC:
@@ -41,7 +24,7 @@ def trained(agent: SAC, updates: int, reward: Any) -> SAC:
 
 
 def test_draws_as_many_actions_as_are_asked_within_the_box() -> None:
-    agent, observation = SAC(3, 2, hidden=(16,)), 100 * torch.randn(7, 3)
+    agent, observation = SAC(3, 2, **small((16,))), 100 * torch.randn(7, 3)
     drawn = agent.sample(observation, 5)
     assert drawn.shape == (5, 7, 2) and drawn.abs().max() <= 1
     assert not torch.equal(drawn[0], drawn[1])
@@ -51,7 +34,7 @@ def test_draws_as_many_actions_as_are_asked_within_the_box() -> None:
 
 
 def test_q_value_is_the_smaller_of_the_two_critics_that_the_loss_trains() -> None:
-    agent = trained(SAC(2, 1, hidden=(64, 64), learning_rate=3e-3), 400, lambda a: a[:, 0].square())
+    agent = trained(SAC(2, 1, **small((64, 64)), learning_rate=3e-3), 400, lambda a: a[:, 0].square())
     action = torch.linspace(-1, 1, 9).reshape(9, 1, 1)
     q = agent.q_value(torch.zeros(1, 2), action).squeeze(-1)
     torch.testing.assert_close(q, action.flatten().square(), atol=0.1, rtol=0)
@@ -61,7 +44,7 @@ def test_q_value_is_the_smaller_of_the_two_critics_that_the_loss_trains() -> Non
 
 
 def test_the_temperature_holds_the_entropy_at_its_target() -> None:
-    agent = SAC(2, 1, hidden=(32,), learning_rate=1e-2, target_entropy=-0.5, initial_temperature=0.1)
+    agent = SAC(2, 1, **small((32,)), learning_rate=1e-2, target_entropy=-0.5, initial_temperature=0.1)
     trained(agent, 800, lambda a: -4 * (a[:, 0] - 0.3).square())
     actions = agent.sample(torch.zeros(1, 2), 20_000).flatten().double()
     share = torch.histc(actions, 100, -1, 1) / len(actions)
@@ -76,7 +59,7 @@ def test_trains_in_a_run_and_continues_bitwise(tmp_path: Path) -> None:
         for most in steps:
             data = small_data()
             torch.manual_seed(3)
-            agent = SAC(data.observation_dim, data.action_dim, hidden=(32, 32))
+            agent = SAC(data.observation_dim, data.action_dim, **small((32, 32)))
             place = tmp_path / folder / "checkpoints"
             last = place / "last.ckpt"
             fit = trainer(tmp_path / folder, [FiniteGuard(), RunCheckpoint(str(place))], max_steps=most)
@@ -94,7 +77,7 @@ def test_trains_in_a_run_and_continues_bitwise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"learning_rate": 0}, {"initial_temperature": -1}, {"discount": 1.1}, {"tau": 0}, {"hidden": []}, {"best_of": 0}],
+    [{"learning_rate": 0}, {"initial_temperature": -1}, {"discount": 1.1}, {"tau": 0}, {"best_of": 0}],
 )
 def test_refuses(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from helpers import small_agent, small_data, trainer
+from helpers import small, small_agent, small_data, trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
@@ -25,7 +25,7 @@ def test_lines_enclose_the_shares_that_they_claim() -> None:
 
 
 def test_in_two_dimensions_the_plane_is_the_action_set() -> None:
-    agent, state = DQS(3, 2, hidden=(16, 16)), torch.randn(3)
+    agent, state = DQS(3, 2, **small()), torch.randn(3)
     found = landscape(agent, state, samples=40, trails=5)
     assert found.exact and found.actions.shape == (40, 2) and found.trails.shape == (7, 5, 2)
     torch.testing.assert_close(found.trails[-1], found.actions[:5])
@@ -36,7 +36,7 @@ def test_in_two_dimensions_the_plane_is_the_action_set() -> None:
 
 
 def test_in_more_dimensions_the_plane_is_where_the_samples_spread() -> None:
-    agent, state = DQS(3, 5, hidden=(16, 16)), torch.randn(3)
+    agent, state = DQS(3, 5, **small()), torch.randn(3)
     found = landscape(agent, state, samples=200, trails=0)
     torch.testing.assert_close(found.axes @ found.axes.T, torch.eye(2))
     assert not found.exact and found.trails.shape[1] == 0
@@ -49,7 +49,7 @@ def test_in_more_dimensions_the_plane_is_where_the_samples_spread() -> None:
 
 
 def test_an_agent_without_a_sampler_is_drawn_without_trails_and_lines() -> None:
-    found = landscape(SAC(3, 2, hidden=(16, 16)), torch.randn(3), samples=40, trails=5)
+    found = landscape(SAC(3, 2, **small()), torch.randn(3), samples=40, trails=5)
     assert found.temperature is None and found.trails.shape[1] == 0 and found.actions.shape == (40, 2)
     (axis, _) = draw([found], ["s"]).axes
     assert not axis.lines and len(axis.collections) == 2  # Q and the samples

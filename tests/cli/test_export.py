@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small_agent, small_data, trainer
+from helpers import small, small_agent, small_data, trainer
 from torch import nn
 
 from dqs_lightning.agents import DQS, SAC, load_agent
@@ -24,7 +24,7 @@ CASES = [(name, ".onnx") for name in DRAWS] + [(name, ".pt2") for name in sorted
 
 def checkpoint(folder: Path, **changes: object) -> Path:
     """That of an agent whose actions depend on all that they may depend on: observation, noise and temperature."""
-    agent = DQS(5, 2, **{"temperature": LogLinear(1.0, 0.01, 100), "hidden": (16, 16), **changes})
+    agent = DQS(5, 2, **{"temperature": LogLinear(1.0, 0.01, 100), **small(), **changes})
     nn.init.normal_(agent.denoiser.last.weight, std=0.3)
     for _ in range(50):
         agent.temperature.step()
@@ -142,6 +142,6 @@ def test_what_to_install_is_said(capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_an_agent_without_an_exporter_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "load_agent", lambda path: SAC(2, 2, hidden=(8,)))
+    monkeypatch.setattr(export, "load_agent", lambda path: SAC(2, 2, **small((8,))))
     with pytest.raises(InputError, match="class SAC; only DQS has an exporter"):
         export.export(tmp_path / "a.ckpt", tmp_path / "policy.pt2")

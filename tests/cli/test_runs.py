@@ -16,7 +16,8 @@ from dqs_lightning.checkpoint import safe_load
 CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")
 SMALL = [
     "--config", CARTPOLE, "--data.total_frames=2400", "--data.init_random_frames=800", "--data.batch_size=16",
-    "--data.environment.action_repeat=4", "--model.hidden=[16,16]", "--model.energy_estimator.num_samples=4",
+    "--data.environment.action_repeat=4", "--model.critic_backbone.hidden=[16,16]",
+    "--model.actor_backbone.hidden=[16,16]", "--model.energy_estimator.num_samples=4",
     "--model.sampler.steps=3", "--evaluate.every_frames=800", "--evaluate.episodes=2",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

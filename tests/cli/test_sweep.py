@@ -129,7 +129,7 @@ def test_a_dry_run_prints_commands_that_dqs_fit_takes(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)  # without Ray
-    written(file, overrides=["model.hidden=[16, 16]"])
+    written(file, overrides=["model.critic_backbone.hidden=[16, 16]"])
     assert sweep.main([str(file), "--dry-run"]) == 0
     out, err = capsys.readouterr()
     commands = [shlex.split(line) for line in out.splitlines()]
@@ -145,7 +145,7 @@ def test_a_dry_run_prints_commands_that_dqs_fit_takes(
         and config["run_dir"] == str(Path("runs/sweeps/mine/pole/karras/seed=7").absolute())
     )
     assert config["model"]["init_args"]["noise_schedule"]["class_path"].endswith("Karras")
-    assert config["model"]["init_args"]["hidden"] == [16, 16]
+    assert config["model"]["init_args"]["critic_backbone"]["init_args"]["hidden"] == [16, 16]
 
 
 def test_what_to_install_is_said(

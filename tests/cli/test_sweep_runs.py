@@ -19,7 +19,8 @@ from dqs_lightning.cli.sweep import FAILED
 
 CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")
 SMALL = [
-    "data.init_random_frames=200", "data.batch_size=16", "data.environment.action_repeat=4", "model.hidden=[16,16]",
+    "data.init_random_frames=200", "data.batch_size=16", "data.environment.action_repeat=4",
+    "model.critic_backbone.hidden=[16,16]", "model.actor_backbone.hidden=[16,16]",
     "model.energy_estimator.num_samples=4", "model.sampler.steps=2", "evaluate.every_frames=400", "evaluate.episodes=2",
 ]  # fmt: skip
 

@@ -15,20 +15,26 @@ from dqs_lightning.checkpoint import safe_load
 
 pytestmark = pytest.mark.ddp
 CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")
-ARGUMENTS = [
+SMALL = [
     "--config", CARTPOLE, "--trainer.devices=2", "--trainer.accelerator=cpu", "--data.total_frames=2560",
-    "--data.init_random_frames=1280", "--data.batch_size=16", "--model.hidden=[16,16]",
-    "--model.energy_estimator.num_samples=4", "--model.sampler.steps=3", "--evaluate.every_frames=1280",
+    "--data.init_random_frames=1280", "--data.batch_size=16",
+    "--model.critic_backbone.hidden=[16,16]", "--model.actor_backbone.hidden=[16,16]", "--evaluate.every_frames=1280",
     "--evaluate.episodes=2", "--run_dir=r", "--ckpt_path=auto",
 ]  # fmt: skip
+ARGUMENTS = [*SMALL, "--model.energy_estimator.num_samples=4", "--model.sampler.steps=3"]
+BASELINES = {
+    "SAC": [],
+    "TD3": [],
+    "PPO": ["--model.rollout_steps=64", "--model.minibatch_size=16", "--model.epochs=2"],
+}
 
 
 def environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k != "DQS_RUN_DIR"}, "OMP_NUM_THREADS": "1"}
 
 
-def command(*extra: str) -> list[str]:
-    return [sys.executable, str(Path(__file__).with_name("two_ranks.py")), *ARGUMENTS, *extra]
+def command(arguments: list[str] = ARGUMENTS) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("two_ranks.py")), *arguments]
 
 
 def test_ranks_hold_equal_weights_and_explore_apart(tmp_path: Path) -> None:
@@ -47,6 +53,18 @@ def test_ranks_hold_equal_weights_and_explore_apart(tmp_path: Path) -> None:
     assert not torch.equal(replays[0]["observation"][0], replays[1]["observation"][0])
     rows = (tmp_path / "r" / "scores.jsonl").read_text().splitlines()
     assert [json.loads(row)["env_frames"] for row in rows] == [1312, 2560]
+
+
+@pytest.mark.parametrize("model", BASELINES)
+def test_ranks_of_the_baselines_hold_equal_weights_and_normalise_alike(tmp_path: Path, model: str) -> None:
+    arguments = [*SMALL, f"--model={model}", "--model.normalise_observations=true", *BASELINES[model]]
+    done = subprocess.run(
+        command(arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = [torch.load(tmp_path / "r" / f"weights-{rank}.pt") for rank in range(2)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert weights[0]["observation_norm.batches"] > 1 and weights[0]["observation_norm.mean"].any()
 
 
 def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(tmp_path: Path) -> None:

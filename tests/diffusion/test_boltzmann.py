@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.diffusion import (
+    MLP,
     Ancestral,
     BoltzmannSampler,
     Box,
@@ -32,7 +33,7 @@ def fit(sampler: BoltzmannSampler, log_prob: object, steps: int = 400, **changes
 @pytest.fixture(scope="module")
 def fitted() -> BoltzmannSampler:
     torch.manual_seed(0)
-    return fit(BoltzmannSampler(2, hidden=(128, 128)), bumps, 800)
+    return fit(BoltzmannSampler(2, backbone=MLP((128, 128))), bumps, 800)
 
 
 def test_draws_the_law(fitted: BoltzmannSampler) -> None:
@@ -76,7 +77,7 @@ def test_a_condition_turns_the_law() -> None:
         return -(x - 0.6 * condition).square().sum(-1) / (2 * 0.1**2)
 
     conditions = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    sampler = fit(BoltzmannSampler(1, condition_dim=1, hidden=(64, 64)), one_mode, 500, conditions=conditions)
+    sampler = fit(BoltzmannSampler(1, condition_dim=1, backbone=MLP((64, 64))), one_mode, 500, conditions=conditions)
     for value in (-0.8, 0.5):
         samples = sampler.sample(2000, torch.tensor([value]))
         assert samples.mean().item() == pytest.approx(0.6 * value, abs=0.05)
@@ -87,8 +88,8 @@ def test_a_condition_turns_the_law() -> None:
 
 def test_a_box_of_any_size_is_the_same_problem() -> None:
     """Samples are scaled, entropy and log density move by d log(scale)."""
-    unit = fit(BoltzmannSampler(2, hidden=(32,)), bumps, 30)
-    wide = fit(BoltzmannSampler(2, Box(10, 30), hidden=(32,)), lambda x: bumps((x - 20) / 10), 30)
+    unit = fit(BoltzmannSampler(2, backbone=MLP((32,))), bumps, 30)
+    wide = fit(BoltzmannSampler(2, Box(10, 30), backbone=MLP((32,))), lambda x: bumps((x - 20) / 10), 30)
     wide.load_state_dict(unit.state_dict())
     one, two = (sampler.sample(100, generator=torch.Generator().manual_seed(0)) for sampler in (unit, wide))
     torch.testing.assert_close(two, 20 + 10 * one)
@@ -99,7 +100,9 @@ def test_a_box_of_any_size_is_the_same_problem() -> None:
 
 @pytest.mark.parametrize("support", [Tanh(-1.5, 2.0), Unbounded(), Box(-0.3, 4.0)], ids=lambda s: type(s).__name__)
 def test_every_support(support: Box | Tanh | Unbounded) -> None:
-    sampler = fit(BoltzmannSampler(1, support, hidden=(64, 64)), lambda x: -(x - 0.5).square().sum(-1) / (2 * 0.2**2))
+    sampler = fit(
+        BoltzmannSampler(1, support, backbone=MLP((64, 64))), lambda x: -(x - 0.5).square().sum(-1) / (2 * 0.2**2)
+    )
     samples = sampler.sample(4000)
     assert samples.mean().item() == pytest.approx(0.5, abs=0.08)
     assert samples.std().item() == pytest.approx(0.2, abs=0.08)
@@ -131,7 +134,7 @@ def test_components_by_name_and_by_object() -> None:
 
 def test_fitting_goes_on_where_it_stopped() -> None:
     sampler = fit(
-        BoltzmannSampler(2, energy_estimator=GuidedDefensive(8), sampler=Ancestral(4), hidden=(32,)), bumps, 5
+        BoltzmannSampler(2, energy_estimator=GuidedDefensive(8), sampler=Ancestral(4), backbone=MLP((32,))), bumps, 5
     )
     before = {name: value.clone() for name, value in sampler.state_dict().items()}
     fit(sampler, bumps, 5)
@@ -168,7 +171,7 @@ def test_an_energy_that_breaks_later_is_named() -> None:
         return bumps(x) * (float("nan") if len(calls) > 20 else 1.0)
 
     with pytest.raises(ValueError, match="not finite"):
-        fit(BoltzmannSampler(2, hidden=(16,)), breaks, 300)
+        fit(BoltzmannSampler(2, backbone=MLP((16,))), breaks, 300)
 
 
 def test_conditions_that_do_not_fit() -> None:

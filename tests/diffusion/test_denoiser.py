@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dqs_lightning.diffusion import (
     EDM,
+    MLP,
     Box,
     Defensive,
     Denoiser,
@@ -43,7 +44,7 @@ class _Bare(Preconditioning):
 def network(preconditioning: Preconditioning, condition_dim: int = 3) -> Denoiser:
     """A denoiser of random weights, the last layer's too; the same ones at each call."""
     torch.manual_seed(5)
-    denoiser = Denoiser(2, condition_dim, (16, 16), 8, preconditioning).double()
+    denoiser = Denoiser(2, condition_dim, MLP((16, 16)), 8, preconditioning).double()
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return denoiser
@@ -128,7 +129,7 @@ def test_starts_at_the_priors_moments(preconditioning: Preconditioning) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(3,), (4, 3), (5, 4, 3)], ids=str)
 def test_moments_have_the_shape_and_dtype_of_x(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    denoiser, x = Denoiser(3, hidden=(8,), embedding=4).to(dtype), torch.randn(shape, dtype=dtype)
+    denoiser, x = Denoiser(3, backbone=MLP((8,)), embedding=4).to(dtype), torch.randn(shape, dtype=dtype)
     for sigma in (torch.tensor(0.3, dtype=dtype), torch.full((*shape[:-1], 1), 0.3, dtype=dtype)):
         for found in denoiser(x, sigma):
             assert found.shape == shape
@@ -138,7 +139,7 @@ def test_moments_have_the_shape_and_dtype_of_x(shape: tuple[int, ...], dtype: to
 @pytest.mark.parametrize("output", [-1e4, -20.0, 20.0, 1e4])
 def test_variance_is_positive_and_bounded_whatever_the_weights(output: float) -> None:
     """Within a factor of 10^4 of the prior's: log V and 1 / V stay finite in the loss."""
-    denoiser, x = Denoiser(2, hidden=(8,), embedding=4), torch.randn(4, 2)
+    denoiser, x = Denoiser(2, backbone=MLP((8,)), embedding=4), torch.randn(4, 2)
     torch.nn.init.constant_(denoiser.last.bias, output)
     ratio = denoiser(x, SIGMA.float()).variance / EDM().prior_variance(SIGMA.float())
     assert ((ratio > 1e-4) & (ratio < 1e4)).all()
@@ -254,7 +255,7 @@ def test_a_noise_level_counts_by_its_weight(denoiser: Denoiser) -> None:
 def test_learns_to_sample_an_energy(mixture, wasserstein: Callable[[Tensor, np.ndarray], float]) -> None:
     """Training on an energy alone gives the posterior's moments, and then samples of its law, masses included."""
     schedule, support, estimator = Geometric(), Box(), Defensive(num_samples=32)
-    denoiser = Denoiser(1, hidden=(64, 64), embedding=16)
+    denoiser = Denoiser(1, backbone=MLP((64, 64)), embedding=16)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-2)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.03, 800)
     for _ in range(800):

@@ -4,6 +4,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from dqs_lightning.diffusion import (
+    MLP,
     AroundActions,
     Box,
     Denoiser,
@@ -101,7 +102,7 @@ def test_bad_points_are_refused() -> None:
 
 def test_match_pulls_the_denoiser_to_the_posterior(wells: LogProb) -> None:
     torch.manual_seed(0)
-    denoiser = Denoiser(1, hidden=(32,))
+    denoiser = Denoiser(1, backbone=MLP((32,)))
     x, sigma = torch.full((2, 64, 1), 0.2), torch.full((2, 64, 1), 0.3)
     estimate = Importance(5000)(wells, x, sigma, Box())
     optimizer = torch.optim.Adam(denoiser.parameters(), 0.01)

@@ -3,23 +3,39 @@
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.networks import ObservationNorm
 from dqs_lightning.registry import components, describe
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """Lightning's own constructor from class paths, which `load_from_checkpoint` looks up by this name."""
 
 
+class Rollout(NamedTuple):
+    """How an agent learns from its latest rollout alone.
+
+    Attributes:
+        steps: transitions that each rank collects between two visits, over all of its environments; >= 1.
+        epochs: passes through them; >= 1.
+        batch_size: transitions in one update, on each rank; 1 to `steps`.
+    """
+
+    steps: int
+    epochs: int
+    batch_size: int
+
+
 class Agent(L.LightningModule, ABC):
-    """An off-policy agent. `training_step` takes one batch of transitions and makes one gradient update.
+    """An agent. `training_step` takes one batch of transitions and makes one gradient update.
 
     A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],
     `terminated` [B, 1]. Metrics go through `record`, which keeps tensors on the device; every
@@ -30,10 +46,20 @@ class Agent(L.LightningModule, ABC):
         action_dim: dimension of the action; actions lie in [-1, 1].
         max_grad_norm: clip the gradient of each parameter group to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+        normalise_observations: networks see observations less their running mean, over their deviation.
     """
 
+    observation_norm: nn.Module
+    rollout: Rollout | None = None
+    """None: the agent learns from a replay buffer."""
+
     def __init__(
-        self, observation_dim: int, action_dim: int, max_grad_norm: float | None = None, best_of: int = 1
+        self,
+        observation_dim: int,
+        action_dim: int,
+        max_grad_norm: float | None = None,
+        best_of: int = 1,
+        normalise_observations: bool = False,
     ) -> None:
         super().__init__()
         if best_of < 1:
@@ -43,6 +69,7 @@ class Agent(L.LightningModule, ABC):
         self.automatic_optimization = False
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.max_grad_norm, self.best_of = max_grad_norm, best_of
+        self.observation_norm = ObservationNorm(observation_dim) if normalise_observations else nn.Identity()
         self._sums: dict[str, Tensor] = {}
         self._recorded = 0
 
@@ -50,9 +77,17 @@ class Agent(L.LightningModule, ABC):
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
         """Draw num actions in [-1, 1] a state from the policy: [..., o] -> [num, ..., d]."""
 
-    @abstractmethod
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """What the agent believes of observations [B, o] and actions [..., B, d]: [..., B]."""
+        """What the agent believes of observations [B, o] and actions [..., B, d]: [..., B].
+
+        Raises:
+            MisconfigurationException: when the agent has no Q.
+        """
+        raise MisconfigurationException(f"{type(self).__name__} has no Q(s, a)")
+
+    def prepare(self, block: TensorDictBase) -> TensorDictBase:
+        """What `rollout` is to hold, from a block [..., T] of transitions as they were collected, in time's order."""
+        return block
 
     @torch.no_grad()
     def act(self, observation: Tensor, deterministic: bool = False, best_of: int | None = None) -> Tensor:
@@ -73,6 +108,16 @@ class Agent(L.LightningModule, ABC):
     def forward(self, observation: Tensor) -> Tensor:
         """The behaviour policy: one stochastic action for each observation."""
         return self.act(observation)
+
+    def take_in(self, observation: Tensor) -> None:
+        """Let `observation_norm` see the observations [B, o] of a batch, alike on all ranks."""
+        if isinstance(self.observation_norm, ObservationNorm):
+            self.observation_norm.update(observation, self.mean_over_ranks)
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Of a tensor of any shape; the tensor itself where no Trainer is."""
+        mean: Tensor = value if self._trainer is None else self.trainer.strategy.reduce(value, reduce_op="mean")
+        return mean
 
     def update(self, loss: Tensor) -> None:
         """One backward, clipping, one optimizer step. `global_step` counts these."""

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,6 +17,8 @@ from dqs_lightning.agents.base import Agent
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
     EDM,
+    MLP,
+    Backbone,
     Box,
     Denoiser,
     EnergyEstimator,
@@ -56,7 +58,8 @@ class DQS(Agent):
         preconditioning: how the score network's output is read. Default: EDM.
         temperature: T. Default: Constant, 0.01.
         backup: V(s') in the critic's target: Plain (the paper), Soft, SelfNormalised or Entropic.
-        hidden: widths of the hidden layers of critics and denoiser.
+        critic_backbone: hidden layers of the critics. Default: MLP, (256, 256).
+        actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
         critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
         critic_lr: Adam's step size for the critics.
         actor_lr: Adam's step size for the denoiser.
@@ -64,6 +67,7 @@ class DQS(Agent):
         tau: share of the online critics taken into the target critics at each update, in (0, 1].
         max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+        normalise_observations: networks see observations less their running mean, over their deviation.
         compile_losses: let torch.compile fuse the losses of an update: wants a C++ compiler, and a minute once a run.
         cuda_graph: capture losses and gradients of an update as one CUDA graph; on one CUDA device.
         inner_precision: of inner layers in training where no gradient of theirs is wanted (candidates' values, the
@@ -82,7 +86,8 @@ class DQS(Agent):
         preconditioning: Preconditioning | None = None,
         temperature: Temperature | None = None,
         backup: Backup | None = None,
-        hidden: Sequence[int] = (256, 256),
+        critic_backbone: Backbone | None = None,
+        actor_backbone: Backbone | None = None,
         critic_reduction: str = "min",
         critic_lr: float = 1e-3,
         actor_lr: float = 3e-3,
@@ -90,11 +95,12 @@ class DQS(Agent):
         tau: float = 0.005,
         max_grad_norm: float | None = None,
         best_of: int = 1,
+        normalise_observations: bool = False,
         inner_precision: str = "auto",
         compile_losses: bool = False,
         cuda_graph: bool = False,
     ) -> None:
-        super().__init__(observation_dim, action_dim, max_grad_norm, best_of)
+        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
         for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: allowed is a number > 0")
@@ -103,8 +109,6 @@ class DQS(Agent):
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
         if inner_precision not in INNER_PRECISIONS:
             raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden={list(hidden)}: allowed is one or more widths of at least 1")
         # Resolved before they are saved: a checkpoint keeps its components when a default changes.
         self.noise_schedule = noise_schedule = noise_schedule or Geometric()
         self.energy_estimator = energy_estimator = energy_estimator or MultiStart(num_samples=8)
@@ -114,6 +118,7 @@ class DQS(Agent):
         self.temperature = temperature = temperature or Constant()
         self.backup = backup = backup or Plain()
         preconditioning = preconditioning or EDM()
+        critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
             warnings.simplefilter("ignore")
             self.save_hyperparameters()
@@ -123,14 +128,14 @@ class DQS(Agent):
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self._compiled: Losses | None = None
         self._graph: CudaGraphModule | None = None
-        self.critic = CriticPair(observation_dim, action_dim, hidden, critic_reduction)
+        self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.denoiser = Denoiser(action_dim, observation_dim + 1, hidden, preconditioning=preconditioning)
+        self.denoiser = Denoiser(action_dim, observation_dim + 1, actor_backbone, preconditioning=preconditioning)
 
     def condition(self, observation: Tensor) -> Tensor:
         """What the score network is told: (s, log T), [..., o + 1]."""
         log_temperature = torch.log(self.temperature()).expand(*observation.shape[:-1], 1)
-        return torch.cat([observation, log_temperature], -1)
+        return torch.cat([self.observation_norm(observation), log_temperature], -1)
 
     @torch.no_grad()
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
@@ -150,11 +155,11 @@ class DQS(Agent):
         return path_entropy(path, self.support, self.sampler.stochastic)
 
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        return self.critic.value(observation, action)
+        return self.critic.value(self.observation_norm(observation), action)
 
     def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
         """The unnormalised log policy of the paper, log pi(a|s) = Q(s, a) / T + const, Q = min_i Q_i."""
-        q_value = self.critic.given(observation, self.inner_dtype(observation))
+        q_value = self.critic.given(self.observation_norm(observation), self.inner_dtype(observation))
         return lambda action: q_value(action) / temperature
 
     def inner_dtype(self, like: Tensor) -> torch.dtype:
@@ -181,7 +186,7 @@ class DQS(Agent):
     def critic_target(self, batch: TensorDictBase, temperature: Tensor, path: Path) -> Tensor:
         """y = r + gamma (1 - terminated) V(s'), [B], with trajectories of the policy at s'."""
         following = batch["next"]
-        observation = following["observation"]
+        observation = self.observation_norm(following["observation"])
         q_value: LogProb = partial(self.target_critic.value, observation)
         if self.backup.weighs_candidates:
             q_value = self.target_critic.given(observation, self.inner_dtype(observation))
@@ -218,7 +223,7 @@ class DQS(Agent):
         """The loss of an update, and what is recorded of it, scalars. Asks the host for no value."""
         temperature = self.temperature()
         at_next, at_here = self.paths(batch)
-        q_values = self.critic(batch["observation"], batch["action"])
+        q_values = self.critic(self.observation_norm(batch["observation"]), batch["action"])
         target = self.critic_target(batch, temperature, at_next)
         critic_loss = F.mse_loss(q_values, target.expand_as(q_values))
         score_loss, estimate = self.score_loss(batch, temperature, at_here)
@@ -240,6 +245,7 @@ class DQS(Agent):
         return self._compiled(batch)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        self.take_in(batch["observation"])
         if self.cuda_graph:
             metrics = self.replay(batch)
             self.descend()

@@ -26,7 +26,7 @@ class Measured:
     def q_spread(self) -> Tensor:
         like = self.observation.new_empty(len(self.observation), self.agent.action_dim)
         actions = self.agent.support.uniform(self.ACTIONS, like)
-        return self._mean(self.agent.critic.value(self.observation, actions).std(0))
+        return self._mean(self.agent.q_value(self.observation, actions).std(0))
 
     @torch.no_grad()
     def entropy(self) -> Tensor:
@@ -41,6 +41,4 @@ class Measured:
         return self._mean(self.mean_ess / candidates)
 
     def _mean(self, value: Tensor) -> Tensor:
-        mean = value.mean()
-        trainer = self.agent._trainer
-        return mean if trainer is None else trainer.strategy.reduce(mean, reduce_op="mean")
+        return self.agent.mean_over_ranks(value.mean())

@@ -14,6 +14,7 @@ from dqs_lightning.cli.errors import InputError, explain
 BASES = (
     agents.Agent,
     agents.Backup,
+    diffusion.Backbone,
     diffusion.EnergyEstimator,
     diffusion.NoiseSchedule,
     diffusion.NoisedPoints,

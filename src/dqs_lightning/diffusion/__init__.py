@@ -1,11 +1,13 @@
 """Sampling from exp(log_prob) by diffusion, from an energy alone. Imports torch, and rich for a progress bar.
 
 One file a concept: `schedules` (how much noise), `support` (where samples live), `estimators` and `importance` (the
-moments of the denoised law from the energy), `denoiser` (the network that learns them), `samplers` (noise to samples),
+moments of the denoised law from the energy), `denoiser` (the network that learns them), `backbones` (its hidden
+layers), `samplers` (noise to samples),
 `matching` (where and towards what the network is trained), `entropy` (entropy and likelihood of a sampler),
 `boltzmann` (all of it together, for any energy).
 """
 
+from dqs_lightning.diffusion.backbones import MLP, Backbone, SimBa
 from dqs_lightning.diffusion.biased import PosteriorMode, QScore
 from dqs_lightning.diffusion.boltzmann import BoltzmannSampler
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning, RawScore
@@ -36,8 +38,10 @@ from dqs_lightning.diffusion.support import Box, LogProb, Support, Tanh, Unbound
 
 __all__ = [
     "EDM",
+    "MLP",
     "Ancestral",
     "AroundActions",
+    "Backbone",
     "BoltzmannSampler",
     "Box",
     "ControlVariate",
@@ -71,6 +75,7 @@ __all__ = [
     "RawScore",
     "Resampling",
     "Sampler",
+    "SimBa",
     "Support",
     "Tanh",
     "TargetScore",

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dqs_lightning.diffusion.backbones import MLP, Backbone
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning
 from dqs_lightning.diffusion.entropy import entropy, log_prob
 from dqs_lightning.diffusion.estimators import EnergyEstimator
@@ -55,7 +56,7 @@ class BoltzmannSampler(nn.Module):
         noised_points: where the network is trained; object or name. Default: OnPath, four points of the sampler's own
             trajectory for each condition. AroundActions adds noise to uniform actions.
         sampler: object or name. Default: MomentMatched, 10 steps.
-        hidden: widths of the network's hidden layers.
+        backbone: the network's hidden layers; object or name. Default: MLP, (256, 256).
         preconditioning: how the network's output is read; object or name. Default: EDM.
 
     Raises:
@@ -71,7 +72,7 @@ class BoltzmannSampler(nn.Module):
         energy_estimator: EnergyEstimator | str | None = None,
         noised_points: NoisedPoints | str | None = None,
         sampler: Sampler | str | None = None,
-        hidden: Sequence[int] = (256, 256),
+        backbone: Backbone | str | None = None,
         preconditioning: Preconditioning | str | None = None,
     ) -> None:
         super().__init__()
@@ -85,7 +86,8 @@ class BoltzmannSampler(nn.Module):
         self.noised_points = _component("noised_points", noised_points, NoisedPoints, OnPath)  # type: ignore[type-abstract]
         self.sampler = _component("sampler", sampler, Sampler, MomentMatched)  # type: ignore[type-abstract]
         reading = _component("preconditioning", preconditioning, Preconditioning, EDM)  # type: ignore[type-abstract]
-        self.denoiser = Denoiser(dim, condition_dim, hidden, preconditioning=reading)
+        layers = _component("backbone", backbone, Backbone, MLP)  # type: ignore[type-abstract]
+        self.denoiser = Denoiser(dim, condition_dim, layers, preconditioning=reading)
         self._support, self._center, self._scale = self.support.standard()
 
     def fit(

@@ -2,14 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dqs_lightning.diffusion.backbones import MLP, Apply, Backbone, apply
 from dqs_lightning.diffusion.estimators import Estimate
 from dqs_lightning.diffusion.samplers import Denoise, Moments
 
@@ -78,12 +76,12 @@ class RawScore(Preconditioning):
 
 
 class Denoiser(nn.Module):
-    """MLP estimate of the moments of p(a | x, condition), with SiLU and a sinusoidal embedding of log sigma.
+    """Estimate of the moments of p(a | x, condition), with SiLU and a sinusoidal embedding of log sigma.
 
     Args:
         dim: dimension d of x.
         condition_dim: dimension c of the condition; 0 for none.
-        hidden: widths of the hidden layers, at least one.
+        backbone: the hidden layers; None: `MLP`.
         embedding: width of the noise embedding; even.
         preconditioning: how the network's output becomes D.
     """
@@ -94,7 +92,7 @@ class Denoiser(nn.Module):
         self,
         dim: int,
         condition_dim: int = 0,
-        hidden: Sequence[int] = (256, 256),
+        backbone: Backbone | None = None,
         embedding: int = 64,
         preconditioning: Preconditioning | None = None,
     ) -> None:
@@ -103,9 +101,10 @@ class Denoiser(nn.Module):
             raise ValueError(f"embedding={embedding}: allowed is an even number, 2 or more")
         self.dim, self.condition_dim, self.embedding = dim, condition_dim, embedding
         self.preconditioning = preconditioning or EDM()
-        self.first = nn.Linear(dim + embedding + condition_dim, hidden[0])
-        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
-        self.last = nn.Linear(hidden[-1], 2 * dim)
+        self.backbone = backbone or MLP()
+        self.first = nn.Linear(dim + embedding + condition_dim, self.backbone.width)
+        self.rest = self.backbone.layers()
+        self.last = nn.Linear(self.backbone.features, 2 * dim)
         # A zero last layer starts every sample at the prior's moments, not at a random function of the state.
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -128,23 +127,29 @@ class Denoiser(nn.Module):
             [self.dim, self.embedding, self.condition_dim], dim=1
         )
         context = self.first.bias if condition is None else F.linear(condition, weight_condition, self.first.bias)
-        layers = [(cast(Tensor, layer.weight), cast(Tensor, layer.bias)) for layer in self.rest]
-        if dtype is not None:
-            layers = [(weight.to(dtype), bias) for weight, bias in layers]
+        linear = apply if dtype is None else self._shortened(dtype)
 
         def denoise(x: Tensor, sigma: Tensor) -> Moments:
             sigma = sigma.reshape(1) if sigma.ndim == 0 else sigma
             c_skip, c_out, c_in = self.preconditioning.coefficients(sigma)
             phase = torch.log(sigma) * self.frequencies / 4
             noise_features = torch.cat([torch.sin(phase), torch.cos(phase)], -1)
-            hidden = F.silu(F.linear(c_in * x, weight_x) + (F.linear(noise_features, weight_sigma) + context))
-            for weight, bias in layers:
-                hidden = F.silu(F.linear(hidden.to(weight.dtype), weight).to(x.dtype) + bias)
+            hidden = F.linear(c_in * x, weight_x) + (F.linear(noise_features, weight_sigma) + context)
+            hidden = self.backbone(self.rest, hidden, F.silu, linear)
             output, log_ratio = self.last(hidden).chunk(2, -1)
             variance = self.preconditioning.prior_variance(sigma) * torch.exp(log_ratio.clamp(-9, 3))
             return Moments(c_skip * x + c_out * output, variance)
 
         return denoise
+
+    def _shortened(self, dtype: torch.dtype) -> Apply:
+        """Linear layers of the backbone multiplied in `dtype`, their weights rounded once."""
+        short = {layer: layer.weight.to(dtype) for layer in self.rest.modules() if isinstance(layer, nn.Linear)}
+
+        def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
+            return F.linear(hidden.to(dtype), short[layer]).to(hidden.dtype) + layer.bias
+
+        return linear
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Moments:
         """Moments at x [..., d], sigma scalar or [..., 1], condition [..., c]; both [..., d]."""

@@ -1,0 +1,145 @@
+"""Proximal Policy Optimization with a clipped objective (arXiv 1707.06347), on TorchRL's loss."""
+
+import warnings
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from torch import Tensor, nn
+from torchrl.modules import ProbabilisticActor, TanhNormal
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
+
+from dqs_lightning.agents.base import Agent, Rollout
+from dqs_lightning.diffusion import MLP, Backbone
+from dqs_lightning.networks import FeedForward
+
+
+class PPO(Agent):
+    """The on-policy baseline: a tanh-normal policy, whose spread is the same in all states, and a state value.
+
+    Defaults are those of Stable-Baselines3: rollouts of 2048 steps, ten epochs in batches of 64. Other than there the
+    action is squashed and not clipped, so that its density is that of what the environment got.
+
+    Args:
+        observation_dim: dimension of the flat observation.
+        action_dim: dimension of the action; actions lie in [-1, 1].
+        critic_backbone: hidden layers of the value. Default: MLP, (256, 256).
+        actor_backbone: hidden layers of the policy. Default: MLP, (256, 256).
+        learning_rate: Adam's step size; > 0.
+        rollout_steps: transitions of each rank, over all its environments, between two visits; >= 1.
+        epochs: passes through a rollout; >= 1.
+        minibatch_size: transitions in one update, on each rank; 1 to rollout_steps.
+        discount: gamma, in [0, 1].
+        gae_lambda: lambda of the generalised advantage (arXiv 1506.02438), in [0, 1].
+        clip: bound of the policy's ratio around 1, in (0, 1).
+        entropy_coefficient: weight of the policy's entropy; >= 0.
+        value_coefficient: weight of the value's squared error; > 0.
+        max_grad_norm: clip the gradient to this norm; None: no clipping.
+        normalise_observations: networks see observations less their running mean, over their deviation.
+
+    Raises:
+        ValueError: when a number is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        critic_backbone: Backbone | None = None,
+        actor_backbone: Backbone | None = None,
+        learning_rate: float = 3e-4,
+        rollout_steps: int = 2048,
+        epochs: int = 10,
+        minibatch_size: int = 64,
+        discount: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip: float = 0.2,
+        entropy_coefficient: float = 0.0,
+        value_coefficient: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        normalise_observations: bool = False,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, max_grad_norm, normalise_observations=normalise_observations)
+        for name, count in (("rollout_steps", rollout_steps), ("epochs", epochs), ("minibatch_size", minibatch_size)):
+            if count < 1:
+                raise ValueError(f"{name}={count}: allowed is 1 or more")
+        if minibatch_size > rollout_steps:
+            raise ValueError(f"minibatch_size={minibatch_size}: allowed is up to rollout_steps={rollout_steps}")
+        for name, value in (("learning_rate", learning_rate), ("value_coefficient", value_coefficient)):
+            if not value > 0:
+                raise ValueError(f"{name}={value}: allowed is a number > 0")
+        for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: allowed is 0 to 1")
+        if not 0 < clip < 1:
+            raise ValueError(f"clip={clip}: allowed is above 0 and below 1")
+        if not entropy_coefficient >= 0:
+            raise ValueError(f"entropy_coefficient={entropy_coefficient}: allowed is 0 or more")
+        critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
+        with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
+            warnings.simplefilter("ignore")
+            self.save_hyperparameters()
+        self.learning_rate = learning_rate
+        self.rollout = Rollout(rollout_steps, epochs, minibatch_size)
+        mean = FeedForward(observation_dim, action_dim, actor_backbone)
+        actor = ProbabilisticActor(
+            TensorDictModule(
+                nn.Sequential(mean, AddStateIndependentNormalScale(action_dim)), ["observation"], ["loc", "scale"]
+            ),
+            in_keys=["loc", "scale"],
+            distribution_class=TanhNormal,
+            return_log_prob=True,
+        )
+        critic = TensorDictModule(FeedForward(observation_dim, 1, critic_backbone), ["observation"], ["state_value"])
+        self.loss = ClipPPOLoss(
+            actor,
+            critic,
+            clip_epsilon=clip,
+            entropy_coeff=entropy_coefficient,
+            critic_coeff=value_coefficient,
+            loss_critic_type="l2",
+            normalize_advantage=True,
+            functional=False,
+        )
+        self.advantage = GAE(gamma=discount, lmbda=gae_lambda, value_network=critic)
+
+    def _law(self, observation: Tensor) -> TanhNormal:
+        seen = TensorDict({"observation": self.observation_norm(observation)}, observation.shape[:-1])
+        return self.loss.actor_network.get_dist(seen)
+
+    @torch.no_grad()
+    def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
+        law = self._law(observation)
+        if deterministic:
+            mode: Tensor = law.deterministic_sample
+            return mode.expand(num, *mode.shape)
+        drawn: Tensor = law.sample((num,))
+        return drawn
+
+    @torch.no_grad()
+    def prepare(self, block: TensorDictBase) -> TensorDictBase:
+        """Observations as the networks see them now, log densities of the actions, advantages and value targets."""
+        block = block.to(self.device)
+        raw = block["observation"]
+        block["action_log_prob"] = self._law(raw).log_prob(block["action"])
+        for key in ("observation", ("next", "observation")):
+            block[key] = self.observation_norm(block[key])
+        self.advantage(block)
+        self.take_in(raw.reshape(-1, self.observation_dim))  # after: the rollout was collected without it
+        return block
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        found = self.loss(batch)
+        self.update(found["loss_objective"] + found["loss_critic"] + found["loss_entropy"])
+        self.record(
+            critic_loss=found["loss_critic"],
+            actor_loss=found["loss_objective"],
+            entropy=found["entropy"],
+            kl=found["kl_approx"],
+            clip_fraction=found["clip_fraction"],
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One Adam for policy and value, clipped together."""
+        return torch.optim.Adam(self.loss.parameters(), lr=self.learning_rate, fused=True)

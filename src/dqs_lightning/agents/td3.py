@@ -1,0 +1,104 @@
+"""Twin Delayed DDPG (arXiv 1802.09477), on TorchRL's loss."""
+
+import warnings
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.objectives import SoftUpdate, TD3Loss
+
+from dqs_lightning.agents.twin import TwinCritic, of_observation
+from dqs_lightning.diffusion import MLP, Backbone
+from dqs_lightning.networks import FeedForward
+
+
+class TD3(TwinCritic):
+    """The baseline: a deterministic policy that explores by Gaussian noise, and two critics.
+
+    Defaults are those of the paper and of Stable-Baselines3, whose step size is 1e-3.
+
+    Args:
+        observation_dim: dimension of the flat observation.
+        action_dim: dimension of the action; actions lie in [-1, 1].
+        critic_backbone: hidden layers of the critics. Default: MLP, (256, 256).
+        actor_backbone: hidden layers of the policy. Default: MLP, (256, 256).
+        learning_rate: Adam's step size; > 0.
+        exploration_noise: deviation of the noise on an action that is not deterministic; >= 0.
+        policy_noise: deviation of the noise on the target policy's action; >= 0.
+        noise_clip: bound of that noise; >= 0.
+        policy_delay: updates of the critics for one of the policy and of all targets; >= 1.
+        discount: gamma, in [0, 1].
+        tau: share of the online networks taken into their targets at each soft update, in (0, 1].
+        max_grad_norm: clip the gradient to this norm; None: no clipping.
+        best_of: noisy actions drawn for each decision, of which the one of highest Q is taken.
+        normalise_observations: networks see observations less their running mean, over their deviation.
+    """
+
+    TARGETS = ("qvalue", "actor")
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        critic_backbone: Backbone | None = None,
+        actor_backbone: Backbone | None = None,
+        learning_rate: float = 1e-3,
+        exploration_noise: float = 0.1,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        policy_delay: int = 2,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        max_grad_norm: float | None = None,
+        best_of: int = 1,
+        normalise_observations: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_dim, action_dim, learning_rate, discount, tau, max_grad_norm, best_of, normalise_observations
+        )
+        noises = {"exploration_noise": exploration_noise, "policy_noise": policy_noise, "noise_clip": noise_clip}
+        for name, value in noises.items():
+            if not value >= 0:
+                raise ValueError(f"{name}={value}: allowed is 0 or more")
+        if policy_delay < 1:
+            raise ValueError(f"policy_delay={policy_delay}: allowed is 1 or more")
+        critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
+        with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
+            warnings.simplefilter("ignore")
+            self.save_hyperparameters()
+        self.exploration_noise, self.policy_delay = exploration_noise, policy_delay
+        policy = nn.Sequential(FeedForward(observation_dim, action_dim, actor_backbone), nn.Tanh())
+        self.loss = TD3Loss(
+            TensorDictModule(policy, ["observation"], ["action"]),
+            self.make_critics(critic_backbone),
+            bounds=(-torch.ones(action_dim), torch.ones(action_dim)),
+            policy_noise=policy_noise,
+            noise_clip=noise_clip,
+            loss_function="l2",
+        )
+        self.loss.make_value_estimator(gamma=discount)
+
+    @torch.no_grad()
+    def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
+        with self.loss.actor_network_params.to_module(self.loss.actor_network):
+            best: Tensor = self.loss.actor_network(of_observation(self.observation_norm(observation)))["action"]
+        best = best.expand(num, *best.shape)
+        if deterministic:
+            return best
+        return (best + self.exploration_noise * torch.randn_like(best)).clamp(-1, 1)
+
+    def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
+        acts = (self.global_step + 1) % self.policy_delay == 0
+        loss, _ = self.loss.value_loss(batch)
+        self.record(critic_loss=loss)
+        if acts or self.trainer.world_size > 1:  # DDP wants the same graph at each update
+            loss = loss + self.loss.actor_loss(batch)[0]
+        self.zero_grad()
+        self.manual_backward(loss)
+        if not acts:
+            for parameter in self.loss.actor_network_params.values(True, True):
+                parameter.grad = None  # Adam passes it over, where a gradient of zero would still move by momentum
+        self.descend()
+        if acts:
+            targets.step()

@@ -1,0 +1,113 @@
+"""What agents with two critics on a loss of TorchRL share."""
+
+from abc import abstractmethod
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.objectives import LossModule, SoftUpdate
+
+from dqs_lightning.agents.base import Agent
+from dqs_lightning.diffusion import Backbone
+from dqs_lightning.networks import ObservationNorm, QNetwork
+
+
+class TwinCritic(Agent):
+    """An off-policy agent whose `loss` holds policy, two critics and their targets, as TorchRL has them.
+
+    Args:
+        observation_dim: dimension of the flat observation.
+        action_dim: dimension of the action; actions lie in [-1, 1].
+        learning_rate: Adam's step size; > 0.
+        discount: gamma, in [0, 1].
+        tau: share of the online networks taken into their targets at each soft update, in (0, 1].
+        max_grad_norm: clip the gradient to this norm; None: no clipping.
+        best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+        normalise_observations: networks see observations less their running mean, over their deviation.
+
+    Raises:
+        ValueError: when a number is out of its range; the message names it.
+    """
+
+    TARGETS: tuple[str, ...] = ("qvalue",)
+    """Networks of the loss that have a target."""
+
+    loss: LossModule
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        learning_rate: float,
+        discount: float,
+        tau: float,
+        max_grad_norm: float | None,
+        best_of: int,
+        normalise_observations: bool,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate={learning_rate}: allowed is a number > 0")
+        if not 0 <= discount <= 1:
+            raise ValueError(f"discount={discount}: allowed is 0 to 1")
+        if not 0 < tau <= 1:
+            raise ValueError(f"tau={tau}: allowed is above 0, to 1")
+        self.learning_rate, self.discount, self.tau = learning_rate, discount, tau
+        self._target_updater: SoftUpdate | None = None
+
+    def make_critics(self, backbone: Backbone) -> list[TensorDictModule]:
+        """Two critics as TorchRL's losses take them."""
+        columns = [_Column(self.observation_dim, self.action_dim, backbone) for _ in range(2)]
+        return [TensorDictModule(column, ["observation", "action"], ["state_action_value"]) for column in columns]
+
+    def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        observation, values = self.observation_norm(observation), []
+        for params in self.loss.qvalue_network_params.unbind(0):
+            with params.to_module(self.loss.qvalue_network):
+                values.append(self.loss.qvalue_network.module(observation, action))
+        return torch.stack(values).amin(0).squeeze(-1)
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        if self._target_updater is None:  # not before the parameters are on their device
+            self._target_updater = self._make_target_updater()
+        self.take_in(batch["observation"])
+        self.learn(self.normalised(batch), self._target_updater)
+
+    @abstractmethod
+    def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
+        """One update from a batch of normalised observations."""
+
+    def normalised(self, batch: TensorDictBase) -> TensorDictBase:
+        """The batch as the networks see it."""
+        if not isinstance(self.observation_norm, ObservationNorm):
+            return batch
+        seen = batch.clone(False)
+        for key in ("observation", ("next", "observation")):
+            seen[key] = self.observation_norm(batch[key])
+        return seen
+
+    def _make_target_updater(self) -> SoftUpdate:
+        # TorchRL's begins by making both sides equal; a run that continues keeps the targets that it has.
+        targets = [getattr(self.loss, f"target_{network}_network_params") for network in self.TARGETS]
+        kept = [params.data.clone() for params in targets]
+        updater = SoftUpdate(self.loss, tau=self.tau)
+        for params, values in zip(targets, kept, strict=True):
+            params.data.update_(values)
+        return updater
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One Adam for all that the loss trains."""
+        return torch.optim.Adam(self.loss.parameters(), lr=self.learning_rate, fused=True)
+
+
+def of_observation(observation: Tensor) -> TensorDict:
+    """Observations [..., o] as the modules of a loss take them."""
+    return TensorDict({"observation": observation}, observation.shape[:-1])
+
+
+class _Column(QNetwork):
+    """Q as a column [..., B, 1], which is how TorchRL has rewards."""
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return super().forward(observation, action).unsqueeze(-1)

@@ -1,0 +1,107 @@
+"""Hidden layers, by name: what lies between a network's first linear layer and its last."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import cast
+
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
+Apply = Callable[[nn.Linear, Tensor], Tensor]
+"""How a linear layer is applied: `layer(hidden)`, or the same in a shorter precision."""
+
+
+def apply(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """As it is."""
+    return cast(Tensor, layer(hidden))
+
+
+class Backbone(ABC):
+    """The hidden part of critics and actors. The network owns the first linear layer, of which each input's share is
+    computed once however often another input changes, and the last.
+
+    A backbone is a recipe and holds no weight: `layers` makes them, and calling it applies them. Inputs are what the
+    first layer gives, before any activation, and may be written over.
+    """
+
+    width: int
+    """Outputs of the network's first layer."""
+    features: int
+    """Inputs of its last."""
+
+    @abstractmethod
+    def layers(self) -> nn.ModuleList:
+        """New layers."""
+
+    @abstractmethod
+    def __call__(self, layers: nn.ModuleList, hidden: Tensor, activation: Activation, apply: Apply = apply) -> Tensor:
+        """[..., width] -> [..., features]. Linear layers go through `apply`, in an order that is always the same."""
+
+
+class MLP(Backbone):
+    """A plain multilayer perceptron.
+
+    Args:
+        hidden: widths of the hidden layers, one or more, each >= 1.
+        layer_norm: normalise each hidden layer before its activation, which keeps critics from running away to large
+            values (arXiv 2302.02948).
+
+    Raises:
+        ValueError: for no width, or one below 1.
+    """
+
+    def __init__(self, hidden: Sequence[int] = (256, 256), layer_norm: bool = False) -> None:
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden={list(hidden)}: allowed is one or more widths of at least 1")
+        self.hidden, self.layer_norm = tuple(int(width) for width in hidden), layer_norm
+        self.width, self.features = self.hidden[0], self.hidden[-1]
+
+    def layers(self) -> nn.ModuleList:
+        linear = [nn.Linear(a, b) for a, b in pairwise(self.hidden)]
+        return nn.ModuleList([*linear, *(nn.LayerNorm(width) for width in self.hidden if self.layer_norm)])
+
+    def __call__(self, layers: nn.ModuleList, hidden: Tensor, activation: Activation, apply: Apply = apply) -> Tensor:
+        depth = len(self.hidden) - 1
+        for i in range(depth + 1):
+            if i:
+                hidden = apply(cast(nn.Linear, layers[i - 1]), hidden)
+            if self.layer_norm:
+                hidden = layers[depth + i](hidden)
+            hidden = activation(hidden)
+        return hidden
+
+
+class SimBa(Backbone):
+    """Residual blocks, each a normalised two-layer perceptron, and a last normalisation (SimBa, arXiv 2410.09754).
+
+    Meant for normalised observations, as there: `normalise_observations` of the agent.
+
+    Args:
+        width: of the residual stream; >= 1.
+        blocks: >= 1.
+        expansion: inner width of a block over `width`; >= 1.
+
+    Raises:
+        ValueError: for a number below 1.
+    """
+
+    def __init__(self, width: int = 128, blocks: int = 1, expansion: int = 4) -> None:
+        for name, value in (("width", width), ("blocks", blocks), ("expansion", expansion)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: allowed is 1 or more")
+        self.width, self.features, self.blocks, self.expansion = width, width, blocks, expansion
+
+    def layers(self) -> nn.ModuleList:
+        inner = self.expansion * self.width
+        layers: list[nn.Module] = []
+        for _ in range(self.blocks):
+            layers += [nn.LayerNorm(self.width), nn.Linear(self.width, inner), nn.Linear(inner, self.width)]
+        return nn.ModuleList([*layers, nn.LayerNorm(self.width)])
+
+    def __call__(self, layers: nn.ModuleList, hidden: Tensor, activation: Activation, apply: Apply = apply) -> Tensor:
+        for i in range(0, 3 * self.blocks, 3):
+            norm, up, down = layers[i], cast(nn.Linear, layers[i + 1]), cast(nn.Linear, layers[i + 2])
+            hidden = hidden + apply(down, activation(apply(up, norm(hidden))))
+        features: Tensor = layers[-1](hidden)
+        return features

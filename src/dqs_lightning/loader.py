@@ -1,0 +1,182 @@
+"""Batches of a run: a TorchRL collector fills a replay buffer, or rollouts, from which each update's batch is drawn."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import EnvBase
+
+from dqs_lightning.agents import Agent
+
+if TYPE_CHECKING:
+    from dqs_lightning.data import OnlineData
+
+TRANSITION = ("observation", "action", *(("next", key) for key in ("observation", "reward", "terminated", "truncated")))
+
+
+class OnlineLoader:
+    """Iterates over the batches of a run. Its length is the number of updates; Lightning's progress counts them.
+
+    The collector and its environments live only while it is iterated.
+    """
+
+    def __init__(self, data: "OnlineData", agent: Agent, rank: int, world_size: int) -> None:
+        self.data, self.agent, self.rank = data, agent, rank
+        each = agent.rollout.steps // data.num_envs if agent.rollout else data.steps_per_collect
+        self.steps_per_block = steps = data.num_envs * each
+        self.frames_per_block = steps * data.environment.action_repeat * world_size
+        self.num_blocks = math.ceil(data.total_frames / self.frames_per_block)
+        self.random_blocks = 0 if agent.rollout else math.ceil(data.init_random_frames / self.frames_per_block)
+        capacity = min(data.replay_size, self.num_blocks * steps)
+        self.replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity))
+        self.blocks = 0
+        self.last_return: float | None = None
+        self._pending: list[TensorDictBase] = []
+        self._returns: Tensor | None = None
+        self._env: EnvBase | None = None
+        self._restored: dict[str, Any] | None = None
+        if agent.rollout and steps < agent.rollout.batch_size:
+            raise ValueError(
+                f"num_envs={data.num_envs}: a rollout of {agent.rollout.steps} steps gives each {each}, together fewer "
+                f"than the {agent.rollout.batch_size} of a batch"
+            )
+        if len(self) < 1:
+            raise ValueError(
+                f"total_frames={data.total_frames}: leaves no update after init_random_frames="
+                f"{data.init_random_frames} at updates_per_step={data.updates_per_step}"
+            )
+
+    @property
+    def env_frames(self) -> int:
+        return self.blocks * self.frames_per_block
+
+    def _updates_after(self, blocks: int) -> int:
+        """Updates that are due once `blocks` blocks are collected."""
+        if rollout := self.agent.rollout:
+            return blocks * rollout.epochs * (self.steps_per_block // rollout.batch_size)
+        return math.floor(self.data.updates_per_step * max(0, blocks - self.random_blocks) * self.steps_per_block)
+
+    def __len__(self) -> int:
+        return self._updates_after(self.num_blocks)
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        collector = self._start()
+        try:
+            yield from self._drain()
+            blocks = iter(collector)
+            while self.blocks < self.num_blocks:
+                block = next(blocks).select(*TRANSITION, ("next", "done"))
+                self._count(block)
+                self._pending = self._epochs(block) if self.agent.rollout else self._replayed(block)
+                yield from self._drain()
+        finally:
+            collector.shutdown()
+            self._env = None
+
+    def _drain(self) -> Iterator[TensorDictBase]:
+        while self._pending:
+            yield self._pending.pop(0)
+
+    def _replayed(self, block: TensorDictBase) -> list[TensorDictBase]:
+        """Store a block; draw the batches that are due, all at once."""
+        self.replay_buffer.extend(block.select(*TRANSITION).reshape(-1))
+        due = self._updates_after(self.blocks) - self._updates_after(self.blocks - 1)
+        if not due:
+            return []
+        drawn = self.replay_buffer.sample(due * self.data.batch_size).select(*TRANSITION)
+        return list(drawn.reshape(due, self.data.batch_size).unbind(0))
+
+    def _epochs(self, block: TensorDictBase) -> list[TensorDictBase]:
+        """The rollout's batches, each epoch in an order of its own; what does not fill a batch is left out of it."""
+        rollout = self.agent.rollout
+        assert rollout is not None
+        rows = self.agent.prepare(block).reshape(-1)
+        size = rollout.batch_size
+        orders = (torch.randperm(len(rows)) for _ in range(rollout.epochs))
+        return [rows[order[i * size : (i + 1) * size]] for order in orders for i in range(len(rows) // size)]
+
+    def _count(self, block: TensorDictBase) -> None:
+        """Take the block into the clock and into the returns of training episodes."""
+        self.blocks += 1
+        reward, done = block["next", "reward"], block["next", "done"]
+        if self._returns is None:
+            self._returns = torch.zeros_like(reward.select(-2, 0))
+        finished = []
+        for step in range(reward.shape[-2]):
+            self._returns = self._returns + reward.select(-2, step)
+            ended = done.select(-2, step)
+            finished.append(self._returns[ended])
+            self._returns = self._returns.masked_fill(ended, 0)
+        if (returns := torch.cat(finished)).numel():
+            self.last_return = float(returns.mean())
+
+    def _start(self) -> Collector:
+        """Build environments and collector. Ranks are seeded apart, so that they explore differently."""
+        data = self.data
+        seed = (torch.initial_seed() + 10_007 * self.rank) % 2**31
+        torch.manual_seed(seed)
+        env = data.make_env(data.num_envs, seed)
+        state = self._restored
+        if state is not None and state["envs"] is not None:
+            env.restore(state["envs"])
+        elif state is not None:
+            rank_zero_warn(f"{data.environment.name} cannot be restored in mid-episode: its episodes start anew")
+        device = self.agent.device
+        random_steps = max(0, self.random_blocks - self.blocks) * self.steps_per_block
+        collector = Collector(
+            env,
+            TensorDictModule(self.agent, in_keys=["observation"], out_keys=["action"]),
+            frames_per_batch=self.steps_per_block,
+            total_frames=-1,
+            init_random_frames=random_steps or None,
+            policy_device=device,
+            env_device="cpu",
+            storing_device="cpu",
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+        )
+        self._env = env
+        if state is not None:
+            GlobalRNGState().load_state_dict(state["random"])
+            self._restored = None
+        return collector
+
+    def snapshot(self) -> dict[str, Any]:
+        """See `OnlineData.rank_state`."""
+        replay = self.replay_buffer[:].select(*TRANSITION).contiguous() if len(self.replay_buffer) else None
+        return {
+            "blocks": self.blocks,
+            "replay": None if replay is None else replay.to_dict(),
+            "writer": dict(self.replay_buffer.writer.state_dict()),
+            "pending": [batch.to_dict() for batch in self._pending],
+            "returns": self._returns,
+            "last_return": self.last_return,
+            "envs": env.snapshot() if (env := self._env) is not None and hasattr(env, "snapshot") else None,
+            "random": GlobalRNGState().state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a snapshot; the environments and the random state follow when iteration starts."""
+        self.blocks = state["blocks"]
+        if state["replay"] is not None:
+            replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)
+            self.replay_buffer.extend(replay)
+            self.replay_buffer.writer.load_state_dict(state["writer"])
+        self._pending = [TensorDict.from_dict(batch, auto_batch_size=True, batch_dims=1) for batch in state["pending"]]
+        self._returns, self.last_return = state["returns"], state["last_return"]
+        self._restored = state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: `OnlineData.rank_state` holds it all, for each rank. Tells Lightning that iteration resumes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
