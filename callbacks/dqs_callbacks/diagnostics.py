@@ -44,7 +44,7 @@ class Diagnostics(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not isinstance(pl_module, DQS):
+        if not isinstance(pl_module, DQS) or not pl_module.amortised:
             return
         if self._observation is None:
             self._observation = batch["observation"][: self.states].clone()
@@ -64,6 +64,7 @@ class Diagnostics(Callback):
 
 def diagnose(agent: DQS, observation: Tensor) -> dict[str, Tensor]:
     """What `Diagnostics` writes, by name, scalars; observation [B, o]."""
+    assert agent.denoiser is not None
     temperature = agent.temperature()
     path = agent.path(observation, SAMPLES)
     values = agent.q_value(observation, path.action)

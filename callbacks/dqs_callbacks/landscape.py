@@ -170,7 +170,7 @@ def _walked(agent: DQS, observation: Tensor, samples: int, steps: int | None) ->
     sampler = copy.copy(agent.sampler)
     sampler.steps = steps or sampler.steps
     like = observation.new_empty(samples, 1, agent.action_dim)
-    path = sampler.path(agent.denoiser.given(agent.condition(observation)), agent.noise_schedule, agent.support, like)
+    path = sampler.path(agent.denoise(observation), agent.noise_schedule, agent.support, like)
     x = torch.cat([path.x, path.end.unsqueeze(0)])[:, :, 0]
     return path.action[:, 0], agent.support.to_action(x) if isinstance(agent.support, Tanh) else x
 

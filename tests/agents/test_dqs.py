@@ -14,14 +14,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDict
 from torch import Tensor
 
+from dqs_callbacks import Diagnostics
 from dqs_lightning.agents import DQS, Agent, Backup, Plain, Soft, load_agent
 from dqs_lightning.agents.backups import Entropic
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.checkpoint import CheckpointError, atomic_save
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import (
+    MLP,
     Ancestral,
     AroundActions,
+    Backbone,
     EulerMaruyama,
     Importance,
     Karras,
@@ -29,14 +32,16 @@ from dqs_lightning.diffusion import (
     MultiStart,
     OnPath,
     ProbabilityFlow,
+    Resampling,
     Sampler,
+    SimBa,
     Tanh,
     TargetScore,
     Unbounded,
 )
 from dqs_lightning.networks import QValue
 from dqs_lightning.registry import components
-from dqs_lightning.temperature import Constant, LogLinear, Relative, Temperature
+from dqs_lightning.temperature import Constant, LogLinear, Relative, TargetESS, Temperature
 
 
 def make_batch(size: int = 32, observation_dim: int = 3, action_dim: int = 2) -> TensorDict:
@@ -239,6 +244,57 @@ def test_acting() -> None:
     best = agent.critic.value(observation, candidates).max(0).values
     torch.testing.assert_close(agent.critic.value(observation, chosen), best)
     assert torch.cat([candidates.flatten(), chosen.flatten()]).abs().max() <= 1
+
+
+def test_without_an_actor_actions_follow_the_critics_at_once() -> None:
+    """exp(Q/T) with Q = -4 (a - 0.3)^2 and T = 0.5 is normal, of deviation 0.25."""
+    changes = {"energy_estimator": Resampling(256), "temperature": Constant(0.5), "amortised": False}
+    agent = DQS(3, 1, **changes)
+    agent.critic.given = lambda observation, dtype: lambda action: -4 * (action[..., 0] - 0.3).square()
+    observation = torch.randn(2, 5, 3)
+    actions = agent.sample(observation, 200)
+    assert actions.shape == (200, 2, 5, 1)
+    assert actions.mean() == pytest.approx(0.3, abs=0.03) and actions.std() == pytest.approx(0.25, abs=0.03)
+    assert agent.act(observation[0, 0]).shape == (1,)
+
+
+def test_without_an_actor_only_the_critics_learn(tmp_path: Path) -> None:
+    data = small_data()
+    agent = DQS(data.observation_dim, data.action_dim, **small(), energy_estimator=Resampling(8), amortised=False)
+    before = copy.deepcopy(agent.critic.state_dict())
+    trainer(tmp_path, [Diagnostics(every_updates=50)]).fit(agent, data)
+    assert agent.denoiser is None
+    assert not any(torch.equal(value, before[name]) for name, value in agent.critic.state_dict().items())
+    with pytest.raises(ValueError, match="amortised=False: TargetESS"):
+        DQS(3, 2, amortised=False, temperature=TargetESS())
+
+
+@pytest.mark.parametrize(
+    "backbone", [MLP((16, 16)), MLP((16,), layer_norm=True), SimBa(8)], ids=["mlp", "norms", "simba"]
+)
+@pytest.mark.parametrize(
+    "changes", [{}, {"backup": Soft(16)}, {"temperature": Relative()}], ids=["plain", "soft", "spread"]
+)
+def test_every_part_sees_normalised_observations(backbone: Backbone, changes: dict[str, object]) -> None:
+    """An agent that normalises does with a batch what one that does not does with the normalised batch."""
+    torch.manual_seed(0)
+    both = {"critic_backbone": backbone, "actor_backbone": backbone, **changes}
+    agent, plain = tiny(**both, normalise_observations=True), tiny(**both)
+    plain.load_state_dict({k: v for k, v in agent.state_dict().items() if not k.startswith("observation_norm")})
+    batch = make_batch()
+    agent.take_in(100 + 7 * batch["observation"])
+    seen = copy.deepcopy(batch)
+    for key in ("observation", ("next", "observation")):
+        seen[key] = agent.observation_norm(batch[key])
+    found = []
+    for one, data in ((agent, batch), (plain, seen)):
+        torch.manual_seed(1)
+        loss, _ = one.losses(data)
+        spread = Measured(one, data["observation"], None).q_spread()
+        action = one.act(data["observation"], best_of=3)
+        found.append((loss, spread, action, one.q_value(data["observation"], action)))
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.equal(seen["observation"], batch["observation"])
 
 
 def test_the_policy_is_told_the_temperature() -> None:

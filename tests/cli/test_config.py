@@ -40,7 +40,8 @@ def printed(run: Run, *arguments: str) -> dict:
     return yaml.safe_load(out)
 
 
-RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")
+RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("methods", "sweeps"))
+METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -55,6 +56,32 @@ def test_every_shipped_configuration_parses_and_constructs(run: Run, path: Path)
     else:
         assert environment["init_args"]["domain"] == domains.get(path.stem, path.stem)
     assert run("--config", str(path), "--data.total_frames=0")[0] == 2
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_every_method_goes_with_a_task(run: Run, path: Path) -> None:
+    """It says nothing of task or networks; what it says is there."""
+    plain, config = (printed(run, "--config", WALKER, *more) for more in ([], ["--config", str(path)]))
+    assert config["data"] == plain["data"]
+    own = yaml.safe_load(path.read_text())["model"]["init_args"]
+    for key, value in own.items():
+        found = config["model"]["init_args"][key]
+        if isinstance(found, dict):
+            assert found["class_path"].endswith("." + (value if isinstance(value, str) else value["class_path"]))
+            assert isinstance(value, str) or value["init_args"].keys() <= found["init_args"].keys()
+        else:
+            assert found == value
+    assert "critic_backbone" not in own and "actor_backbone" not in own
+    assert run("--config", WALKER, "--config", str(path), "--data.total_frames=0")[0] == 2  # after the model is built
+
+
+def test_a_file_extends_several_of_which_the_last_wins(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("data:\n  batch_size: 64\n  num_envs: 4\n")
+    (tmp_path / "second.yaml").write_text("data:\n  batch_size: 32\n  total_frames: 9000\n")
+    (tmp_path / "mine.yaml").write_text(f"extends: [{WALKER}, first.yaml, second.yaml]\ndata:\n  total_frames: 8000\n")
+    data = printed(run, "--config", "mine.yaml")["data"]
+    assert (data["batch_size"], data["num_envs"], data["total_frames"]) == (32, 4, 8000)
+    assert data["environment"]["init_args"]["domain"] == "walker"
 
 
 def test_what_print_config_prints_is_itself_a_configuration(run: Run, tmp_path: Path) -> None:
@@ -117,7 +144,7 @@ FILES = {
     "misspelt class": ("model:\n  class_path: DQS\n  init_args:\n    sampler: Ancestrl\n", "Ancestrl", "Ancestral"),
     "wrong type": ("model:\n  class_path: DQS\n  init_args:\n    critic_lr: fast\n", "model.critic_lr=fast", "float"),
     "extends nothing": ("extends: nothing.yaml\n", "nothing.yaml", "no such file"),
-    "extends itself": ("extends: bad.yaml\n", "bad.yaml", "extends itself"),
+    "extends itself": ("extends: bad.yaml\n", "bad.yaml", "is extended twice"),
     "untrusted code": ("data:\n  environment:\n    class_path: payload.X\n", "payload.X", "trust"),
 }
 

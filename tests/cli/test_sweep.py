@@ -57,6 +57,21 @@ def test_a_file_is_tasks_x_variants_x_seeds(file: Path) -> None:
     assert single[0].settings == ("--seed_everything=0",)
 
 
+def test_a_variant_may_add_configuration_files(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Read after the task's, found from the sweep file's folder, and part of what the run is."""
+    (file.parent / "method.yaml").write_text("model:\n  init_args:\n    actor_lr: 0.5\n")
+    written(file, variants={"plain": [], "mine": ["config=method.yaml", "model.tau=0.1"]}, overrides=...)
+    plain, mine = (expand(file, Path("out"))[i] for i in (0, 2))
+    assert mine.settings == (f"--config={file.parent / 'method.yaml'}", "--model.tau=0.1", "--seed_everything=0")
+    assert mine.command[1:4] == ["--config", str(file.parent / "pole.yaml"), mine.settings[0]]
+    (file.parent / "method.yaml").write_text("model:\n  init_args:\n    actor_lr: 0.4\n")
+    later = expand(file, Path("out"))
+    assert later[0].digest == plain.digest and later[2].digest != mine.digest
+    (file.parent / "method.yaml").unlink()
+    assert sweep.main([str(file), "--dry-run"]) == 2
+    assert "variants.mine: config=method.yaml: " in (err := capsys.readouterr().err) and "no such file" in err
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"seed": [1]}, r"seed: no such key; allowed are config, tasks, seeds, .*\nDid you mean seeds\?"),
     "no task": ({"tasks": ...}, "config, tasks: one of the two"),
@@ -115,7 +130,7 @@ def test_files_that_cannot_be_read_are_named(file: Path, capsys: pytest.CaptureF
     assert "line 2: key seeds stands there a second time" in capsys.readouterr().err
     (file.parent / "pole.yaml").write_text("extends: pole.yaml\n")
     assert sweep.main([str(written(file))]) == 2
-    assert "tasks.pole: " in (err := capsys.readouterr().err) and "extends itself" in err
+    assert "tasks.pole: " in (err := capsys.readouterr().err) and "is extended twice" in err
 
 
 @pytest.mark.parametrize("option", ["--jobs=0", "--cpus-per-run=0", "--gpus-per-run=-1", "--gpus-per-run=nan"])

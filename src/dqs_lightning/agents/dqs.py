@@ -20,12 +20,14 @@ from dqs_lightning.diffusion import (
     MLP,
     Backbone,
     Box,
+    Denoise,
     Denoiser,
     EnergyEstimator,
     Estimate,
     Geometric,
     LogProb,
     MomentMatched,
+    Moments,
     MultiStart,
     NoisedPoints,
     NoiseSchedule,
@@ -38,7 +40,7 @@ from dqs_lightning.diffusion import (
     path_entropy,
 )
 from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
-from dqs_lightning.temperature import Constant, Temperature
+from dqs_lightning.temperature import Constant, TargetESS, Temperature
 
 Losses = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
 
@@ -68,6 +70,8 @@ class DQS(Agent):
         max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
         normalise_observations: networks see observations less their running mean, over their deviation.
+        amortised: a network learns the denoiser. Without it there is no actor: at each step the sampler asks the
+            energy estimator itself, with the critics, for the moments. In few dimensions, with `Resampling`, an oracle.
         compile_losses: let torch.compile fuse the losses of an update: wants a C++ compiler, and a minute once a run.
         cuda_graph: capture losses and gradients of an update as one CUDA graph; on one CUDA device.
         inner_precision: of inner layers in training where no gradient of theirs is wanted (candidates' values, the
@@ -96,6 +100,7 @@ class DQS(Agent):
         max_grad_norm: float | None = None,
         best_of: int = 1,
         normalise_observations: bool = False,
+        amortised: bool = True,
         inner_precision: str = "auto",
         compile_losses: bool = False,
         cuda_graph: bool = False,
@@ -109,6 +114,8 @@ class DQS(Agent):
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
         if inner_precision not in INNER_PRECISIONS:
             raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
+        if not amortised and isinstance(temperature, TargetESS):
+            raise ValueError("amortised=False: TargetESS measures the actor's target; allowed is another temperature")
         # Resolved before they are saved: a checkpoint keeps its components when a default changes.
         self.noise_schedule = noise_schedule = noise_schedule or Geometric()
         self.energy_estimator = energy_estimator = energy_estimator or MultiStart(num_samples=8)
@@ -124,31 +131,47 @@ class DQS(Agent):
             self.save_hyperparameters()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau = discount, tau
-        self.inner_precision = inner_precision
+        self.inner_precision, self.amortised = inner_precision, amortised
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self._compiled: Losses | None = None
         self._graph: CudaGraphModule | None = None
         self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.denoiser = Denoiser(action_dim, observation_dim + 1, actor_backbone, preconditioning=preconditioning)
+        self.denoiser: Denoiser | None = None
+        if amortised:
+            self.denoiser = Denoiser(action_dim, observation_dim + 1, actor_backbone, preconditioning=preconditioning)
 
     def condition(self, observation: Tensor) -> Tensor:
         """What the score network is told: (s, log T), [..., o + 1]."""
         log_temperature = torch.log(self.temperature()).expand(*observation.shape[:-1], 1)
         return torch.cat([self.observation_norm(observation), log_temperature], -1)
 
+    def denoise(self, observation: Tensor, dtype: torch.dtype | None = None) -> Denoise:
+        """What the sampler asks at each step, bound to observations [B, o]; inner layers of a network in `dtype`."""
+        if self.denoiser is not None:
+            return self.denoiser.given(self.condition(observation), dtype)
+        log_prob = self.log_prob(observation, self.temperature())
+
+        def estimate(x: Tensor, sigma: Tensor) -> Moments:
+            found = self.energy_estimator(log_prob, x, sigma, self.support)
+            return Moments(found.denoised, found.spread)
+
+        return estimate
+
     @torch.no_grad()
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
-        denoise = self.denoiser.given(self.condition(observation))
-        like = observation.new_empty(num, *observation.shape[:-1], self.action_dim)
-        return self.sampler.sample(denoise, self.noise_schedule, self.support, like, deterministic=deterministic)
+        rows = observation.reshape(-1, self.observation_dim)
+        like = rows.new_empty(num, len(rows), self.action_dim)
+        drawn = self.sampler.sample(
+            self.denoise(rows), self.noise_schedule, self.support, like, deterministic=deterministic
+        )
+        return drawn.reshape(num, *observation.shape[:-1], self.action_dim)
 
     @torch.no_grad()
     def path(self, observation: Tensor, num: int = 1) -> Path:
         """`sample` with all that the sampler met on its way."""
-        denoise = self.denoiser.given(self.condition(observation))
         like = observation.new_empty(num, *observation.shape[:-1], self.action_dim)
-        return self.sampler.path(denoise, self.noise_schedule, self.support, like)
+        return self.sampler.path(self.denoise(observation), self.noise_schedule, self.support, like)
 
     def entropy(self, path: Path) -> Tensor:
         """Differential entropy of the policy in nats at the states of paths [steps, P, B, d], P >= 2: [B]."""
@@ -172,11 +195,11 @@ class DQS(Agent):
 
         Their x are [steps, backup.policy_actions, B, d] and [steps, noised_points.trajectories, states, d].
         """
-        here = batch["observation"][: self.noised_points.states]
+        here = batch["observation"][: self.noised_points.states if self.amortised else 0]
         following = batch["next", "observation"]
         shapes = (self.backup.policy_actions, len(following)), (self.noised_points.trajectories, len(here))
         rows = torch.cat([following.repeat(shapes[0][0], 1), here.repeat(shapes[1][0], 1)])
-        denoise = self.denoiser.given(self.condition(rows), self.inner_dtype(rows))
+        denoise = self.denoise(rows, self.inner_dtype(rows))
         like = rows.new_empty(len(rows), self.action_dim)
         walked = self.sampler.path(denoise, self.noise_schedule, self.support, like)
         at_next, at_here = walked.split(shapes)
@@ -206,6 +229,7 @@ class DQS(Agent):
 
         D_K comes from the online critics, into which nothing flows back.
         """
+        assert self.denoiser is not None
         laws = batch[: self.noised_points.states]
         observation = laws["observation"]
         x, sigma = self.noised_points(path, lambda: self.support.from_action(laws["action"]), self.noise_schedule)
@@ -226,15 +250,12 @@ class DQS(Agent):
         q_values = self.critic(self.observation_norm(batch["observation"]), batch["action"])
         target = self.critic_target(batch, temperature, at_next)
         critic_loss = F.mse_loss(q_values, target.expand_as(q_values))
-        score_loss, estimate = self.score_loss(batch, temperature, at_here)
-        metrics = {
-            "critic_loss": critic_loss,
-            "score_loss": score_loss,
-            "q": q_values.mean(),
-            "ess": estimate.ess.mean(),
-        }
-        # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
-        return critic_loss + score_loss, {name: value.detach() for name, value in metrics.items()}
+        loss, metrics = critic_loss, {"critic_loss": critic_loss, "q": q_values.mean()}
+        if self.amortised:
+            score_loss, estimate = self.score_loss(batch, temperature, at_here)
+            # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
+            loss, metrics = loss + score_loss, {**metrics, "score_loss": score_loss, "ess": estimate.ess.mean()}
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def fused_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """`losses`, compiled where that is asked for."""
@@ -253,7 +274,7 @@ class DQS(Agent):
             loss, metrics = self.fused_losses(batch)
             self.update(loss)
         soft_update(self.target_critic, self.critic, self.tau)
-        self.temperature.step(Measured(self, batch["observation"], metrics["ess"]))
+        self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")))
         self.record(**metrics, **self.temperature.metrics())
 
     def replay(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -283,8 +304,7 @@ class DQS(Agent):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam, two parameter groups: critics and denoiser."""
-        groups = [
-            {"params": list(self.critic.parameters()), "lr": self.critic_lr},
-            {"params": list(self.denoiser.parameters()), "lr": self.actor_lr},
-        ]
+        groups = [{"params": list(self.critic.parameters()), "lr": self.critic_lr}]
+        if self.denoiser is not None:
+            groups.append({"params": list(self.denoiser.parameters()), "lr": self.actor_lr})
         return torch.optim.Adam(groups, fused=True)

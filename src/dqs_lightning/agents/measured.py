@@ -19,7 +19,7 @@ class Measured:
     ACTIONS = 16
     PATHS = 4
 
-    def __init__(self, agent: "DQS", observation: Tensor, mean_ess: Tensor) -> None:
+    def __init__(self, agent: "DQS", observation: Tensor, mean_ess: Tensor | None) -> None:
         self.agent, self.observation, self.mean_ess = agent, observation[: self.STATES], mean_ess
 
     @torch.no_grad()
@@ -36,6 +36,7 @@ class Measured:
     @torch.no_grad()
     def ess(self) -> Tensor:
         agent = self.agent
+        assert self.mean_ess is not None  # an agent without an actor refuses a temperature that asks
         estimator = agent.energy_estimator
         candidates = estimator.num_samples * (agent.noised_points.points if estimator.pools else 1)
         return self._mean(self.mean_ess / candidates)

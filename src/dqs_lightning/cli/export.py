@@ -71,6 +71,7 @@ class Policy(nn.Module):
 
     def __init__(self, agent: DQS, deterministic: bool = False) -> None:
         super().__init__()
+        assert agent.denoiser is not None
         # A module of the denoiser alone: the file would hold the critics too if the agent were one of its members.
         self.denoiser = copy.deepcopy(agent.denoiser).requires_grad_(False)
         self.condition = agent.condition
@@ -181,6 +182,8 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
         agent = load_agent(path)
         if not isinstance(agent, DQS):
             raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
+        if agent.denoiser is None:
+            raise InputError(f"{path}: its agent has no actor (amortised=False), so there is nothing to export")
         policy = Policy(agent, deterministic)
         facts = policy.facts()
         if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in safe_load(path):

@@ -54,7 +54,9 @@ class FitCLI(LightningCLI):
             **kwargs,
         )
         parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file; may be repeated.")
-        parser.add_argument("--extends", type=str | None, help="In a file: another one, relative to it, read first.")
+        parser.add_argument(
+            "--extends", type=str | list[str] | None, help="In a file: others, relative to it, read first."
+        )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

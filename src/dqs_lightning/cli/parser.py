@@ -73,19 +73,24 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def config_chain(path: Path) -> dict[Path, dict[str, Any]]:
-    """A configuration file and those that it extends, each relative to the one before, by path; the file first.
+    """A configuration file and those that it extends, by path, in the order of their precedence: the file first.
+
+    `extends` names one file or several, relative to the file; of several a later one overrides an earlier one.
 
     Raises:
-        InputError: see `read_config`; and when a file extends itself.
+        InputError: see `read_config`; and when a file is reached twice, as when it extends itself.
     """
     chain: dict[Path, dict[str, Any]] = {}
-    file: Path | None = path
-    while file is not None:
-        if file in chain:
-            raise InputError(f"--config={path}: {file} extends itself")
+
+    def visit(file: Path) -> None:
+        if file.resolve() in {known.resolve() for known in chain}:
+            raise InputError(f"--config={path}: {file} is extended twice")
         chain[file] = read_config(file)
-        base = chain[file].get("extends")
-        file = file.parent / base if base else None
+        bases = chain[file].get("extends") or []
+        for base in reversed([bases] if isinstance(bases, str) else bases):
+            visit(file.parent / base)
+
+    visit(path)
     return chain
 
 

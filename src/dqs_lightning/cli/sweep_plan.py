@@ -13,8 +13,11 @@ from dqs_lightning.cli.parser import config_chain, read_config
 from dqs_lightning.registry import nearest
 
 KEYS = ("config", "tasks", "seeds", "variants", "overrides")
-RESERVED = ("config", "extends", "run_dir", "ckpt_path", "seed_everything", "print_config", "trust")
+RESERVED = ("extends", "run_dir", "ckpt_path", "seed_everything", "print_config", "trust")
 """Options of dqs-fit that the sweep sets itself, or that only a command line may set."""
+
+FURTHER = "config="
+"""The override that names a further configuration file, read after the task's: a method, which any task can have."""
 
 MAX_SEED = 2**32 - 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -28,7 +31,7 @@ class Run:
     Attributes:
         name: task/variant/seed=k, also where it lives below the sweep's folder.
         config: its configuration file, absolute.
-        digest: of what that file and those that it extends say; comments are no part of it.
+        digest: of what that file, further ones and all that they extend say; comments are no part of it.
         settings: options of dqs-fit, the overrides in order and the seed.
         folder: its run directory, absolute.
     """
@@ -87,7 +90,7 @@ def expand(file: Path, out: Path) -> list[Run]:
     """The runs of a sweep file, task by task, variant by variant, seed by seed.
 
     Args:
-        file: the sweep file; paths in it are relative to its folder.
+        file: the sweep file; paths in it are relative to its folder, those of overrides `config=PATH` too.
         out: the sweep's folder, below which each run has its own.
 
     Raises:
@@ -98,11 +101,19 @@ def expand(file: Path, out: Path) -> list[Run]:
     runs = []
     for task, path in _tasks(content).items():
         config = (file.parent / path).resolve()
-        digest = _digest(config, f"{file}: {'config' if 'config' in content else f'tasks.{task}'}")
+        chain = _chain(config, f"{file}: {'config' if 'config' in content else f'tasks.{task}'}")
         for variant, own in content["variants"].items():
+            overrides, said = [], list(chain)
+            for override in (*common, *own):
+                if override.startswith(FURTHER):
+                    further = (file.parent / override.removeprefix(FURTHER)).resolve()
+                    said += _chain(further, f"{file}: variants.{variant}: {override}")
+                    override = FURTHER + str(further)
+                overrides.append(f"--{override}")
+            digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
             for seed in content["seeds"]:
                 name = f"{task}/{variant}/seed={seed}"
-                settings = (*(f"--{override}" for override in (*common, *own)), f"--seed_everything={seed}")
+                settings = (*overrides, f"--seed_everything={seed}")
                 runs.append(Run(name, config, digest, settings, out.resolve() / name))
     return runs
 
@@ -151,7 +162,7 @@ def _check_overrides(key: str, overrides: Any) -> None:
             )
         if found[1] in RESERVED:
             raise InputError(f"{key}={override}: a sweep may not set {', '.join(RESERVED)}")
-        if not found[2]:
+        if not found[2] and found[1] != "config":
             names.append(found[1])
     _refuse_twice(key, names)
 
@@ -164,15 +175,13 @@ def _refuse_twice(key: str, items: Iterable[Any]) -> None:
         seen.add(item)
 
 
-def _digest(config: Path, key: str) -> str:
-    """SHA-256 of a configuration and of those that it extends.
+def _chain(config: Path, key: str) -> list[dict[str, Any]]:
+    """What a configuration and those that it extends say.
 
     Raises:
         InputError: when one of them is missing or not readable; it names `key`.
     """
     try:
-        chain = config_chain(config)
+        return list(config_chain(config).values())
     except InputError as error:
         raise InputError(f"{key}: {str(error).removeprefix('--config=')}") from error
-    text = json.dumps(list(chain.values()), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
