@@ -3,9 +3,9 @@
     python benchmarks/baseline_reference.py --config configs/cartpole_fast.yaml --frames 50000 --out runs/reference
     dqs-report runs/sweeps/baselines/cartpole_fast/sac runs/sweeps/baselines/cartpole_fast/td3 runs/reference --out DIR
 
-Task, action repeat, networks, batch, random steps, updates per step and evaluations are those of the configuration; step
-sizes, temperature, target update and discount are each library's defaults, which are the same. TD3 explores with noise
-of 0.1, as this project's does. Each run leaves a `scores.jsonl` as dqs-fit does, so that dqs-report takes it.
+Task, action repeat, networks, batch, random steps, updates per step and evaluations are those of the configuration;
+step sizes, temperature, target update and discount are each library's defaults, which are the same. TD3 explores with
+noise of 0.1, as this project's does. Each run leaves a `scores.jsonl` as dqs-fit does, so that dqs-report takes it.
 """
 
 import argparse
