@@ -84,6 +84,15 @@ def test_a_file_extends_several_of_which_the_last_wins(run: Run, tmp_path: Path)
     assert data["environment"]["init_args"]["domain"] == "walker"
 
 
+def test_a_run_that_is_refused_when_it_starts_leaves_its_folder_free(run: Run) -> None:
+    """A callback that does not fit the task is known only then."""
+    arguments = ("--config", str(CONFIGS / "cartpole.yaml"), "--trainer.callbacks+=GoalCoverage", "--run_dir=mine")
+    for _ in range(2):
+        code, _, err = run(*arguments)
+        assert code == 2 and "GoalCoverage" in err and "holds a run" not in err
+    assert not Path("mine/config.yaml").exists()
+
+
 def test_what_print_config_prints_is_itself_a_configuration(run: Run, tmp_path: Path) -> None:
     first = printed(run, "--config", WALKER, "--model.noise_schedule=Karras", "--model.noise_schedule.rho=3")
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(first))

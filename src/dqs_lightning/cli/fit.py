@@ -108,7 +108,13 @@ class FitCLI(LightningCLI):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, self.run_dir / "config.yaml", skip_unset=False, overwrite=True)
             run_dir.write_environment(self.run_dir)
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+        try:
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+        except MisconfigurationException:
+            if self.ckpt_path is None and self.trainer.is_global_zero and self.trainer.global_step == 0:  # no run yet
+                for name in ("config.yaml", "env.json"):
+                    (self.run_dir / name).unlink(missing_ok=True)
+            raise
         if self.ckpt_path is not None and self.trainer.global_step == safe_load(self.ckpt_path)["global_step"]:
             print(f"{self.ckpt_path}: that run was finished already; a longer one starts anew", file=sys.stderr)
         stopped = any(isinstance(c, dqs_callbacks.Preempt) and c.stopped for c in self.callbacks)
