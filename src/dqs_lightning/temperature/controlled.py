@@ -1,171 +1,15 @@
-"""Temperature schedules and controllers: T in pi(a|s) = exp(Q(s, a) / T), in units of Q."""
+"""Temperatures that are found: T is moved until what is measured is at a target."""
 
 import math
-from abc import ABC, abstractmethod
-from typing import Protocol
+from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, positive
 
 MAX_ERROR = 1.0
 """A controller's error is clipped to this many nats (of entropy, or of log ESS) at either side."""
-
-
-class Measurements(Protocol):
-    """What a temperature may ask of the agent after an update. Each is computed only when asked.
-
-    All are scalar tensors on the agent's device, averaged over ranks already.
-    """
-
-    def q_spread(self) -> Tensor:
-        """Standard deviation of Q over uniform actions, mean over states; in units of Q, >= 0."""
-
-    def entropy(self) -> Tensor:
-        """Entropy of the policy in nats per action dimension, mean over states; at most log 2 on [-1, 1]."""
-
-    def ess(self) -> Tensor:
-        """Effective sample size of the energy estimator's weights as a share of its candidates, in (0, 1]."""
-
-
-class Temperature(nn.Module, ABC):
-    """T as a function of what has been seen so far. Its state is in buffers, so that a checkpoint continues it.
-
-    Subclass it and write `forward`; the subclass can then be named in a config. No method waits for the device: no
-    value is read on the host.
-    """
-
-    updates: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @abstractmethod
-    def forward(self) -> Tensor:
-        """The present T > 0, a scalar tensor on the module's device."""
-
-    def step(self, measured: Measurements | None = None) -> None:
-        """Called once after each gradient update.
-
-        Args:
-            measured: what can be asked of the agent; None: nothing, and a measured quantity stays as it was.
-        """
-        self.updates += 1
-
-    def metrics(self) -> dict[str, Tensor]:
-        """Scalar tensors to log, finite from the start."""
-        return {"temperature": self()}
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: allowed is a finite number > 0")
-    return float(value)
-
-
-class Constant(Temperature):
-    """One T throughout.
-
-    Args:
-        value: T > 0.
-    """
-
-    def __init__(self, value: float = 0.01) -> None:
-        super().__init__()
-        self.value = _positive("value", value)
-
-    def forward(self) -> Tensor:
-        return torch.full((), self.value, device=self.updates.device)
-
-
-class LogLinear(Temperature):
-    """From `start` to `end` in even steps of log T over `over_updates` updates, then `end`: the paper's annealing.
-
-    Args:
-        start: T of the first update, > 0.
-        end: T of the last, > 0.
-        over_updates: gradient updates that the annealing takes; >= 1.
-    """
-
-    def __init__(self, start: float = 0.1, end: float = 0.01, over_updates: int = 50_000) -> None:
-        super().__init__()
-        self.start, self.end = _positive("start", start), _positive("end", end)
-        if over_updates < 1:
-            raise ValueError(f"over_updates={over_updates}: allowed is 1 or more")
-        self.over_updates = int(over_updates)
-
-    def forward(self) -> Tensor:
-        done = (self.updates / self.over_updates).clamp_max(1)
-        return self.start * (self.end / self.start) ** done
-
-
-class _RunningMean(nn.Module):
-    """Exponential mean of scalars, bias-corrected as Adam's moments are; `default` before the first.
-
-    A value that is not finite is left out: it would stay in the mean for ever.
-    """
-
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self, decay: float, default: float) -> None:
-        super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: allowed is 0 <= decay < 1")
-        self.decay, self.default = float(decay), float(default)
-        self.register_buffer("total", torch.zeros(()))
-        self.register_buffer("weight", torch.zeros(()))
-
-    @torch.no_grad()
-    def add(self, value: Tensor) -> None:
-        value = value.to(self.total.dtype)
-        finite = torch.isfinite(value)
-        keep = torch.where(finite, self.decay, 1.0)
-        self.total.copy_(keep * self.total + (1 - keep) * torch.where(finite, value, 0.0))
-        self.weight.copy_(keep * self.weight + (1 - keep))
-
-    def forward(self) -> Tensor:
-        tiny = torch.finfo(self.weight.dtype).tiny
-        return torch.where(self.weight > 0, self.total / self.weight.clamp_min(tiny), self.default)
-
-
-class Relative(Temperature):
-    """T = tau x the spread of Q: the policy is as sharp whatever the scale of the rewards.
-
-    The spread is the standard deviation of Q over uniform actions (`Measurements.q_spread`), averaged over states
-    and, exponentially, over updates. T follows a growing Q at once; nothing is fed back, so nothing can ring. Where
-    Q is flat in all states but few, T is small.
-
-    Args:
-        tau: T in units of the spread; > 0.
-        decay: of the running mean, a mean over about 1 / (1 - decay) updates; 0 <= decay < 1.
-        initial: T before the first measurement, in units of Q; >= floor.
-        floor: T is never below this, in units of Q; > 0. A critic whose Q is constant in the action needs it.
-
-    Raises:
-        ValueError: for arguments out of these ranges.
-    """
-
-    def __init__(self, tau: float = 0.05, decay: float = 0.99, initial: float = 0.05, floor: float = 1e-4) -> None:
-        super().__init__()
-        self.tau, self.floor = _positive("tau", tau), _positive("floor", floor)
-        self.initial = _positive("initial", initial)
-        if initial < floor:
-            raise ValueError(f"initial={initial}: allowed is a number >= floor={floor}")
-        self.spread = _RunningMean(decay, self.initial / self.tau)
-        self.decay = self.spread.decay
-
-    def step(self, measured: Measurements | None = None) -> None:
-        super().step(measured)
-        if measured is not None:
-            self.spread.add(measured.q_spread())
-
-    def forward(self) -> Tensor:
-        temperature: Tensor = (self.tau * self.spread()).clamp_min(self.floor)
-        return temperature
-
-    def metrics(self) -> dict[str, Tensor]:
-        return {**super().metrics(), "q_spread": self.spread()}
 
 
 class _Controlled(Temperature):
@@ -181,15 +25,15 @@ class _Controlled(Temperature):
         self, target: float, rate: float, initial: float, floor: float, ceiling: float, warmup: int, decay: float
     ) -> None:
         super().__init__()
-        self.target, self.rate = float(target), _positive("rate", rate)
-        self.initial, self.floor = _positive("initial", initial), _positive("floor", floor)
-        self.ceiling = _positive("ceiling", ceiling)
+        self.target, self.rate = float(target), positive("rate", rate)
+        self.initial, self.floor = positive("initial", initial), positive("floor", floor)
+        self.ceiling = positive("ceiling", ceiling)
         if not floor <= initial <= ceiling:
             raise ValueError(f"initial={initial}: allowed is floor={floor} to ceiling={ceiling}")
         if warmup < 0:
             raise ValueError(f"warmup={warmup}: allowed is 0 or more")
         self.warmup = int(warmup)
-        self.smoothed = _RunningMean(decay, self.target)
+        self.smoothed = RunningMean(decay, self.target)
         self.decay = self.smoothed.decay
         self.register_buffer("log_temperature", torch.tensor(math.log(self.initial)))
 

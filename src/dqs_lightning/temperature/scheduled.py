@@ -1,0 +1,81 @@
+"""Temperatures that are set: fixed, annealed, or in units of the spread of Q."""
+
+import torch
+from torch import Tensor
+
+from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, positive
+
+
+class Constant(Temperature):
+    """One T throughout.
+
+    Args:
+        value: T > 0.
+    """
+
+    def __init__(self, value: float = 0.01) -> None:
+        super().__init__()
+        self.value = positive("value", value)
+
+    def forward(self) -> Tensor:
+        return torch.full((), self.value, device=self.updates.device)
+
+
+class LogLinear(Temperature):
+    """From `start` to `end` in even steps of log T over `over_updates` updates, then `end`: the paper's annealing.
+
+    Args:
+        start: T of the first update, > 0.
+        end: T of the last, > 0.
+        over_updates: gradient updates that the annealing takes; >= 1.
+    """
+
+    def __init__(self, start: float = 0.1, end: float = 0.01, over_updates: int = 50_000) -> None:
+        super().__init__()
+        self.start, self.end = positive("start", start), positive("end", end)
+        if over_updates < 1:
+            raise ValueError(f"over_updates={over_updates}: allowed is 1 or more")
+        self.over_updates = int(over_updates)
+
+    def forward(self) -> Tensor:
+        done = (self.updates / self.over_updates).clamp_max(1)
+        return self.start * (self.end / self.start) ** done
+
+
+class Relative(Temperature):
+    """T = tau x the spread of Q: the policy is as sharp whatever the scale of the rewards.
+
+    The spread is the standard deviation of Q over uniform actions (`Measurements.q_spread`), averaged over states
+    and, exponentially, over updates. T follows a growing Q at once; nothing is fed back, so nothing can ring. Where
+    Q is flat in all states but few, T is small.
+
+    Args:
+        tau: T in units of the spread; > 0.
+        decay: of the running mean, a mean over about 1 / (1 - decay) updates; 0 <= decay < 1.
+        initial: T before the first measurement, in units of Q; >= floor.
+        floor: T is never below this, in units of Q; > 0. A critic whose Q is constant in the action needs it.
+
+    Raises:
+        ValueError: for arguments out of these ranges.
+    """
+
+    def __init__(self, tau: float = 0.05, decay: float = 0.99, initial: float = 0.05, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.tau, self.floor = positive("tau", tau), positive("floor", floor)
+        self.initial = positive("initial", initial)
+        if initial < floor:
+            raise ValueError(f"initial={initial}: allowed is a number >= floor={floor}")
+        self.spread = RunningMean(decay, self.initial / self.tau)
+        self.decay = self.spread.decay
+
+    def step(self, measured: Measurements | None = None) -> None:
+        super().step(measured)
+        if measured is not None:
+            self.spread.add(measured.q_spread())
+
+    def forward(self) -> Tensor:
+        temperature: Tensor = (self.tau * self.spread()).clamp_min(self.floor)
+        return temperature
+
+    def metrics(self) -> dict[str, Tensor]:
+        return {**super().metrics(), "q_spread": self.spread()}
