@@ -1,6 +1,6 @@
 """What the optima of the two backups reach in the mixture navigation: no learning, dynamic programming on a fine grid.
 
-    python benchmarks/mixture_oracle.py --out benchmarks/results/mixture/oracle.md
+    python benchmarks/mixture_oracle.py --out benchmarks/results/mixture_oracle.md
 
 `Soft` is the entropy-regularised optimum, V = T log mean_a exp(Q/T); `Plain` is the fixed point of the paper's backup,
 V = E[Q] under exp(Q/T). For each: the squared MMD between the ends of 2000 episodes and 2000 samples of the mixture,
