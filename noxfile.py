@@ -51,10 +51,22 @@ def imports(session: nox.Session) -> None:
 def cli(session: nox.Session) -> None:
     """Parse every configuration that is shipped, and see a bad key refused."""
     session.install(*PINNED, "-e", ".")
-    files = sorted(file for file in Path("configs").rglob("*.yaml") if file.parent.name != "sweeps")
-    for file in files:
+    files = sorted(Path("configs").rglob("*.yaml"))
+    tasks = [file for file in files if file.parent.name not in ("methods", "sweeps")]
+    for file in tasks:
         session.run("dqs-fit", "--config", str(file), "--print_config", silent=True)
-    session.run("dqs-fit", "--config", str(files[0]), "--model.no_such_key=1", success_codes=[2])
+    for file in Path("configs/methods").glob("*.yaml"):
+        session.run("dqs-fit", "--config", str(tasks[0]), "--config", str(file), "--print_config", silent=True)
+    for file in Path("configs/sweeps").glob("*.yaml"):
+        session.run("dqs-sweep", str(file), "--dry-run", silent=True)
+    session.run("dqs-fit", "--config", str(tasks[0]), "--model.no_such_key=1", success_codes=[2])
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into site/; a broken link, a missing anchor or a page outside the navigation fails it."""
+    session.install(*PINNED, "-e", ".", *group("docs"))
+    session.run("mkdocs", "build", "--strict", "--site-dir", "site", *session.posargs)
 
 
 BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling")
@@ -82,5 +94,5 @@ def build(session: nox.Session) -> None:
     wheel = str(next(dist.glob("*.whl")))
     session.chdir(place)  # away from the sources
     session.run(f"{fresh}/bin/python", "-m", "pip", "install", "-c", constraints, wheel, external=True)
-    for command in ("dqs-fit", "dqs-eval", "dqs-export", "dqs-sweep"):
+    for command in ("dqs-fit", "dqs-eval", "dqs-export", "dqs-report", "dqs-sweep"):
         session.run(f"{fresh}/bin/{command}", "--help", external=True, silent=True)

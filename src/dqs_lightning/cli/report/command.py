@@ -1,0 +1,137 @@
+"""`dqs-report`: curves, tables and a comparison of runs with intervals over seeds, on one page."""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MUJOCO_GL", "disabled")
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
+from dqs_lightning.cli.report.choices import Choices, choose_baseline, choose_frames, names_of
+from dqs_lightning.cli.report.content import MADE_BY, SUMMARY, compose
+from dqs_lightning.cli.report.provenance import without_place, without_scores
+from dqs_lightning.cli.report.published import DEFAULT, choose
+from dqs_lightning.cli.report.runs import grouped, read_runs
+from dqs_lightning.cli.report.tables import Table
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="dqs-report",
+        description="Curves, tables and a comparison of runs with intervals over seeds, on one page. A run's task is "
+        "its environment; its method is the variant of a sweep, the folder above the time in runs/TASK/AGENT/TIME, or "
+        "the agent. Exit codes: 0 done, 2 bad input.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories, or folders of them such as a sweep's")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report: new, empty, or a report's")
+    parser.add_argument("--frames", type=int, nargs="+", help="of the tables (default: the last that all runs reached)")
+    parser.add_argument("--baseline", help="method to compare with (default: sac, or the first)")
+    parser.add_argument("--max-return", type=float, default=1000.0, help="what returns are divided by (default 1000)")
+    drawn = ", ".join(DEFAULT)
+    parser.add_argument("--published", nargs="+", metavar="NAME", help=f"published returns, or none (default {drawn})")
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="PATH=[TASK/]METHOD",
+        help="call the runs at and below a path so; may be repeated",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    for frames in options.frames or []:
+        if frames < 1:
+            parser.error(f"--frames={frames}: allowed is 1 or more")
+    if not 0 < options.max_return < float("inf"):
+        parser.error(f"--max-return={options.max_return}: allowed is a finite number > 0")
+    return options
+
+
+def earlier_files(out: Path) -> set[str]:
+    """Names of the files of the report that `out` holds; none where it is empty or not there.
+
+    Raises:
+        InputError: when it holds anything else, which would be mixed up or lost.
+    """
+    if not out.exists():
+        return set()
+    if not out.is_dir():
+        raise InputError(f"--out={out}: is no folder")
+    there = {entry.name for entry in out.iterdir()}
+    try:
+        summary = json.loads((out / SUMMARY).read_text())
+        own = set(summary["files"]) if summary["made_by"] == MADE_BY else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    if foreign := sorted(there - own):
+        raise InputError(
+            f"--out={out}: holds {foreign[0]}, which is no file of an earlier report; allowed is a new folder, an "
+            "empty one, or one with nothing but a report"
+        )
+    return there
+
+
+def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
+    """Write the files, the one that lists them first, and remove those of an earlier report that are no longer.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (out / name).write_bytes(content)
+        for name in earlier - files.keys():
+            (out / name).unlink()
+    except OSError as error:
+        raise InputError(f"--out={out}: {error.strerror}") from error
+
+
+def show(table: Table, page: Path) -> None:
+    """Print the returns, and where the page is."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    shown = RichTable(*table.head, box=None)
+    for row in table.rows:
+        shown.add_row(*(escape(cell) for cell in row))
+    console.print(shown)
+    console.print(str(page), markup=False, highlight=False, soft_wrap=True)
+
+
+def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Read, check, compose, and only then write."""
+    if importlib.util.find_spec("rliable") is None:
+        raise InputError('rliable is not installed; run pip install ".[report]" -c constraints.txt')
+    runs = read_runs(options.runs, names_of(options.name))
+    groups = grouped(runs)
+    last = {task: max(run.scores.frames[-1] for run in runs if run.task == task) for task in groups}
+    choices = Choices(
+        frames=choose_frames(options.frames, groups),
+        chosen=options.frames is not None,
+        baseline=choose_baseline(options.baseline, list(dict.fromkeys(run.method for run in runs))),
+        max_return=options.max_return,
+        published=choose(options.published, last),
+        unscored=without_scores(options.runs),
+        command=without_place([MADE_BY, *arguments]),
+    )
+    earlier = earlier_files(options.out)
+    made = compose(runs, choices)
+    write(options.out, made.files, earlier)
+    show(made.scores, options.out / "report.html")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        report(parse(given), given)
+    except InputError as error:
+        print(f"{MADE_BY}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return DONE

@@ -1,0 +1,349 @@
+"""Reports: how runs are told apart, what stands on the page, and what is refused. Nothing here is trained."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dqs_lightning import envs
+from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.report import command as report
+from dqs_lightning.cli.report.content import AXES
+from dqs_lightning.cli.report.provenance import without_place
+from dqs_lightning.cli.report.published import DEFAULT, choose, read_published, suite_name
+from dqs_lightning.cli.report.runs import environment_name, grouped, read_runs
+
+AT = (60_000, 100_000, 120_000)
+
+
+def make(
+    folder: Path,
+    returns: Sequence[float] = (10.0, 20.0, 30.0),
+    seed: int = 0,
+    agent: str = "DQS",
+    task: tuple[str, str] | None = ("walker", "walk"),
+    command: Sequence[str] = (),
+    **settings: Any,
+) -> Path:
+    """A run directory as dqs-fit leaves it, without config.yaml where there is no task."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"env_frames": frames, "updates": frames // 2, "wall_s": frames / 100, "episodes": 10, "return_mean": value}
+        for frames, value in zip(AT, returns, strict=False)
+    ]
+    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if task:
+        arguments = {"domain": task[0], "task": task[1], "action_repeat": 2}
+        environment = {"class_path": "dqs_lightning.envs.DMControl", "init_args": arguments}
+        config = {
+            "seed_everything": seed,
+            "model": {"class_path": f"dqs_lightning.agents.{agent}", "init_args": settings},
+            "data": {"environment": environment, "total_frames": seed},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    entry = {"python": "3.11.7", "versions": {"torch": "2.13.0"}, "commit": "0123456789abcdef" * 2 + "01234567"}
+    (folder / "env.json").write_text(json.dumps([{**entry, "command": ["dqs-fit", *command]}]))
+    return folder
+
+
+def sweep(out: Path) -> Path:
+    """Two variants of two seeds on two tasks; one run was stopped, and one has not been evaluated."""
+    states = {}
+    for task in ("walk", "run"):
+        for variant, base in (("soft", 400.0), ("sac", 200.0)):
+            for seed in (0, 1):
+                name = f"walker-{task}/{variant}/seed={seed}"
+                returns = (base + seed, base + 50 + 10 * seed, base + 100.25 + seed)
+                words = ["--config", "/home/one/dqs/configs/walker.yaml", f"--run_dir={out}/{name}", "--ckpt_path=auto"]
+                make(out / name, returns, seed, task=("walker", task), command=words)
+                states[name] = {"state": "stopped" if name == "walker-run/sac/seed=1" else "done"}
+    (out / "walker-walk" / "soft" / "seed=0" / "metrics.csv").write_text("step,time/updates_per_s\n1,\n2,40\n3,44\n4,")
+    states["walker-run/sac/seed=2"] = {"state": "failed"}
+    (out / "manifest.json").write_text(json.dumps({"runs": states}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of such a sweep, made from an absolute path."""
+    place = tmp_path_factory.mktemp("place")
+    runs = sweep(place / "runs" / "sweeps" / "mine")
+    assert report.main([str(runs), f"--out={place}/report"]) == 0
+    return place / "report"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def told(paths: Sequence[Path], names: dict[Path, str] | None = None) -> list[tuple[str, str, int]]:
+    return [(run.task, run.method, run.seed) for run in read_runs(paths, names)]
+
+
+def test_task_method_and_seed_by_layout(here: Path) -> None:
+    make(Path("runs/sweeps/s/walker/T0.1/seed=3"), seed=3)
+    make(Path("runs/walker-walk/mine/20260101-120000"), agent="SAC", seed=1)
+    make(Path("runs/w-0"), seed=5, agent="SAC", task=("ball_in_cup", "catch"))
+    make(Path("kept/soft/seed=4"), task=None, command=["--config=configs/m.yaml", "--run_dir=a/maze/soft/seed=4"])
+    make(Path("kept/slow/0"), task=None, command=["--config", "configs/maze.yaml", "--seed_everything", "7"])
+    assert told([Path("runs")]) == [
+        ("walker-walk", "T0.1", 3), ("ball_in_cup-catch", "sac", 5), ("walker-walk", "mine", 1),
+    ]  # fmt: skip
+    assert told([Path("kept")]) == [("maze", "slow", 7), ("maze", "soft", 4)]
+    assert (
+        told([Path("kept/soft/seed=4")]) == told([Path("kept/soft/seed=4"), Path("kept/soft")]) == [("maze", "soft", 4)]
+    )
+    assert [run.shown for run in read_runs([here / "kept" / "soft", Path("kept")])] == ["soft/seed=4", "kept/slow/0"]
+    named = told([Path("kept")], {Path("kept"): "x", here / "kept" / "slow": "other/y"})
+    assert named == [("other", "y", 7), ("maze", "x", 4)]  # of two paths the deeper one
+
+
+def test_the_name_of_every_environment_is_known_without_importing_it() -> None:
+    for environment in (
+        envs.DMControl("cartpole", "swingup"), envs.Gym("Pendulum-v1"), envs.Maze(), envs.PointMaze(),
+        envs.MixtureNavigation(num_modes=7),
+    ):  # fmt: skip
+        arguments = {key: getattr(environment, key) for key in ("domain", "task", "id", "label", "num_modes")
+                     if hasattr(environment, key)}  # fmt: skip
+        path = f"dqs_lightning.envs.{type(environment).__name__}"
+        assert environment_name({"class_path": path, "init_args": arguments}) == environment.name
+    assert environment_name({"class_path": "x.Gym", "init_args": {"id": "ALE/Pong-v5"}}) == "ALE-Pong-v5"
+    assert environment_name({"class_path": "mine.Pole", "init_args": {}}) == "pole" and environment_name({}) is None
+
+
+def test_the_page_stands_on_its_own_and_holds_every_picture(made: Path) -> None:
+    page = (made / "report.html").read_text()
+    pictures = sorted(file.name for file in made.glob("*.png"))
+    assert pictures == sorted([*(name for _, name, _ in AXES), "aggregate.png", "profiles.png"])
+    inlined = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert sorted(inlined) == sorted((made / name).read_bytes() for name in pictures)
+    assert len(re.findall("src=", page)) == len(pictures)
+    for word in ("<script", "http:", "https:", "<link", "@import", "url("):
+        assert word not in page
+    summary = json.loads((made / "summary.json").read_text())
+    assert sorted(summary["files"]) == sorted(os.listdir(made))
+
+
+def test_no_place_of_this_machine_gets_in(made: Path) -> None:
+    for name in ("report.html", "table.md", "summary.json"):
+        text = (made / name).read_text()
+        assert str(made.parent) not in text and made.parent.name not in text and "/home" not in text
+        assert "mine/walker-walk/soft/seed=0" in text
+        assert (
+            "--config configs/walker.yaml --run_dir=runs/sweeps/mine/walker-walk/soft/seed=0 --ckpt_path=auto" in text
+        )
+    words = ["--config=/home/a b/configs/x.yaml", "s3://x/y", "a/b", "[/u/v,/w]", "--trainer.logger=/z/logs/"]
+    assert without_place(words) == "--config=configs/x.yaml s3://x/y a/b [v,w] --trainer.logger=logs"
+
+
+def test_the_tables_hold_the_scores(made: Path) -> None:
+    lines = (made / "table.md").read_text().splitlines()
+    assert "| walker-walk | 120,000 | soft | 2 | 500.8 | 0.7 | [494.4, 507.1] | 60,000 | 1,200 |" in lines
+    assert "| walker-run | 120,000 | sac | 2 | 300.8 | 0.7 | [294.4, 307.1] | 60,000 | 1,200 |" in lines
+    over = next(line for line in lines if line.startswith("| 120,000 | soft | 2 |"))
+    assert over.startswith("| 120,000 | soft | 2 | 0.501 [") and over.endswith("| 1.000 [1.000, 1.000] |")
+    # Logged by one seed only: the median of its rows but the half one.
+    assert "| walker-walk | soft | 20.0 [20.0, 20.0] | 100.0 [100.0, 100.0] | 42.0 |" in lines
+    page = (made / "report.html").read_text()
+    assert '<td class="right">500.8</td>' in page and "0123456789ab" in page and "torch 2.13.0" in page
+    summary = json.loads((made / "summary.json").read_text())
+    found = [one for one in summary["scores"] if (one["task"], one["method"]) == ("walker-walk", "soft")]
+    assert [one["returns"] for one in found] == [[500.25, 501.25]] and summary["baseline"] == "sac"
+
+
+def test_what_is_missing_is_said(made: Path) -> None:
+    notes = json.loads((made / "summary.json").read_text())["notes"]
+    assert any("mine/walker-run/sac/seed=1 (stopped)" in note for note in notes)
+    assert any("not evaluated yet" in note and "walker-run/sac/seed=2 (failed)" in note for note in notes)
+    assert any(note.startswith("Fewer than 5 seeds") for note in notes)
+    page = (made / "report.html").read_text()
+    assert all(note.partition(":")[0] in page for note in notes)
+
+
+def test_one_seed_and_a_shorter_run_are_said_and_work(here: Path) -> None:
+    make(Path("a/runs/w/dqs/20260101-000000"), (1.0, 2.0), task=("x", "y"))
+    make(Path("a/runs/w/dqs/20260102-000000"), seed=1, task=("x", "y"))
+    make(Path("a/runs/w/sac/20260101-000000"), (5.0, 5.0, 5.0), agent="SAC", task=("x", "y"))
+    entries = Path("a/runs/w/dqs/20260102-000000/env.json")
+    entries.write_text(entries.read_text().replace("01234567", "89abcdef"))
+    assert report.main(["a", "--out=out", "--frames", "110000", "100000", "--max-return=10"]) == 0
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert [(one["method"], one["frames"], len(one["returns"])) for one in summary["scores"]] == [
+        ("dqs", 100_000, 2), ("sac", 100_000, 1), ("dqs", 110_000, 1), ("sac", 110_000, 1),
+    ]  # fmt: skip
+    assert summary["scores"][0]["mean"] == 11 and summary["scores"][2]["mean"] == 25
+    notes = "\n".join(summary["notes"])
+    assert "One seed only, so no interval over seeds: sac on x-y." in notes
+    assert "around 110,000 frames: dqs on x-y (1 of 2 seeds)" in notes
+    assert "trained by several commits: dqs on x-y." in notes
+    assert "Returns go up to 25, above --max-return=10" in notes
+
+
+def test_published_rows_come_with_their_sources_and_what_they_spend(made: Path) -> None:
+    rows, source = read_published()
+    assert len(rows) == 1615 and "github.com/nicklashansen/tdmpc2" in source
+    assert (files("dqs_lightning.cli.report") / "dmc_published.csv").is_file()
+    assert {row.method for row in rows} >= set(DEFAULT)
+    assert {row.updates_per_frame for row in rows if row.method == "TD7"} == {None}
+    page = (made / "report.html").read_text()
+    assert "TD-MPC2, action repeat 2, 0.5 updates/frame" in page and "github.com/nicklashansen/tdmpc2" in page
+    head, _, row = next(
+        lines.splitlines()[2:5] for lines in (made / "table.md").read_text().split("\n**") if "published: SAC" in lines
+    )
+    assert head.startswith("| task | frames | sac | soft | published: SAC (TD-MPC2 repo), action repeat 2")
+    assert row.startswith("| walker-run | 100,000 | 255.0 ± 7.1 (2) | 455.0 ± 7.1 (2) | 340 ± 32 (3) |")
+
+
+def test_published_names_are_those_of_the_suite() -> None:
+    from dm_control import suite
+
+    known = {suite_name(f"{domain}-{task}") for domain, task in suite.ALL_TASKS}
+    assert {row.task for row in read_published()[0]} <= known
+    assert suite_name("ball_in_cup-catch") == "cup-catch"
+
+
+def test_published_rows_are_chosen_by_name_and_within_the_picture() -> None:
+    last = {"walker-walk": 200_000.0, "maze": 1e6}
+    assert {(row.method, row.frames) for row in choose(None, last)["walker-walk"]} == {
+        (method, frames) for method in DEFAULT for frames in (100_000, 200_000)
+    }
+    assert choose(None, last)["maze"] == [] and choose(["none"], last)["walker-walk"] == []
+    assert {row.method for row in choose(["XQC"], last)["walker-walk"]} == {"XQC"}
+    with pytest.raises(
+        InputError, match=r"--published=TDMPC2: no such method; allowed are none, SAC.*\nDid you mean TD-MPC2"
+    ):
+        choose(["TDMPC2"], last)
+
+
+def test_the_picture_marks_a_published_return_with_what_it_spends(here: Path) -> None:
+    from dqs_lightning.cli.report.pictures import draw_curves, style_of
+
+    runs = read_runs([sweep(here / "s")])
+    rows = choose(None, {"walker-walk": 120_000.0, "walker-run": 120_000.0})
+    figure = draw_curves(grouped(runs), "frames", style_of(["sac", "soft"]), rows)
+    texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert texts == ["sac", "soft", *(f"published: {name}, action repeat 2, 0.5 updates/frame" for name in DEFAULT)]
+    run, walk = figure.axes
+    assert (run.get_title(), walk.get_title()) == ("walker-run", "walker-walk")
+    points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in walk.lines if len(line.get_xdata()) == 1}
+    assert points == {(row.frames, row.mean) for row in rows["walker-walk"]} and (100_000, 708) in points
+    means = [line for line in walk.lines if line.get_linewidth() == 1.5 and len(line.get_xdata()) > 1]
+    assert [list(line.get_ydata()) for line in means] == [[200.5, 255, 300.75], [400.5, 455, 500.75]]
+    assert len(walk.collections) == 2  # bands
+    assert walk.get_ylim()[1] > max(row.mean for row in rows["walker-walk"])
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no such folder": (["nowhere"], "RUNS=nowhere: no such folder"),
+    "no runs": (["empty"], "RUNS=empty: no scores.jsonl in it or below"),
+    "empty scores": (["blank"], "blank/scores.jsonl: the file is empty"),
+    "torn scores": (["torn"], "torn/scores.jsonl, line 2: not a whole row"),
+    "not finite": (["nan"], "nan/scores.jsonl, line 1: return_mean=nan: must be a finite number"),
+    "a row twice": (["double"], "double/scores.jsonl, line 2: frames, updates or seconds go back"),
+    "updates go back": (["back"], "back/scores.jsonl, line 2: frames, updates or seconds go back"),
+    "seconds go back": (["clock"], "clock/scores.jsonl, line 2: frames, updates or seconds go back"),
+    "bad config": (["config"], "config/config.yaml: cannot be read"),
+    "bad environment": (["env"], "env/env.json: not what dqs-fit writes"),
+    "no task": (["bare"], "bare: neither config.yaml nor env.json tells its task; give --name PATH=TASK/METHOD"),
+    "foreign out": (["good", "--out=full"], "--out=full: holds mine.txt, which is no file of an earlier report"),
+    "out a file": (["good", "--out=full/mine.txt"], "--out=full/mine.txt: is no folder"),
+    "baseline": (["good", "--baseline=ppo"], "--baseline=ppo: no such method; allowed is one of dqs"),
+    "frames": (["good", "--frames", "7"], "--frames=7: no run was evaluated there; allowed is 60000 to 120000"),
+    "published": (["good", "--published", "SAC"], "--published=SAC: no such method; allowed are none, SAC (TD-MPC2"),
+    "name without a path": (["good", "--name", "x"], "--name x: must be PATH=METHOD or PATH=TASK/METHOD"),
+    "name of no run": (["good", "--name", "full=x"], "--name full=x: there is no run at or below that path"),
+    "seed twice": (["good", "twice"], "good, twice: both are dqs on walker-walk with seed 0"),
+    "two methods as one": (["good", "other"], "good, other: both are dqs on walker-walk, but model.init_args.lr is 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_nothing_is_written(here: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "empty").mkdir()
+    (here / "full").mkdir()
+    (here / "full" / "mine.txt").write_text("mine")
+    make(here / "good", lr=1)
+    make(here / "twice", lr=1)
+    make(here / "other", lr=2, seed=1)
+    for name in ("blank", "torn", "nan", "double", "back", "clock", "config", "env", "bare"):
+        make(here / name, task=None if name == "bare" else ("walker", "walk"))
+    (here / "blank" / "scores.jsonl").write_text("")
+    lines = (here / "good" / "scores.jsonl").read_text().splitlines()
+    (here / "torn" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[1][:40]}")
+    (here / "nan" / "scores.jsonl").write_text(lines[0].replace("10.0", "NaN"))
+    (here / "double" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[0]}\n")
+    (here / "back" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[1].replace('50000', '29999')}\n")
+    (here / "clock" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[1].replace('1000.0', '599.0')}\n")
+    (here / "config" / "config.yaml").write_text("a: [")
+    (here / "env" / "env.json").write_text("[1]")
+    before = sorted(here.rglob("*"))
+    arguments, said = BAD[case]
+    given = arguments if any(word.startswith("--out") for word in arguments) else [*arguments, "--out=out"]
+    assert report.main(given) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("dqs-report: ") and said in err and len(err.splitlines()) <= 3
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", [["--frames", "0"], ["--max-return=0"], ["--max-return=nan"]])
+def test_options_out_of_range_are_refused(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["runs", "--out=out", *option])
+    assert "allowed is" in capsys.readouterr().err
+
+
+def test_runs_of_several_settings_can_be_told_apart_or_called_one(here: Path) -> None:
+    make(here / "good", lr=1)
+    make(here / "other", lr=2, seed=1, only_in_a_later_version=3)
+    assert [method for _, method, _ in told([here], {here / "other": "quick"})] == ["dqs", "quick"]
+    assert [method for _, method, _ in told([here], {here: "dqs"})] == ["dqs", "dqs"]
+    make(here / "third", lr=2, seed=2)  # whose version did not know the other's new key
+    assert told([here / "other", here / "third"]) == [("walker-walk", "dqs", 1), ("walker-walk", "dqs", 2)]
+
+
+def test_a_report_replaces_an_earlier_one_and_leaves_nothing_of_it(here: Path) -> None:
+    make(here / "runs" / "a")
+    out = here / "out"
+    out.mkdir()
+    assert report.earlier_files(out) == report.earlier_files(here / "none") == set()
+    (out / "report.html").write_text("not ours")
+    with pytest.raises(InputError, match=r"holds report.html, which is no file of an earlier report"):
+        report.earlier_files(out)
+    (out / "report.html").unlink()
+    old = {"summary.json": json.dumps({"made_by": "dqs-report", "files": ["summary.json", "old.png"]}).encode()}
+    report.write(out, {**old, "old.png": b"1"}, set())
+    report.write(out, old, report.earlier_files(out))
+    assert os.listdir(out) == ["summary.json"]
+    (out / "summary.json").write_text(json.dumps({"files": ["summary.json"]}))  # another program's
+    with pytest.raises(InputError, match=r"holds summary.json"):
+        report.earlier_files(out)
+
+
+def test_what_to_install_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    make(here / "good")
+    assert report.main(["good", "--out=out"]) == 2
+    assert 'run pip install ".[report]" -c constraints.txt' in capsys.readouterr().err
+    assert os.listdir() == ["good"]
+
+
+def test_bad_input_is_said_before_anything_large_is_imported(here: Path) -> None:
+    code = (
+        "import sys; from dqs_lightning.cli import report; report.main(['nowhere', '--out=out']); "
+        "print(sorted({'rliable', 'pandas', 'torch', 'lightning'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n" and "RUNS=nowhere: no such folder" in found.stderr
