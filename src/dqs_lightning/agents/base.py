@@ -1,8 +1,11 @@
 """What every agent is: a LightningModule with manual optimization that owns no environment and no buffer."""
 
 import os
+import sys
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -72,6 +75,12 @@ class Agent(L.LightningModule, ABC):
         self.observation_norm = ObservationNorm(observation_dim) if normalise_observations else nn.Identity()
         self._sums: dict[str, Tensor] = {}
         self._recorded = 0
+
+    def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
+        """Lightning's, without its warning about components: `describe` writes them as plain values."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super().save_hyperparameters(*args, frame=frame or sys._getframe(1), **kwargs)
 
     @abstractmethod
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:

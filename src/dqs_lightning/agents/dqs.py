@@ -126,9 +126,7 @@ class DQS(Agent):
         self.backup = backup = backup or Plain()
         preconditioning = preconditioning or EDM()
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
-        with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
-            warnings.simplefilter("ignore")
-            self.save_hyperparameters()
+        self.save_hyperparameters()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau = discount, tau
         self.inner_precision, self.amortised = inner_precision, amortised

@@ -1,7 +1,5 @@
 """Proximal Policy Optimization with a clipped objective (arXiv 1707.06347), on TorchRL's loss."""
 
-import warnings
-
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
@@ -77,9 +75,7 @@ class PPO(Agent):
         if not entropy_coefficient >= 0:
             raise ValueError(f"entropy_coefficient={entropy_coefficient}: allowed is 0 or more")
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
-        with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
-            warnings.simplefilter("ignore")
-            self.save_hyperparameters()
+        self.save_hyperparameters()
         self.learning_rate = learning_rate
         self.rollout = Rollout(rollout_steps, epochs, minibatch_size)
         mean = FeedForward(observation_dim, action_dim, actor_backbone)

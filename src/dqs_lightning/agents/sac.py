@@ -1,7 +1,5 @@
 """Soft Actor-Critic with automatic temperature (arXiv 1812.05905), on TorchRL's loss."""
 
-import warnings
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -56,9 +54,7 @@ class SAC(TwinCritic):
         if not initial_temperature > 0:
             raise ValueError(f"initial_temperature={initial_temperature}: allowed is a number > 0")
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
-        with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
-            warnings.simplefilter("ignore")
-            self.save_hyperparameters()
+        self.save_hyperparameters()
         policy = nn.Sequential(FeedForward(observation_dim, 2 * action_dim, actor_backbone), NormalParamExtractor())
         actor = ProbabilisticActor(
             TensorDictModule(policy, ["observation"], ["loc", "scale"]),

@@ -1,7 +1,5 @@
 """Twin Delayed DDPG (arXiv 1802.09477), on TorchRL's loss."""
 
-import warnings
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -64,9 +62,7 @@ class TD3(TwinCritic):
         if policy_delay < 1:
             raise ValueError(f"policy_delay={policy_delay}: allowed is 1 or more")
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
-        with warnings.catch_warnings():  # Lightning warns of components; `describe` writes them as plain values
-            warnings.simplefilter("ignore")
-            self.save_hyperparameters()
+        self.save_hyperparameters()
         self.exploration_noise, self.policy_delay = exploration_noise, policy_delay
         policy = nn.Sequential(FeedForward(observation_dim, action_dim, actor_backbone), nn.Tanh())
         self.loss = TD3Loss(
