@@ -13,7 +13,7 @@ from dqs_lightning.data import OnlineData
 
 
 class Periodic(Callback, ABC):
-    """Calls `measure` every `every_frames` frames and when the run is finished, on rank zero.
+    """Calls `measure` every `every_frames` frames and when the run is finished, on rank zero, after their updates.
 
     The random state is set aside meanwhile, so that training is the same with and without it; each call has its own
     seed, which depends on the run's seed and the frame alone. Ranks other than zero go on and wait at the next update.
@@ -35,7 +35,10 @@ class Periodic(Callback, ABC):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        frames = OnlineData.of(trainer).env_frames
+        data = OnlineData.of(trainer)
+        frames = data.env_frames
+        if data.pending:  # a policy is judged at N frames when it has learned from them
+            return
         if frames // self.every_frames > self._last_frames // self.every_frames:
             self.evaluate(trainer, pl_module)
 

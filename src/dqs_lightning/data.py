@@ -109,6 +109,11 @@ class OnlineData(L.LightningDataModule):
         return self._loader.env_frames if self._loader else 0
 
     @property
+    def pending(self) -> int:
+        """Updates that are still to come before more is collected."""
+        return self._loader.pending if self._loader else 0
+
+    @property
     def train_return(self) -> float | None:
         """Mean return of this rank's latest finished training episodes; None before the first."""
         return self._loader.last_return if self._loader else None

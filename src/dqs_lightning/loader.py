@@ -58,6 +58,11 @@ class OnlineLoader:
     def env_frames(self) -> int:
         return self.blocks * self.frames_per_block
 
+    @property
+    def pending(self) -> int:
+        """Batches that are drawn and still to come."""
+        return len(self._pending)
+
     def _updates_after(self, blocks: int) -> int:
         """Updates that are due once `blocks` blocks are collected."""
         if rollout := self.agent.rollout:

@@ -159,3 +159,12 @@ def test_diagnostics_keep_their_states_in_the_checkpoint() -> None:
     assert torch.equal(second._observation, first._observation)
     with pytest.raises(ValueError, match="every_updates=0"):
         Diagnostics(every_updates=0)
+
+
+def test_a_policy_is_judged_when_it_has_learned_from_its_frames(tmp_path: Path) -> None:
+    """A block is 32 frames, of which 13 are random, and has 16 updates."""
+    data = small_data()
+    trainer(tmp_path, [Evaluate(every_frames=100, episodes=2)]).fit(small_agent(data), data)
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["env_frames"] for row in rows] == [448, 512, 608, 704, 800]
+    assert [row["updates"] for row in rows] == [16 * (row["env_frames"] // 32 - 13) for row in rows]
