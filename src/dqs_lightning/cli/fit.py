@@ -98,7 +98,7 @@ class FitCLI(LightningCLI):
             kwargs["logger"] = run_dir.default_loggers(self.run_dir)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {error}") from error
 
     def fit(self) -> int:
