@@ -83,8 +83,14 @@ class FitCLI(LightningCLI):
         data = build("data", config.data.clone(), OnlineData)
         build("evaluate", config.evaluate.clone(), dqs_callbacks.Evaluate)
         build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
-        for index, callback in enumerate(config.trainer.callbacks or []):
-            build(f"trainer.callbacks.{index}", callback.clone())
+        keys: set[str] = set()
+        for index, node in enumerate(config.trainer.callbacks or []):
+            callback = build(f"trainer.callbacks.{index}", node.clone())
+            if callback.state_key in keys:
+                name = type(callback).__name__
+                raise InputError(f"trainer.callbacks.{index}={name}: stands there a second time with the same settings")
+            if type(callback).state_dict is not Callback.state_dict:  # a checkpoint tells them apart by this key
+                keys.add(callback.state_key)
         agent = config.model.class_path.rpartition(".")[2].lower()
         self.run_dir, self.ckpt_path = run_dir.choose(config.run_dir, data.environment.name, agent, config.ckpt_path)
         config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
@@ -98,7 +104,7 @@ class FitCLI(LightningCLI):
             kwargs["logger"] = run_dir.default_loggers(self.run_dir)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {error}") from error
 
     def fit(self) -> int:
