@@ -1,4 +1,4 @@
-"""What the site's build adds: pictures and tables of benchmarks/results/, which lie beside the pages and not among them."""
+"""What the build adds: pictures of benchmarks/results/, which lie beside the pages and not among them."""
 
 from pathlib import Path
 from typing import Any

@@ -129,7 +129,11 @@ BAD = {
     "class of another kind": (["--model.noise_schedule=Box"], "model.noise_schedule=Box", "Geometric, Karras, Linear"),
     "misspelt agent": (["--model=DQSS"], "model=DQSS", "DQS"),
     "misspelt callback": (["--trainer.callbacks+=Evalute"], "trainer.callbacks=Evalute", "Evaluate"),
-    "callback that is there already": (["--trainer.callbacks+=Diagnostics"], "callbacks.5=Diagnostics", "a second time"),
+    "callback twice": (
+        ["--trainer.callbacks+=Diagnostics"],
+        "callbacks.5=Diagnostics",
+        "a second time",
+    ),
     "wrong type": (["--data.batch_size=many"], "data.batch_size=many", "int"),
     "wrong type, nested": (["--model.sampler.steps=many"], "model.sampler.steps=many", "int"),
     "negative learning rate": (["--model.critic_lr=-1"], "model.critic_lr=-1.0", "> 0"),

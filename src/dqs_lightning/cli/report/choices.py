@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.report.decisions import Decisions
 from dqs_lightning.cli.report.published import Published
 from dqs_lightning.cli.report.statistics import Groups
 
@@ -22,6 +23,7 @@ class Choices:
         published: rows to draw, by task.
         unscored: runs of a sweep that have not been evaluated once.
         command: without the places of this machine.
+        decisions: what a decision of each method takes; empty where that was not asked for.
     """
 
     frames: Sequence[int]
@@ -31,6 +33,7 @@ class Choices:
     published: Mapping[str, Sequence[Published]]
     unscored: Sequence[str]
     command: str
+    decisions: Decisions
 
 
 def names_of(given: Sequence[str]) -> dict[Path, str]:

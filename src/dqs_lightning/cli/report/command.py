@@ -19,6 +19,7 @@ from rich.table import Table as RichTable
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
 from dqs_lightning.cli.report.choices import Choices, choose_baseline, choose_frames, names_of
 from dqs_lightning.cli.report.content import MADE_BY, SUMMARY, compose
+from dqs_lightning.cli.report.decisions import time_decisions
 from dqs_lightning.cli.report.provenance import without_place, without_scores
 from dqs_lightning.cli.report.published import DEFAULT, choose
 from dqs_lightning.cli.report.runs import grouped, read_runs
@@ -40,6 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-return", type=float, default=1000.0, help="what returns are divided by (default 1000)")
     drawn = ", ".join(DEFAULT)
     parser.add_argument("--published", nargs="+", metavar="NAME", help=f"published returns, or none (default {drawn})")
+    parser.add_argument("--time-actions", action="store_true", help="time a decision of each method's checkpoint, now")
     parser.add_argument(
         "--name", action="append", default=[], metavar="PATH=[TASK/]METHOD",
         help="call the runs at and below a path so; may be repeated",
@@ -110,6 +112,7 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     runs = read_runs(options.runs, names_of(options.name))
     groups = grouped(runs)
     last = {task: max(run.scores.frames[-1] for run in runs if run.task == task) for task in groups}
+    earlier = earlier_files(options.out)
     choices = Choices(
         frames=choose_frames(options.frames, groups),
         chosen=options.frames is not None,
@@ -118,8 +121,8 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         published=choose(options.published, last),
         unscored=without_scores(options.runs),
         command=without_place([MADE_BY, *arguments]),
+        decisions=time_decisions(groups) if options.time_actions else {},
     )
-    earlier = earlier_files(options.out)
     made = compose(runs, choices)
     write(options.out, made.files, earlier)
     show(made.scores, options.out / "report.html")

@@ -53,7 +53,7 @@ def compose(runs: Sequence[Run], choices: Choices) -> Report:
     sections.append(Section("Returns", [table]))
     if any(choices.published.values()):
         sections.append(Section("Beside published returns", [_beside(groups, choices.published)]))
-    sections.append(Section("Cost", [cost_table(costs, _rates(runs, origins))]))
+    sections.append(Section("Cost", [cost_table(costs, _rates(runs, origins), choices.decisions)]))
     sections.append(Section("Runs", [run_table(runs, origins)]))
     notes = notes_on(runs, origins, scores, aggregates, choices)
     tables = [part for section in sections for part in section.parts if isinstance(part, Table)]
@@ -74,6 +74,7 @@ def compose(runs: Sequence[Run], choices: Choices) -> Report:
         "scores": [asdict(one) for one in scores],
         "aggregates": [_plain(one) for one in aggregates],
         "cost": [asdict(one) for one in costs],
+        "decision_ms": [[*key, *times] for key, times in choices.decisions.items()],
         "published": [asdict(one) for rows in choices.published.values() for one in rows],
         "runs": [
             {"run": run.shown, "task": run.task, "method": run.method, "seed": run.seed, **asdict(origin)}

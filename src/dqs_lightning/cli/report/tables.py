@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from dqs_lightning.cli.report.aggregates import REPS, Aggregate, Estimate
+from dqs_lightning.cli.report.decisions import BATCH, Decisions
 from dqs_lightning.cli.report.provenance import Origin
 from dqs_lightning.cli.report.published import Published
 from dqs_lightning.cli.report.runs import Run
@@ -128,12 +129,13 @@ def aggregate_table(aggregates: Sequence[Aggregate], max_return: float) -> Table
     )
 
 
-def cost_table(costs: Sequence[Cost], rates: Mapping[tuple[str, str], Sequence[float]]) -> Table:
+def cost_table(costs: Sequence[Cost], rates: Mapping[tuple[str, str], Sequence[float]], decisions: Decisions) -> Table:
     """What training took.
 
     Args:
         costs: by task and method.
         rates: logged updates a second, one a seed, by task and method; empty lists where none were logged.
+        decisions: what a decision takes; empty where it was not measured.
     """
     logged = any(rates.values())
     rows = [
@@ -143,17 +145,30 @@ def cost_table(costs: Sequence[Cost], rates: Mapping[tuple[str, str], Sequence[f
             _spread(one.seconds_per_1000),
             _spread(one.frames_per_s),
             *([_spread(rates[one.task, one.method])] if logged else []),
+            *(_decision(decisions.get((one.task, one.method))) if decisions else []),
         )
         for one in costs
     ]
     return Table(
         "Cost",
-        ("task", "method", "wall s / 1000 updates", "frames/s", *(["updates/s, logged"] if logged else [])),
+        (
+            "task",
+            "method",
+            "wall s / 1000 updates",
+            "frames/s",
+            *(["updates/s, logged"] if logged else []),
+            *(["ms a decision", f"ms of {BATCH} at once"] if decisions else []),
+        ),
         rows,
         "Between a run's first and last evaluation, collection and evaluations included, on the machine of the run and "
         "beside whatever else ran there. Mean over seeds [least, greatest]."
-        + (" Logged: the median of a run's time/updates_per_s in metrics.csv." if logged else ""),
+        + (" Logged: the median of a run's time/updates_per_s in metrics.csv." if logged else "")
+        + (" Decisions: medians on the machine that made this page, one thread, in turns." if decisions else ""),
     )
+
+
+def _decision(times: tuple[float, float] | None) -> tuple[str, str]:
+    return (f"{times[0]:.2f}", f"{times[1]:.2f}") if times else (NONE, NONE)
 
 
 def run_table(runs: Sequence[Run], origins: Sequence[Origin]) -> Table:

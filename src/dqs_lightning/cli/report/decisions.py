@@ -1,0 +1,52 @@
+"""What a decision costs: the policies in the runs' checkpoints, timed on this machine."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.report.statistics import Groups
+
+BATCH = 64
+CHECKPOINT = "checkpoints/last.ckpt"
+
+Decisions = Mapping[tuple[str, str], tuple[float, float]]
+"""Median milliseconds of one decision and of `BATCH` at once, by task and method."""
+
+
+def time_decisions(groups: Groups) -> Decisions:
+    """Time the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
+
+    Raises:
+        InputError: when no run has a checkpoint, or one cannot be read.
+    """
+    files = {
+        (task, method): next((file for run in members if (file := run.folder / CHECKPOINT).is_file()), None)
+        for task, methods in groups.items()
+        for method, members in methods.items()
+    }
+    there = {key: file for key, file in files.items() if file}
+    if not there:
+        raise InputError(f"--time-actions: none of the runs has {CHECKPOINT}")
+    # Torch is not needed for the rest of a report.
+    import torch
+    from jsonargparse import set_parsing_settings
+
+    from dqs_lightning.agents import load_agent
+    from dqs_lightning.checkpoint import CheckpointError
+    from dqs_lightning.cli.export import latencies
+    from dqs_lightning.cli.fit import trusted_packages
+
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        agents = [load_agent(file) for file in there.values()]
+        sizes = [(agent, size) for agent in agents for size in (1, BATCH)]
+        calls = [partial(agent.act, torch.randn(size, agent.observation_dim)) for agent, size in sizes]
+        latencies(*calls, repeats=5)  # memory is allocated, kernels are chosen
+        times = latencies(*calls)
+    except CheckpointError as error:
+        raise InputError(f"--time-actions: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
+    return dict(zip(there, zip(times[::2], times[1::2], strict=True), strict=True))
