@@ -11,7 +11,6 @@ name=value pairs.
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import torch
+from keep import keep, without_place
 from matplotlib.figure import Figure
 from maze_oracle import Oracle
 from provenance import about
@@ -45,20 +45,6 @@ def done_runs(sweeps: list[Path]) -> dict[str, list[Path]]:
             if record["state"] == "done":
                 found.setdefault(name.split("/")[1], []).append(sweep / name)
     return found
-
-
-def keep(run: Path, target: Path) -> None:
-    """Copy what a result must carry."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        (target / name).write_text(without_place((run / name).read_text(), [run.parents[2]]))
-
-
-def without_place(text: str, sweeps: list[Path]) -> str:
-    """Where runs and configurations lay on the machine that made them is no part of a result."""
-    for sweep in sweeps:
-        text = text.replace(str(sweep), f"runs/sweeps/{sweep.name}")
-    return re.sub(r"[^\s\"]*/(configs/[^\s\"]+)", r"\1", text)
 
 
 def exactly(run: Path) -> dict[str, list[float]]:
@@ -132,7 +118,7 @@ def main() -> None:
     comparison: dict[str, dict[str, list[float]]] = {}
     for variant, runs in done_runs(options.sweeps).items():
         for run in runs:
-            keep(run, options.out / variant / run.name)
+            keep(run, options.out / variant / run.name, KEPT)
             rows.setdefault(variant, []).append(json.loads((run / "goals.jsonl").read_text().splitlines()[-1]))
             if options.exact:
                 comparison[f"{variant} {run.name}"] = exactly(run)
@@ -146,7 +132,9 @@ def main() -> None:
         print(f"greatest difference of a share, by seed: {[round(x, 3) for x in far]}")
     (options.out / "table.md").write_text("\n".join(table) + "\n")
     summary = json.dumps({"about": about(), "last": rows, "exact": comparison}, indent=1) + "\n"
-    (options.out / "summary.json").write_text(without_place(summary, options.sweeps))
+    for sweep in options.sweeps:
+        summary = summary.replace(str(sweep), f"runs/sweeps/{sweep.name}")
+    (options.out / "summary.json").write_text(without_place(summary))
     draw(rows, options.out)
     print("\n".join(table))
     means = {
