@@ -154,7 +154,8 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
 def accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], None]:
     """Asserts that `dqs-fit` takes these arguments; nothing is started."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("DQS_RUN_DIR", raising=False)
+    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it: so it is as it was afterwards
+    monkeypatch.delenv("DQS_RUN_DIR")
 
     def call(arguments: list[str]) -> None:
         asks = [] if any(".help" in argument or argument == "--help" for argument in arguments) else ["--print_config"]

@@ -20,7 +20,8 @@ Run = Callable[..., tuple[int, str, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """`dqs-fit` with arguments, in this process, in an empty folder: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DQS_RUN_DIR", raising=False)
+    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it: so it is as it was afterwards
+    monkeypatch.delenv("DQS_RUN_DIR")
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dqs-fit", *arguments])

@@ -7,7 +7,17 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from dqs_lightning.diffusion import Ancestral, Box, Denoiser, Geometric, MomentMatched, ProbabilityFlow, Tanh, Unbounded
+from dqs_lightning.diffusion import (
+    MLP,
+    Ancestral,
+    Box,
+    Denoiser,
+    Geometric,
+    MomentMatched,
+    ProbabilityFlow,
+    Tanh,
+    Unbounded,
+)
 from dqs_lightning.diffusion.entropy import entropy, log_prob, path_entropy
 from dqs_lightning.diffusion.samplers import Moments, Path
 from dqs_lightning.diffusion.support import Support
@@ -320,7 +330,7 @@ def test_follows_its_generator() -> None:
 @pytest.mark.parametrize("shape", [(2,), (3, 2), (4, 3, 2)], ids=str)
 @pytest.mark.parametrize("support", [Unbounded(), Box(), Tanh()], ids=lambda support: type(support).__name__)
 def test_shape_dtype_and_no_gradient(support: Support, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    net = Denoiser(2, 3, (8,)).to(dtype)
+    net = Denoiser(2, 3, MLP((8,))).to(dtype)
     denoise = net.given(torch.randn(*shape[:-1], 3, dtype=dtype))
     actions = torch.rand(5, *shape, dtype=dtype).requires_grad_()
     path = Ancestral(4).path(denoise, SCHEDULE, support, torch.empty(5, *shape, dtype=dtype))
