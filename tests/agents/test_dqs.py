@@ -337,6 +337,18 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
     )
 
 
+def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
+    data = small_data(total_frames=480)
+    fit = trainer(tmp_path)
+    fit.fit(small_agent(data), data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    content["hyper_parameters"]["critic_backbone"]["init_args"]["hidden"] = [7]
+    atomic_save(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"does not fit the DQS of this version: .*critic"):
+        load_agent(tmp_path / "a.ckpt")
+
+
 def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
     atomic_save({"agent": "Nobody"}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="class Nobody; known are DQS"):

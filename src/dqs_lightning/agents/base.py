@@ -181,11 +181,15 @@ def load_agent(path: str | os.PathLike[str], map_location: str | torch.device = 
     """The agent of a checkpoint, whatever its class, from the file alone. Its class must be imported.
 
     Raises:
-        CheckpointError: when the file holds no agent of a known class.
+        CheckpointError: when the file holds no agent of a known class, or one whose parameters are others.
     """
     name = safe_load(path).get("agent")
     known = components(Agent)  # type: ignore[type-abstract]
     if name not in known:
         raise CheckpointError(f"{path}: holds an agent of class {name}; known are {', '.join(known)}")
-    agent: Agent = known[name].load_from_checkpoint(Path(path), map_location=map_location, weights_only=True)
+    try:
+        agent: Agent = known[name].load_from_checkpoint(Path(path), map_location=map_location, weights_only=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: does not fit the {name} of this version: {said}") from error
     return agent.eval()
