@@ -19,6 +19,7 @@ from peers import ACTION, OBSERVATION, batch
 from provenance import about
 
 from dqs_lightning.agents import DQS
+from dqs_lightning.agents.captured import Captured
 from dqs_lightning.diffusion import MultiStart, OnPath
 from dqs_lightning.networks import soft_update
 
@@ -52,7 +53,7 @@ class Step:
         self.count += 1
         data = self.batches[self.count % len(self.batches)]
         if self.agent.cuda_graph:
-            return self.agent.replay(data)
+            return self.agent.captured(data)
         self.agent.zero_grad()
         loss, metrics = self.agent.fused_losses(data)
         loss.backward()
@@ -76,7 +77,8 @@ class Step:
         expected = self.losses()
         self.agent.cuda_graph = True
         self.agent.zero_grad()
-        self.agent._graph = None  # its gradients were replaced: capture anew
+        # Its gradients were replaced: capture anew.
+        self.agent.captured = Captured(self.agent.fused_losses, self.agent.zero_grad)
         for name, value in expected.items():
             if not torch.allclose(found[name], value, rtol=TOLERANCE, atol=TOLERANCE):
                 raise ValueError(f"{name} is {found[name].item()} in the graph and {value.item()} without it")

@@ -406,7 +406,7 @@ def test_the_captured_function_gives_the_gradients_of_a_plain_update(changes: di
     agents[1].load_state_dict(agents[0].state_dict())
     for _ in range(3):
         torch.manual_seed(1)
-        found = agents[0].replay(batch)
+        found = agents[0].captured(batch)
         torch.manual_seed(1)
         loss, metrics = agents[1].losses(batch)
         agents[1].zero_grad()

@@ -1,19 +1,17 @@
 """Diffusion Q-Sampling: an actor-critic whose policy is a diffusion model of exp(Q(s, a) / T) (arXiv 2410.01312)."""
 
 import copy
-import warnings
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import CudaGraphModule
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, Plain
 from dqs_lightning.agents.base import Agent
+from dqs_lightning.agents.captured import Captured, Losses
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
     EDM,
@@ -41,8 +39,6 @@ from dqs_lightning.diffusion import (
 )
 from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
 from dqs_lightning.temperature import Constant, TargetESS, Temperature
-
-Losses = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
 
 
 class DQS(Agent):
@@ -132,7 +128,7 @@ class DQS(Agent):
         self.inner_precision, self.amortised = inner_precision, amortised
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self._compiled: Losses | None = None
-        self._graph: CudaGraphModule | None = None
+        self.captured = Captured(self.fused_losses, self.zero_grad)
         self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.denoiser: Denoiser | None = None
@@ -266,7 +262,7 @@ class DQS(Agent):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         self.take_in(batch["observation"])
         if self.cuda_graph:
-            metrics = self.replay(batch)
+            metrics = self.captured(batch)
             self.descend()
         else:
             loss, metrics = self.fused_losses(batch)
@@ -274,24 +270,6 @@ class DQS(Agent):
         soft_update(self.target_critic, self.critic, self.tau)
         self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")))
         self.record(**metrics, **self.temperature.metrics())
-
-    def replay(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Losses and gradients as one CUDA graph, captured at the third update; without CUDA they are just computed.
-
-        The optimizer's step stays outside: hooks before it see the gradients, as FiniteGuard must.
-        """
-        if self._graph is None:
-            with warnings.catch_warnings():  # where there is no CUDA it says so; `on_fit_start` has refused that
-                warnings.simplefilter("ignore")
-                self._graph = CudaGraphModule(self._with_gradients, warmup=3, in_keys=list(batch.keys(True, True)))
-        found: TensorDictBase = self._graph(batch.select(*self._graph.in_keys))
-        return dict(found.items())
-
-    def _with_gradients(self, batch: TensorDictBase) -> TensorDict:
-        self.zero_grad()  # to None: the capture makes gradients of its own, which each replay writes anew
-        loss, metrics = self.fused_losses(batch)
-        loss.backward()
-        return TensorDict(metrics, [])
 
     def on_fit_start(self) -> None:
         if self.cuda_graph and (self.device.type != "cuda" or self.trainer.world_size > 1):

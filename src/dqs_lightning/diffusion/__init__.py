@@ -1,10 +1,9 @@
 """Sampling from exp(log_prob) by diffusion, from an energy alone. Imports torch, and rich for a progress bar.
 
-One file a concept: `schedules` (how much noise), `support` (where samples live), `estimators` and `importance` (the
-moments of the denoised law from the energy), `denoiser` (the network that learns them), `backbones` (its hidden
-layers), `samplers` (noise to samples),
-`matching` (where and towards what the network is trained), `entropy` (entropy and likelihood of a sampler),
-`boltzmann` (all of it together, for any energy).
+One file a concept: `schedules` (how much noise), `support` (where samples live), `estimators`, `importance`,
+`guided` and `biased` (the moments of the denoised law from the energy), `denoiser` (the network that learns them),
+`backbones` (its hidden layers), `samplers` (noise to samples), `matching` (where and towards what the network is
+trained), `entropy` (entropy and likelihood of a sampler), `boltzmann` (all of it together, for any energy).
 """
 
 from dqs_lightning.diffusion.backbones import MLP, Backbone, SimBa
@@ -20,7 +19,8 @@ from dqs_lightning.diffusion.estimators import (
     TargetScore,
     score,
 )
-from dqs_lightning.diffusion.importance import Defensive, GuidedDefensive, Importance, MultiStart, Resampling
+from dqs_lightning.diffusion.guided import GuidedDefensive, MultiStart
+from dqs_lightning.diffusion.importance import Defensive, Importance, Resampling
 from dqs_lightning.diffusion.matching import AroundActions, NoisedPoints, OnPath, match
 from dqs_lightning.diffusion.samplers import (
     Ancestral,

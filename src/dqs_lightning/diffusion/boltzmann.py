@@ -13,7 +13,7 @@ from dqs_lightning.diffusion.backbones import MLP, Backbone
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning
 from dqs_lightning.diffusion.entropy import entropy, log_prob
 from dqs_lightning.diffusion.estimators import EnergyEstimator
-from dqs_lightning.diffusion.importance import MultiStart
+from dqs_lightning.diffusion.guided import MultiStart
 from dqs_lightning.diffusion.matching import NoisedPoints, OnPath, match
 from dqs_lightning.diffusion.samplers import MomentMatched, Path, Sampler
 from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule

@@ -15,14 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dqs_lightning.diffusion.estimators import (
-    GRADIENT_COST,
-    EnergyEstimator,
-    Estimate,
-    gradient_of,
-    softmax_weights,
-    weighted,
-)
+from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate, softmax_weights, weighted
 from dqs_lightning.diffusion.support import LogProb, Support, log_normal
 
 
@@ -100,15 +93,6 @@ class Importance(MixtureImportance):
         return [Component(x, sigma, self.num_samples)]
 
 
-def ascend(log_prob: LogProb, points: Tensor, width: Tensor, reach: Tensor, support: Support) -> Tensor:
-    """A step width^2 grad log_prob from points [C, B, d], at most `reach` in each dimension, within the support.
-
-    From a point of a normal law of deviation `width` it leads to that law's mean.
-    """
-    _, gradient = gradient_of(log_prob, points, support)
-    return support.project(points + torch.maximum(torch.minimum(width**2 * gradient, reach), -reach))
-
-
 class Defensive(MixtureImportance):
     """Half of the candidates around x with width sigma, half around the guide with the width of a posterior.
 
@@ -139,129 +123,6 @@ class Defensive(MixtureImportance):
         guided = self.num_samples // 2
         center = support.project(x if guide is None else guide)
         return [Component(x, sigma, self.num_samples - guided), Component(center, width, guided)]
-
-
-class GuidedDefensive(Defensive):
-    """`Defensive` whose second part is sent where mass is expected: from the guide along the energy's gradient.
-
-    Its center is m = guide + clipped steps along sigma_q^2 grad log_prob, its width sigma_q that of a posterior. With
-    several `widths` the candidates around m are divided among that many components, sharp ones for narrow optima.
-
-    Args:
-        num_samples: K; >= 1. With K = 1 the candidate is around x.
-        sigma_data: standard deviation of clean actions; > 0.
-        clip: longest way from the guide in each dimension, in units of sigma_q; > 0.
-        widths: widths of the components around m, in units of sigma_q; each > 0. Each gets an equal share of the
-            candidates, as does the part around x when there are two or more.
-        gradient_steps: steps from the guide to m; >= 1.
-    """
-
-    def __init__(
-        self,
-        num_samples: int = 32,
-        sigma_data: float = 0.5,
-        clip: float = 1.5,
-        widths: tuple[float, ...] = (1.0,),
-        gradient_steps: int = 1,
-    ) -> None:
-        super().__init__(num_samples, sigma_data)
-        if not clip > 0:
-            raise ValueError(f"clip={clip}: allowed is a number > 0")
-        if not widths or not all(width > 0 for width in widths):
-            raise ValueError(f"widths={list(widths)}: allowed are one or more numbers > 0")
-        if gradient_steps < 1:
-            raise ValueError(f"gradient_steps={gradient_steps}: allowed is 1 or more")
-        self.clip, self.widths, self.gradient_steps = float(clip), tuple(widths), int(gradient_steps)
-
-    def cost(self, points: int = 1) -> int:
-        return points * (self.num_samples + GRADIENT_COST * self.gradient_steps)
-
-    def components(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None,
-        guide: Tensor | None,
-    ) -> list[Component]:
-        around_x, around_guide = super().components(log_prob, x, sigma, support, generator, guide)
-        center, width = around_guide.center, around_guide.width
-        for _ in range(self.gradient_steps):
-            center = ascend(log_prob, center, width, self.clip * width / self.gradient_steps, support)
-        share = self.num_samples // (len(self.widths) + 1)
-        first = self.num_samples - share * len(self.widths)
-        return [around_x._replace(num=first), *(Component(center, width * w, share) for w in self.widths)]
-
-
-class MultiStart(GuidedDefensive):
-    """`GuidedDefensive` with a part of the candidates where climbs from uniform starts end: the default.
-
-    A guided candidate goes where the network looks already, and one around x finds no narrow mode in six dimensions:
-    of two modes the smaller is soon in nobody's pool, and is lost for good. So some of the points also send a uniform
-    start up the energy's gradient, in clipped steps that shrink from sigma_data to the least sigma_q of the law, and
-    candidates of all points, each of its own width, are drawn around the ends of the climbs. These find every mode at
-    a rate that does not depend on the policy; the exact density of the mixture gives each mode its mass.
-
-    Args:
-        num_samples: K; >= 1.
-        sigma_data: standard deviation of clean actions; > 0.
-        clip: longest way from the guide in each dimension, in units of sigma_q; > 0.
-        share: of the candidates, drawn around climbs; 0 < share < 1.
-        climb: gradient steps of a climb; >= 1. Two are too few for two modes in six dimensions, four are enough.
-        every: of the points of one law, every how many-th sends a climb, at least one; >= 1.
-    """
-
-    def __init__(
-        self,
-        num_samples: int = 32,
-        sigma_data: float = 0.5,
-        clip: float = 1.5,
-        share: float = 0.25,
-        climb: int = 4,
-        every: int = 4,
-    ) -> None:
-        super().__init__(num_samples, sigma_data, clip)
-        if not 0 < share < 1:
-            raise ValueError(f"share={share}: allowed is a number between 0 and 1")
-        if climb < 1:
-            raise ValueError(f"climb={climb}: allowed is 1 or more")
-        if every < 1:
-            raise ValueError(f"every={every}: allowed is 1 or more")
-        self.share, self.climb, self.every = float(share), int(climb), int(every)
-
-    def cost(self, points: int = 1) -> int:
-        return super().cost(points) + GRADIENT_COST * self.climb * max(1, points // self.every)
-
-    def components(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None,
-        guide: Tensor | None,
-    ) -> list[Component]:
-        around_x, around_guide = Defensive.components(self, log_prob, x, sigma, support, generator, guide)
-        width = around_guide.width
-        narrow = width.amin(0, keepdim=True)
-        starts = slice(0, max(1, len(x) // self.every))
-        end = support.start(x[starts], sigma[starts], generator)
-        # The guide's one step and the first of the climbs share a gradient.
-        scale = torch.cat([width, narrow.new_full(end[..., :1].shape, self.sigma_data)])
-        reach = torch.cat([self.clip * width, scale[len(x) :]])
-        moved = ascend(log_prob, torch.cat([around_guide.center, end]), scale, reach, support)
-        center, end = moved.split([len(x), len(end)])
-        for step in range(1, self.climb):
-            reach = self.sigma_data * (narrow / self.sigma_data) ** (step / (self.climb - 1))
-            end = ascend(log_prob, end, reach, reach, support)
-        climbers = int(self.num_samples * self.share)
-        others = self.num_samples - climbers
-        return [
-            around_x._replace(num=others - others // 2),
-            Component(center, width, others // 2),
-            Component(end.repeat(math.ceil(len(x) / len(end)), 1, 1)[: len(x)], width, climbers),
-        ]
 
 
 class Resampling(EnergyEstimator):
