@@ -14,11 +14,16 @@ from typing import Any
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from dqs_lightning.cli.errors import InputError
 
 VARIABLE = "DQS_RUN_DIR"
 """Processes that Lightning starts for the other ranks inherit the first one's choice."""
+
+ROWS_HELD = 16
+"""Rows of metrics.csv that a killed run may lose."""
 
 PACKAGES = ("torch", "lightning", "torchrl", "tensordict", "dm_control", "mujoco", "gymnasium", "jsonargparse", "numpy")
 
@@ -73,6 +78,13 @@ class RunCSVLogger(CSVLogger):
             os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
+        # Lightning writes where step + 1 is a multiple of 100, and updates are logged at even steps: at the end only.
+        super().log_metrics(metrics, step)
+        if len(self.experiment.metrics) >= ROWS_HELD:
+            self.save()
 
 
 def default_loggers(folder: Path) -> list[Logger]:
