@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.rows import append_row, drop_later_rows
@@ -47,6 +48,12 @@ class Evaluate(Periodic):
 
     def _file(self, trainer: L.Trainer) -> Path:
         return Path(self.path) if self.path else Path(trainer.default_root_dir) / "scores.jsonl"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if (self.best_of or 1) > 1 and getattr(type(pl_module), "q_value", None) is Agent.q_value:
+            raise MisconfigurationException(
+                f"evaluate.best_of={self.best_of}: {type(pl_module).__name__} has no Q(s, a); allowed is 1"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock = time.monotonic()

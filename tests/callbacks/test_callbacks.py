@@ -9,10 +9,12 @@ import pytest
 import torch
 from helpers import small_agent, small_data, trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scipy import stats
 
 from dqs_callbacks import Diagnostics, Evaluate, FiniteGuard, FramesProgress, NonFiniteError, Throughput
 from dqs_callbacks.diagnostics import diagnose
+from dqs_lightning.agents import PPO
 from dqs_lightning.diffusion import GuidedDefensive
 from dqs_lightning.envs import DMControl
 from dqs_lightning.evaluation import episode_returns, mean_with_interval
@@ -75,6 +77,14 @@ def test_a_non_finite_value_stops_the_run_before_the_weights(tmp_path: Path, whe
     with pytest.raises(NonFiniteError, match=r"update 20: non-finite gradient in critic\.members\.0\.first\.weight"):
         trainer(tmp_path, [poison, FiniteGuard()]).fit(agent, data)
     assert all(torch.equal(value, poison.before[name]) for name, value in agent.state_dict().items())
+
+
+def test_an_agent_without_q_is_not_judged_by_the_best_of_many(tmp_path: Path) -> None:
+    data = small_data()
+    agent = PPO(data.observation_dim, data.action_dim, rollout_steps=16, minibatch_size=16)
+    with pytest.raises(MisconfigurationException, match=r"evaluate.best_of=16: PPO has no Q\(s, a\); allowed is 1"):
+        trainer(tmp_path, [Evaluate(400, 2, best_of=16)]).fit(agent, data)
+    assert data.env_frames == 0
 
 
 def test_metrics_have_the_frames_as_an_axis(tmp_path: Path) -> None:

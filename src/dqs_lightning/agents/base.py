@@ -119,7 +119,10 @@ class Agent(L.LightningModule, ABC):
         return self.act(observation)
 
     def take_in(self, observation: Tensor) -> None:
-        """Let `observation_norm` see the observations [B, o] of a batch, alike on all ranks."""
+        """Let `observation_norm` see the observations [B, o] of a batch, alike on all ranks.
+
+        After an update with them: what is not finite has stopped the run by then.
+        """
         if isinstance(self.observation_norm, ObservationNorm):
             self.observation_norm.update(observation, self.mean_over_ranks)
 

@@ -38,7 +38,7 @@ from dqs_lightning.diffusion import (
     path_entropy,
 )
 from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
-from dqs_lightning.temperature import Constant, TargetESS, Temperature
+from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
 
 class DQS(Agent):
@@ -54,9 +54,9 @@ class DQS(Agent):
         sampler: from noise to actions. Default: MomentMatched, 6 steps.
         support: the action set and the latent in which the diffusion runs. Default: Box.
         preconditioning: how the score network's output is read. Default: EDM.
-        temperature: T. Default: Constant, 0.01.
+        temperature: T. Default: Relative, a tenth of the spread of Q.
         backup: V(s') in the critic's target: Plain (the paper), Soft, SelfNormalised or Entropic.
-        critic_backbone: hidden layers of the critics. Default: MLP, (256, 256).
+        critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
         critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
         critic_lr: Adam's step size for the critics.
@@ -88,14 +88,14 @@ class DQS(Agent):
         backup: Backup | None = None,
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
-        critic_reduction: str = "min",
+        critic_reduction: str = "mean",
         critic_lr: float = 1e-3,
         actor_lr: float = 3e-3,
         discount: float = 0.99,
-        tau: float = 0.005,
+        tau: float = 0.02,
         max_grad_norm: float | None = None,
         best_of: int = 1,
-        normalise_observations: bool = False,
+        normalise_observations: bool = True,
         amortised: bool = True,
         inner_precision: str = "auto",
         compile_losses: bool = False,
@@ -118,10 +118,10 @@ class DQS(Agent):
         self.noised_points = noised_points = noised_points or OnPath()
         self.sampler = sampler = sampler or MomentMatched(steps=6)
         self.support = support = support or Box()
-        self.temperature = temperature = temperature or Constant()
+        self.temperature = temperature = temperature or Relative()
         self.backup = backup = backup or Plain()
         preconditioning = preconditioning or EDM()
-        critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
+        critic_backbone, actor_backbone = critic_backbone or MLP(layer_norm=True), actor_backbone or MLP()
         self.save_hyperparameters()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau = discount, tau
@@ -260,13 +260,13 @@ class DQS(Agent):
         return self._compiled(batch)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        self.take_in(batch["observation"])
         if self.cuda_graph:
             metrics = self.captured(batch)
             self.descend()
         else:
             loss, metrics = self.fused_losses(batch)
             self.update(loss)
+        self.take_in(batch["observation"])
         soft_update(self.target_critic, self.critic, self.tau)
         self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")))
         self.record(**metrics, **self.temperature.metrics())

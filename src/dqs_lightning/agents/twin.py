@@ -71,8 +71,8 @@ class TwinCritic(Agent):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         if self._target_updater is None:  # not before the parameters are on their device
             self._target_updater = self._make_target_updater()
-        self.take_in(batch["observation"])
         self.learn(self.normalised(batch), self._target_updater)
+        self.take_in(batch["observation"])
 
     @abstractmethod
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:

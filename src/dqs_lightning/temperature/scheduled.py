@@ -59,7 +59,7 @@ class Relative(Temperature):
         ValueError: for arguments out of these ranges.
     """
 
-    def __init__(self, tau: float = 0.05, decay: float = 0.99, initial: float = 0.05, floor: float = 1e-4) -> None:
+    def __init__(self, tau: float = 0.1, decay: float = 0.99, initial: float = 0.05, floor: float = 1e-4) -> None:
         super().__init__()
         self.tau, self.floor = positive("tau", tau), positive("floor", floor)
         self.initial = positive("initial", initial)
