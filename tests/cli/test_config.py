@@ -45,6 +45,19 @@ RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not i
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 
 
+def test_an_agent_has_its_own_defaults_and_what_was_said(run: Run) -> None:
+    """Of DQS it takes what a file or an option said, not what is only the default there."""
+    model = printed(run, "--config", WALKER, "--model=PPO", "--evaluate.best_of=1")["model"]["init_args"]
+    assert model["max_grad_norm"] == 0.5 and model["normalise_observations"] is True
+    assert model["critic_backbone"]["init_args"]["layer_norm"] is True
+    model = printed(run, "--config", WALKER, "--model", "PPO", "--model.max_grad_norm=2")["model"]["init_args"]
+    assert model["max_grad_norm"] == 2
+    said = ("--config", WALKER, "--model=SAC", "--model.discount=0.9")
+    assert printed(run, *said)["model"]["init_args"]["tau"] == 0.02
+    bare = printed(run, "--data.environment=Maze", "--model=SAC")["model"]["init_args"]
+    assert bare["tau"] == 0.005 and bare["normalise_observations"] is False
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_shipped_configuration_parses_and_constructs(run: Run, path: Path) -> None:
     config = printed(run, "--config", str(path))
@@ -72,7 +85,7 @@ def test_every_method_goes_with_a_task(run: Run, path: Path) -> None:
             assert isinstance(value, str) or value["init_args"].keys() <= found["init_args"].keys()
         else:
             assert found == value
-    assert "critic_backbone" not in own and "actor_backbone" not in own
+    assert "hidden" not in path.read_text() and "actor_backbone" not in own
     assert run("--config", WALKER, "--config", str(path), "--data.total_frames=0")[0] == 2  # after the model is built
 
 

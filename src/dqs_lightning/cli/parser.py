@@ -1,5 +1,9 @@
 """The command line's parser: strict configuration files that may extend one another, short errors."""
 
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from dqs_lightning import agents, diffusion, envs, temperature
 from dqs_lightning.cli.errors import InputError, explain
+from dqs_lightning.registry import components
+
+DEFAULT_AGENT = agents.DQS
 
 BASES = (
     agents.Agent,
@@ -34,6 +41,45 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # a parser that another one runs inside: the outer one explains
             super().error(message, ex)
         raise InputError(explain(str(message), [action.dest for action in self._actions], BASES)) from ex
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
+        return super().parse_args([*args, *own_defaults(args)], *rest, **kwargs)
+
+
+def own_defaults(args: Sequence[str]) -> list[str]:
+    """Options that give an agent other than the default one its own defaults, where no file and no option says more.
+
+    When the class changes, jsonargparse keeps what both classes accept: what was said, as it should, and also what is
+    only the former class's default.
+    """
+    name = DEFAULT_AGENT.__name__
+    said: set[str] = set()
+    for option, value in _options(args):
+        if option in ("-c", "--config"):
+            for content in reversed(config_chain(Path(value)).values()):
+                model = content.get("model")
+                if isinstance(model, dict):
+                    name = str(model.get("class_path") or name)
+                    said.update(model.get("init_args") or ())
+        elif option in ("--model", "--model.class_path"):
+            name = value
+        elif option.startswith("--model."):
+            said.add(option.removeprefix("--model.").removeprefix("init_args.").split(".")[0])
+    agent = components(agents.Agent).get(name.rpartition(".")[2])  # type: ignore[type-abstract]
+    if agent is None or agent is DEFAULT_AGENT:
+        return []
+    shared = inspect.signature(agent).parameters.keys() & inspect.signature(DEFAULT_AGENT).parameters.keys() - said
+    defaults = {key: inspect.signature(agent).parameters[key].default for key in sorted(shared)}
+    return [f"--model.{key}={json.dumps(value)}" for key, value in defaults.items() if value is not inspect._empty]
+
+
+def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options and their values, written with = or with a space."""
+    for index, arg in enumerate(args):
+        if arg.startswith("-"):
+            option, equals, value = arg.partition("=")
+            yield option, value if equals else next(iter(args[index + 1 :]), "")
 
 
 class _StrictLoader(yaml.SafeLoader):
