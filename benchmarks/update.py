@@ -2,11 +2,12 @@
 
     python benchmarks/update.py --updates 40 --out benchmarks/results/update.json
 
-Rows take turns, so that a machine that slows down slows all of them; times are medians of CPU time. The rows change
-one thing of the default each; `published` is the paper's estimator at one noised action a state and 20 steps.
-Stable-Baselines3 is no dependency of this project: its row wants `pip install stable-baselines3`. Beside each row of
-DQS stand the operations and bytes of its matrix products (`floor.py`) and the floor's share of the time: what the
-products alone would take at this machine's measured rate of each type. The last line holds name=value pairs.
+Rows take turns, so that a machine that slows down slows all of them; times are medians of CPU time. `plain` is the
+default with SAC's critic and a fixed temperature; the rows after it change one thing of it each; `published` is the
+paper's estimator at one noised action a state and 20 steps. Stable-Baselines3 is no dependency of this project: its row
+wants `pip install stable-baselines3`. Beside each row of DQS stand the operations and bytes of its matrix products
+(`floor.py`) and the floor's share of the time: what the products alone would take at this machine's measured rate of
+each type. The last line holds name=value pairs.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from provenance import about
 
 from dqs_lightning.agents import DQS, Soft
 from dqs_lightning.agents.backups import Entropic
+from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
+    MLP,
     AroundActions,
     EulerMaruyama,
     GuidedDefensive,
@@ -35,15 +38,23 @@ from dqs_lightning.diffusion import (
     TargetScore,
 )
 from dqs_lightning.networks import soft_update
+from dqs_lightning.temperature import Constant
 
 PUBLISHED = {
     "noised_points": AroundActions(),
     "preconditioning": RawScore(),
     "sampler": EulerMaruyama(20),
 }
-VARIANTS: dict[str, dict[str, object]] = {
-    "default": {},
-    "compiled": {"compile_losses": True},
+PLAIN: dict[str, object] = {
+    "critic_backbone": MLP(),
+    "critic_reduction": "min",
+    "normalise_observations": False,
+    "temperature": Constant(),
+}
+"""The critic that SAC has (`configs/methods/plain.yaml`), with which all rows but two are compared."""
+CHANGES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "plain_compiled": {"compile_losses": True},
     "compiled_32_states": {"compile_losses": True, "noised_points": OnPath(32)},
     "float32": {"inner_precision": "float32"},
     "10_steps": {"sampler": MomentMatched(10)},
@@ -60,6 +71,12 @@ VARIANTS: dict[str, dict[str, object]] = {
     "published_k100_float32": {"energy_estimator": TargetScore(100), "inner_precision": "float32", **PUBLISHED},
     "published_k1000": {"energy_estimator": TargetScore(1000), **PUBLISHED},
 }
+VARIANTS: dict[str, dict[str, object]] = {
+    "default": {},
+    "compiled": {"compile_losses": True},
+    **{name: {**PLAIN, **changes} for name, changes in CHANGES.items()},
+}
+BRIEF = ("default", "plain")
 SLOW = {"published_k1000": 10}
 """Rows that take only every n-th turn."""
 
@@ -75,24 +92,26 @@ class Step:
     def __call__(self) -> None:
         """One update."""
         agent = self.agent
-        loss, _ = agent.fused_losses(self.batch)
+        loss, metrics = agent.fused_losses(self.batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        agent.take_in(self.batch["observation"])
         soft_update(agent.target_critic, agent.critic, agent.tau)
+        agent.temperature.step(Measured(agent, self.batch["observation"], metrics["ess"]))
 
 
 def main() -> None:
     """Time the rows in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=40, help="timed updates of each row")
-    parser.add_argument("--brief", action="store_true", help="the default and SAC alone, ten updates")
+    parser.add_argument("--brief", action="store_true", help="the default, plain and SAC alone, ten updates")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     updates = 10 if options.brief else options.updates
-    steps = {name: Step(changes) for name, changes in VARIANTS.items() if not options.brief or name == "default"}
+    steps = {name: Step(changes) for name, changes in VARIANTS.items() if not options.brief or name in BRIEF}
     peers = {"sb3_sac": sb3_sac(), "torchrl_sac": torchrl_sac()}
     rows = {name: row for name, row in peers.items() if row is not None} | steps
     if peers["sb3_sac"] is None:

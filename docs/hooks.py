@@ -19,5 +19,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """From a page's own place in the checkout the results are one folder up."""
-    return markdown.replace(f"](../{RESULTS}", f"]({RESULTS}")
+    """From a page's own place in the checkout the results are one folder further up than on the site."""
+    return markdown.replace(f"](../{RESULTS}", f"]({RESULTS}").replace(f"](../../{RESULTS}", f"](../{RESULTS}")

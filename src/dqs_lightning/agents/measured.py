@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 class Measured:
     """What a temperature may ask after an update (`temperature.Measurements`), worked out when it is asked.
 
-    Each is a mean over `STATES` states of the batch and over ranks, so that all ranks hold the same T.
+    Each is a mean over the first states of the batch and over ranks, so that all ranks hold the same T.
     """
 
     STATES = 64
+    SPREAD_STATES = 16  # its running mean is over many updates
     ACTIONS = 16
     PATHS = 4
 
@@ -24,9 +25,11 @@ class Measured:
 
     @torch.no_grad()
     def q_spread(self) -> Tensor:
-        like = self.observation.new_empty(len(self.observation), self.agent.action_dim)
-        actions = self.agent.support.uniform(self.ACTIONS, like)
-        return self._mean(self.agent.q_value(self.observation, actions).std(0))
+        observation = self.observation[: self.SPREAD_STATES]
+        actions = self.agent.support.uniform(
+            self.ACTIONS, observation.new_empty(len(observation), self.agent.action_dim)
+        )
+        return self._mean(self.agent.q_value(observation, actions).std(0))
 
     @torch.no_grad()
     def entropy(self) -> Tensor:
