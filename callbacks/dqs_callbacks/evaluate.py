@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.rows import append_row, drop_later_rows
@@ -24,7 +24,8 @@ class Evaluate(Periodic):
         every_frames: environment frames between evaluations; >= 1.
         episodes: episodes of each, run side by side; >= 2, since one has no interval.
         deterministic: use the noise-free policy.
-        best_of: draw this many actions and take the one of highest Q; null: as the agent acts.
+        best_of: draw this many actions and take the one of highest Q; null: as the agent acts. An agent without
+            Q is sampled.
         path: the file; null: `scores.jsonl` in the run directory.
     """
 
@@ -51,9 +52,10 @@ class Evaluate(Periodic):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if (self.best_of or 1) > 1 and getattr(type(pl_module), "q_value", None) is Agent.q_value:
-            raise MisconfigurationException(
-                f"evaluate.best_of={self.best_of}: {type(pl_module).__name__} has no Q(s, a); allowed is 1"
+            rank_zero_warn(
+                f"{type(pl_module).__name__} has no Q(s, a): evaluations sample it, not best_of={self.best_of}"
             )
+            self.best_of = 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock = time.monotonic()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import small_agent, small_data, trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scipy import stats
 
 from dqs_callbacks import Diagnostics, Evaluate, FiniteGuard, FramesProgress, NonFiniteError, Throughput
@@ -79,12 +78,12 @@ def test_a_non_finite_value_stops_the_run_before_the_weights(tmp_path: Path, whe
     assert all(torch.equal(value, poison.before[name]) for name, value in agent.state_dict().items())
 
 
-def test_an_agent_without_q_is_not_judged_by_the_best_of_many(tmp_path: Path) -> None:
-    data = small_data()
+def test_an_agent_without_q_is_sampled_and_says_so(tmp_path: Path) -> None:
+    data = small_data(environment=COARSE)
     agent = PPO(data.observation_dim, data.action_dim, rollout_steps=16, minibatch_size=16)
-    with pytest.raises(MisconfigurationException, match=r"evaluate.best_of=16: PPO has no Q\(s, a\); allowed is 1"):
+    with pytest.warns(UserWarning, match=r"PPO has no Q\(s, a\): evaluations sample it, not best_of=16"):
         trainer(tmp_path, [Evaluate(400, 2, best_of=16)]).fit(agent, data)
-    assert data.env_frames == 0
+    assert (tmp_path / "scores.jsonl").exists()
 
 
 def test_metrics_have_the_frames_as_an_axis(tmp_path: Path) -> None:
