@@ -36,7 +36,7 @@ from clock import Clock
 from peers import ACTION, BATCH, OBSERVATION, batch
 from provenance import about
 from torchrl.objectives import SACLoss, SoftUpdate
-from update import PUBLISHED
+from update import PLAIN, PUBLISHED
 
 from dqs_lightning.agents import DQS, SAC
 from dqs_lightning.agents.base import Agent
@@ -97,7 +97,8 @@ class Row:
     """
 
     def __init__(self, cls: type[Agent], changes: dict[str, Any]) -> None:
-        self.agent, self.data, self.clock = cls(OBSERVATION, ACTION, **changes), batch(), Clock()
+        critic = PLAIN if cls is DQS else {}  # the same for both agents
+        self.agent, self.data, self.clock = cls(OBSERVATION, ACTION, **{**critic, **changes}), batch(), Clock()
         optimizer = self.agent.configure_optimizers()
         self.update: Callable[[], None]
         if isinstance(self.agent, SAC):
