@@ -11,6 +11,7 @@ each type. The last line holds name=value pairs.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -85,7 +86,8 @@ class Step:
     """The arithmetic of `DQS.training_step`, without a Trainer around it."""
 
     def __init__(self, components: dict[str, object]) -> None:
-        self.agent = DQS(OBSERVATION, ACTION, **components)  # type: ignore[arg-type]  # of the right types, by name
+        own = copy.deepcopy(components)  # a temperature has a state
+        self.agent = DQS(OBSERVATION, ACTION, **own)  # type: ignore[arg-type]  # of the right types, by name
         self.optimizer = self.agent.configure_optimizers()
         self.batch = batch()
 

@@ -61,17 +61,21 @@ def own_defaults(args: Sequence[str]) -> list[str]:
                 model = content.get("model")
                 if isinstance(model, dict):
                     name = str(model.get("class_path") or name)
-                    said.update(model.get("init_args") or ())
+                    init_args = model.get("init_args")
+                    said.update(init_args if isinstance(init_args, dict) else ())
         elif option in ("--model", "--model.class_path"):
             name = value
         elif option.startswith("--model."):
             said.add(option.removeprefix("--model.").removeprefix("init_args.").split(".")[0])
-    agent = components(agents.Agent).get(name.rpartition(".")[2])  # type: ignore[type-abstract]
+    known = components(agents.Agent)  # type: ignore[type-abstract]  # its subclasses are asked for, none is made here
+    agent = known.get(name.rpartition(".")[2])
     if agent is None or agent is DEFAULT_AGENT:
         return []
     shared = inspect.signature(agent).parameters.keys() & inspect.signature(DEFAULT_AGENT).parameters.keys() - said
     defaults = {key: inspect.signature(agent).parameters[key].default for key in sorted(shared)}
-    return [f"--model.{key}={json.dumps(value)}" for key, value in defaults.items() if value is not inspect._empty]
+    return [
+        f"--model.{key}={json.dumps(value)}" for key, value in defaults.items() if value is not inspect.Parameter.empty
+    ]
 
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:

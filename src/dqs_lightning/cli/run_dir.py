@@ -15,7 +15,6 @@ from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from dqs_lightning.cli.errors import InputError
 
@@ -80,7 +79,7 @@ class RunCSVLogger(CSVLogger):
         return self._experiment
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         # Lightning writes where step + 1 is a multiple of 100, and updates are logged at even steps: at the end only.
         super().log_metrics(metrics, step)
         if len(self.experiment.metrics) >= ROWS_HELD:
