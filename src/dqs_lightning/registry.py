@@ -41,6 +41,29 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return by_lower[close[0]] if close else None
 
 
+def component(name: str, value: T | str | None, base: type[T], default: type[T]) -> T:
+    """`value` itself, or the registered component of that name with its own defaults; None: the default one.
+
+    Raises:
+        ValueError: for a name that is not registered or whose component needs arguments, or a value of another kind.
+    """
+    if value is None:
+        return default()
+    if not isinstance(value, str):
+        if not isinstance(value, base):
+            raise ValueError(f"{name}={value!r}: allowed is a {base.__name__} or the name of one")
+        return value
+    known = components(base)
+    if value not in known:
+        guess = nearest(value, known)
+        hint = f"; did you mean {guess}?" if guess else ""
+        raise ValueError(f"{name}={value!r}: allowed are {', '.join(known)}{hint}")
+    try:
+        return known[value]()
+    except TypeError as ex:
+        raise ValueError(f"{name}={value!r}: {value} needs arguments; pass the object ({ex})") from None
+
+
 def describe(value: Any) -> Any:
     """A component as {class_path, init_args}, the form in which configurations and checkpoints hold it.
 

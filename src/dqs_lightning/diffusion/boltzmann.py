@@ -4,7 +4,6 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +17,7 @@ from dqs_lightning.diffusion.matching import NoisedPoints, OnPath, match
 from dqs_lightning.diffusion.samplers import MomentMatched, Path, Sampler
 from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
-from dqs_lightning.registry import components, nearest
-
-C = TypeVar("C")
-
-
-def _component(name: str, value: C | str | None, base: type[C], default: type[C]) -> C:
-    """`value` itself, or the registered component of that name with its own defaults."""
-    if value is None:
-        return default()
-    if not isinstance(value, str):
-        if not isinstance(value, base):
-            raise ValueError(f"{name}={value!r}: allowed is a {base.__name__} or the name of one")
-        return value
-    known = components(base)
-    if value not in known:
-        guess = nearest(value, known)
-        hint = f"; did you mean {guess}?" if guess else ""
-        raise ValueError(f"{name}={value!r}: allowed are {', '.join(known)}{hint}")
-    try:
-        return known[value]()
-    except TypeError as ex:
-        raise ValueError(f"{name}={value!r}: {value} needs arguments; pass the object ({ex})") from None
+from dqs_lightning.registry import component
 
 
 class BoltzmannSampler(nn.Module):
@@ -80,13 +58,13 @@ class BoltzmannSampler(nn.Module):
             raise ValueError(f"dim={dim} and condition_dim={condition_dim}: allowed is dim >= 1, condition_dim >= 0")
         self.dim, self.condition_dim = dim, condition_dim
         # mypy takes no abstract class for type[C]; the bases are only looked up.
-        self.support = _component("support", support, Support, Box)  # type: ignore[type-abstract]
-        self.noise_schedule = _component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)  # type: ignore[type-abstract]
-        self.energy_estimator = _component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)  # type: ignore[type-abstract]
-        self.noised_points = _component("noised_points", noised_points, NoisedPoints, OnPath)  # type: ignore[type-abstract]
-        self.sampler = _component("sampler", sampler, Sampler, MomentMatched)  # type: ignore[type-abstract]
-        reading = _component("preconditioning", preconditioning, Preconditioning, EDM)  # type: ignore[type-abstract]
-        layers = _component("backbone", backbone, Backbone, MLP)  # type: ignore[type-abstract]
+        self.support = component("support", support, Support, Box)  # type: ignore[type-abstract]
+        self.noise_schedule = component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)  # type: ignore[type-abstract]
+        self.energy_estimator = component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)  # type: ignore[type-abstract]
+        self.noised_points = component("noised_points", noised_points, NoisedPoints, OnPath)  # type: ignore[type-abstract]
+        self.sampler = component("sampler", sampler, Sampler, MomentMatched)  # type: ignore[type-abstract]
+        reading = component("preconditioning", preconditioning, Preconditioning, EDM)  # type: ignore[type-abstract]
+        layers = component("backbone", backbone, Backbone, MLP)  # type: ignore[type-abstract]
         self.denoiser = Denoiser(dim, condition_dim, layers, preconditioning=reading)
         self._support, self._center, self._scale = self.support.standard()
 
