@@ -216,6 +216,19 @@ def test_relative_forgets_at_its_decay() -> None:
     assert temperature().item() == pytest.approx(2 - 0.9**10, rel=1e-4)
 
 
+def test_relative_anneals_its_units_and_follows_the_spread_meanwhile() -> None:
+    temperature = Relative(tau=0.4, end=0.1, over_updates=100, decay=0.0)
+    temperature.step(Measured(q_spread=2.0))
+    for _ in range(49):
+        temperature.step()
+    assert temperature().item() == pytest.approx(0.2 * 2, rel=1e-5)  # the geometric middle
+    for _ in range(150):
+        temperature.step()
+    assert temperature().item() == pytest.approx(0.1 * 2, rel=1e-5)
+    temperature.step(Measured(q_spread=5.0))
+    assert temperature().item() == pytest.approx(0.1 * 5, rel=1e-5)
+
+
 def test_relative_holds_its_floor_where_q_is_flat() -> None:
     temperature = Relative(floor=0.01)
     temperature.step(Measured(q_spread=0.0))
@@ -297,6 +310,8 @@ def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS]) -> N
     "cls, arguments, message",
     [
         (Relative, {"tau": 0.0}, "tau=0.0: allowed is a finite number > 0"),
+        (Relative, {"end": 0.0}, "end=0.0: allowed is a finite number > 0"),
+        (Relative, {"over_updates": 0}, "over_updates=0: allowed is 1 or more"),
         (Relative, {"decay": 1.0}, "decay=1.0: allowed is 0 <= decay < 1"),
         (Relative, {"floor": -1.0}, "floor=-1.0: allowed is a finite number > 0"),
         (Relative, {"initial": 1e-3, "floor": 1e-2}, "initial=0.001: allowed is a number >= floor=0.01"),

@@ -61,6 +61,13 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def counted(name: str, value: int) -> int:
+    """The value, checked to be 1 or more."""
+    if value < 1:
+        raise ValueError(f"{name}={value}: allowed is 1 or more")
+    return int(value)
+
+
 class RunningMean(nn.Module):
     """Exponential mean of scalars, bias-corrected as Adam's moments are; `default` before the first.
 

@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, positive
+from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, counted, positive
+
+
+def annealed(updates: Tensor, start: float, end: float, over_updates: int) -> Tensor:
+    """From `start` to `end` in even steps of the logarithm over `over_updates` updates, then `end`; a scalar."""
+    return start * (end / start) ** (updates / over_updates).clamp_max(1)
 
 
 class Constant(Temperature):
@@ -33,13 +38,10 @@ class LogLinear(Temperature):
     def __init__(self, start: float = 0.1, end: float = 0.01, over_updates: int = 50_000) -> None:
         super().__init__()
         self.start, self.end = positive("start", start), positive("end", end)
-        if over_updates < 1:
-            raise ValueError(f"over_updates={over_updates}: allowed is 1 or more")
-        self.over_updates = int(over_updates)
+        self.over_updates = counted("over_updates", over_updates)
 
     def forward(self) -> Tensor:
-        done = (self.updates / self.over_updates).clamp_max(1)
-        return self.start * (self.end / self.start) ** done
+        return annealed(self.updates, self.start, self.end, self.over_updates)
 
 
 class Relative(Temperature):
@@ -47,10 +49,13 @@ class Relative(Temperature):
 
     The spread is the standard deviation of Q over uniform actions (`Measurements.q_spread`), averaged over states
     and, exponentially, over updates. T follows a growing Q at once; nothing is fed back, so nothing can ring. Where
-    Q is flat in all states but few, T is small.
+    Q is flat in all states but few, T is small. With `end` below `tau` the policy explores at first and is sharp at
+    last: tau goes to `end` in even steps of its logarithm.
 
     Args:
         tau: T in units of the spread; > 0.
+        end: tau from update `over_updates` on; > 0. None: tau does not change.
+        over_updates: gradient updates that the way from tau to `end` takes; >= 1.
         decay: of the running mean, a mean over about 1 / (1 - decay) updates; 0 <= decay < 1.
         initial: T before the first measurement, in units of Q; >= floor.
         floor: T is never below this, in units of Q; > 0. A critic whose Q is constant in the action needs it.
@@ -59,9 +64,19 @@ class Relative(Temperature):
         ValueError: for arguments out of these ranges.
     """
 
-    def __init__(self, tau: float = 0.1, decay: float = 0.99, initial: float = 0.05, floor: float = 1e-4) -> None:
+    def __init__(
+        self,
+        tau: float = 0.1,
+        end: float | None = None,
+        over_updates: int = 40_000,
+        decay: float = 0.99,
+        initial: float = 0.05,
+        floor: float = 1e-4,
+    ) -> None:
         super().__init__()
         self.tau, self.floor = positive("tau", tau), positive("floor", floor)
+        self.end = self.tau if end is None else positive("end", end)
+        self.over_updates = counted("over_updates", over_updates)
         self.initial = positive("initial", initial)
         if initial < floor:
             raise ValueError(f"initial={initial}: allowed is a number >= floor={floor}")
@@ -74,7 +89,8 @@ class Relative(Temperature):
             self.spread.add(measured.q_spread())
 
     def forward(self) -> Tensor:
-        temperature: Tensor = (self.tau * self.spread()).clamp_min(self.floor)
+        tau = annealed(self.updates, self.tau, self.end, self.over_updates)
+        temperature: Tensor = (tau * self.spread()).clamp_min(self.floor)
         return temperature
 
     def metrics(self) -> dict[str, Tensor]:
