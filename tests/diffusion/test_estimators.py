@@ -13,6 +13,7 @@ from dqs_lightning.diffusion import (
     LogProb,
     Moments,
     NoiseSplit,
+    Posterior,
     PosteriorMode,
     QScore,
     Resampling,
@@ -33,7 +34,7 @@ CONSISTENT = [cls for cls in ESTIMATORS if cls not in INCONSISTENT]
 NEEDS_VOLUME: set[type[EnergyEstimator]] = {Resampling}
 """Estimators that say that they need a support of finite volume and noise that spans many of their candidates."""
 
-Posterior = Callable[[LogProb, Tensor, Tensor, Support], Moments]
+ExactPosterior = Callable[[LogProb, Tensor, Tensor, Support], Moments]
 
 
 def build(cls: type[EnergyEstimator], num_samples: int) -> EnergyEstimator:
@@ -95,16 +96,8 @@ class _Constant(EnergyEstimator):
         super().__init__(num_samples)
         self.value = value
 
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        filled = torch.full_like(x, self.value)
+    def estimate(self, posterior: Posterior) -> Estimate:
+        filled = torch.full_like(posterior.x, self.value)
         return Estimate(filled, 2 * filled, 3 * filled[..., 0])
 
 
@@ -203,7 +196,7 @@ def test_finite_at_every_noise(
 @each_everywhere
 @pytest.mark.parametrize("sigma", [0.03, 0.3])
 def test_near_the_posterior_however_far_outside(
-    cls: type[EnergyEstimator], wells: LogProb, posterior: Posterior, sigma: float
+    cls: type[EnergyEstimator], wells: LogProb, posterior: ExactPosterior, sigma: float
 ) -> None:
     """In float32, from the walls of a box to 40 deviations outside: never the opposite wall, never a huge score."""
     deviations = torch.linspace(0, 40, 161).unsqueeze(1)
@@ -326,7 +319,7 @@ def test_rows_have_their_own_laws(cls: type[EnergyEstimator], support: Support, 
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("sigma", [0.1, 0.4])
 def test_converges_to_quadrature(
-    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: Posterior, dim: int, sigma: float
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: ExactPosterior, dim: int, sigma: float
 ) -> None:
     """Mean and spread, with no guide and with one that points to the wrong side."""
     if cls in NEEDS_VOLUME and dim == 2 and sigma == 0.1:
@@ -346,7 +339,7 @@ def test_converges_to_quadrature(
 
 @each_consistent_pair
 def test_points_of_one_law_converge_each(
-    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: Posterior
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: ExactPosterior
 ) -> None:
     """Each at a noise level of its own."""
     x, sigma = noised((4, 3, 2), 0.3), torch.linspace(0.25, 0.6, 12, dtype=torch.float64).reshape(4, 3, 1)
@@ -364,7 +357,9 @@ def test_points_of_one_law_converge_each(
 
 @each_everywhere
 @pytest.mark.parametrize("sigma", [0.05, 0.3])
-def test_converges_for_an_optimum_in_a_corner(cls: type[EnergyEstimator], posterior: Posterior, sigma: float) -> None:
+def test_converges_for_an_optimum_in_a_corner(
+    cls: type[EnergyEstimator], posterior: ExactPosterior, sigma: float
+) -> None:
     def towards_corner(a: Tensor) -> Tensor:
         return a @ torch.tensor([6.0, 3.0], dtype=a.dtype)
 
@@ -378,7 +373,7 @@ def test_converges_for_an_optimum_in_a_corner(cls: type[EnergyEstimator], poster
 
 @each_consistent_pair
 def test_error_shrinks_with_samples(
-    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: Posterior
+    cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: ExactPosterior
 ) -> None:
     x, noise = noised((400, 1), 0.3), torch.tensor(0.3, dtype=torch.float64)
     exact = posterior(wells, x, noise, support)
@@ -451,7 +446,7 @@ def test_a_gradient_is_finite_at_the_end_of_the_random_numbers(cls: type[EnergyE
 @pytest.mark.parametrize("support", [Box(), Tanh(), Unbounded()], ids=lambda support: type(support).__name__)
 @pytest.mark.parametrize("dim", [1, 2])
 def test_control_variate_is_better_than_what_it_combines(
-    support: Support, wells: LogProb, posterior: Posterior, dim: int
+    support: Support, wells: LogProb, posterior: ExactPosterior, dim: int
 ) -> None:
     x, sigma = noised((40, dim), 0.3), torch.tensor(0.3, dtype=torch.float64)
     exact = posterior(wells, x, sigma, support).mean

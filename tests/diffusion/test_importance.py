@@ -15,6 +15,7 @@ from dqs_lightning.diffusion import (
     LogProb,
     Moments,
     MultiStart,
+    Posterior,
     Resampling,
     Support,
     Tanh,
@@ -28,7 +29,7 @@ from dqs_lightning.registry import components
 MIXTURES = list(components(MixtureImportance).values())
 SUPPORTS = list(components(Support).values())
 
-Posterior = Callable[[LogProb, Tensor, Tensor, Support], Moments]
+ExactPosterior = Callable[[LogProb, Tensor, Tensor, Support], Moments]
 each_mixture = pytest.mark.parametrize("cls", MIXTURES, ids=lambda cls: cls.__name__)
 
 
@@ -59,7 +60,7 @@ def test_all_mixtures_are_found() -> None:
 def test_components_add_up(cls: type[MixtureImportance], wells: LogProb, num_samples: int) -> None:
     x, sigma = noised((8, 4, 2), 0.3), torch.full((8, 4, 1), 0.3, dtype=torch.float64)
     estimator = cls(num_samples=num_samples)
-    found = estimator.components(wells, x, sigma, Box(), None, x / 2)
+    found = estimator.components(Posterior(wells, x, sigma, Box(), guide=x / 2))
     assert sum(component.num * len(component.center) for component in found) == num_samples * len(x)
     # One is around x with the noise's own width: it covers the posterior.
     assert any(
@@ -71,7 +72,7 @@ def test_components_add_up(cls: type[MixtureImportance], wells: LogProb, num_sam
 @each_mixture
 @pytest.mark.parametrize("num_samples", [8, 32])
 def test_pooling_lowers_the_error(
-    cls: type[MixtureImportance], support: Support, wells: LogProb, posterior: Posterior, num_samples: int
+    cls: type[MixtureImportance], support: Support, wells: LogProb, posterior: ExactPosterior, num_samples: int
 ) -> None:
     """At equal cost: eight noised points of a law that share their candidates, and the same that do not."""
     x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
@@ -91,7 +92,7 @@ def test_candidates_weigh_by_the_density_of_all_components(
     x, guide, sigma = noised((3, 2, 2), 0.3), noised((3, 2, 2), 0.3), 0.2 + torch.rand(3, 2, 1, dtype=torch.float64)
     estimator, generator = cls(num_samples=9), torch.Generator().manual_seed(1)
     estimate = estimator(wells, x, sigma, support, torch.Generator().manual_seed(1), guide)
-    parts = estimator.components(wells, x, sigma, support, generator, guide)
+    parts = estimator.components(Posterior(wells, x, sigma, support, generator, guide))
     drawn = torch.cat([support.draw(c.center, c.width, c.num, generator).flatten(0, 1) for c in parts])
     assert len(drawn) == 27
     for b in range(2):
@@ -158,7 +159,7 @@ each_defensive = pytest.mark.parametrize("build", DEFENSIVE, ids=["defensive", "
 @each_defensive
 @pytest.mark.parametrize("sigma", [0.1, 0.4])
 def test_whatever_the_guide_the_mean_is_the_posteriors(
-    build: Callable[[int], MixtureImportance], support: Support, wells: LogProb, posterior: Posterior, sigma: float
+    build: Callable[[int], MixtureImportance], support: Support, wells: LogProb, posterior: ExactPosterior, sigma: float
 ) -> None:
     x, noise = noised((12, 2), sigma), torch.tensor(sigma, dtype=torch.float64)
     exact = posterior(wells, x, noise, support)
@@ -205,7 +206,7 @@ def test_a_gradient_finds_what_the_guide_does_not() -> None:
 
 def parts(estimator: MixtureImportance, slope: float, guide: Tensor | None, support: Support) -> list[Component]:
     x, sigma = torch.tensor([[0.2], [0.2]]), torch.tensor([[0.3], [2.0]])
-    return estimator.components(lambda a: slope * a.sum(-1), x, sigma, support, None, guide)
+    return estimator.components(Posterior(lambda a: slope * a.sum(-1), x, sigma, support, guide=guide))
 
 
 WIDTH = torch.tensor([[0.3], [2.0]]) * 0.7 / (torch.tensor([[0.3], [2.0]]) ** 2 + 0.49).sqrt()
@@ -248,7 +249,7 @@ def test_steps_ask_for_a_gradient_each() -> None:
 
     centers = [
         GuidedDefensive(8, clip=2.0, gradient_steps=steps)
-        .components(energy, x, sigma, Unbounded(), None, x)[1]
+        .components(Posterior(energy, x, sigma, Unbounded(), guide=x))[1]
         .center.item()
         for steps in (1, 16)
     ]
@@ -341,7 +342,8 @@ def test_climbs_find_the_mode_that_guide_and_noise_do_not() -> None:
 def test_a_climb_ends_on_the_slope_of_its_start_and_follows_the_generator() -> None:
     x, sigma = torch.zeros(1, 500, 1), torch.full((1, 500, 1), 0.02)
     ends, again = (
-        MultiStart(8).components(narrow_modes, x, sigma, Box(), torch.Generator().manual_seed(1), x)[2] for _ in "ab"
+        MultiStart(8).components(Posterior(narrow_modes, x, sigma, Box(), torch.Generator().manual_seed(1), x))[2]
+        for _ in "ab"
     )
     assert torch.equal(ends.center, again.center)
     # Uniform points are 0.26 away from the nearer mode on average.
@@ -352,14 +354,14 @@ def test_a_climb_ends_on_the_slope_of_its_start_and_follows_the_generator() -> N
 def test_candidates_are_shared_out_between_noise_guide_and_climbs() -> None:
     x, sigma = torch.zeros(1, 2, 1), torch.ones(1, 2, 1)
     for num, share, expected in ((32, 0.25, [12, 12, 8]), (8, 0.5, [2, 2, 4]), (1, 0.25, [1, 0, 0])):
-        found = MultiStart(num, share=share).components(narrow_modes, x, sigma, Box(), None, x)
+        found = MultiStart(num, share=share).components(Posterior(narrow_modes, x, sigma, Box(), guide=x))
         assert [component.num for component in found] == expected
 
 
 @pytest.mark.parametrize(("points", "every", "climbs"), [(8, 4, 2), (8, 3, 2), (3, 4, 1), (4, 1, 4)])
 def test_some_points_climb_and_all_draw_around_the_ends(points: int, every: int, climbs: int) -> None:
     x, sigma = torch.zeros(points, 50, 6), torch.linspace(2, 0.1, points).view(-1, 1, 1).expand(-1, 50, 1)
-    _, guided, around_ends = MultiStart(8, every=every).components(narrow_modes, x, sigma, Box(), None, x)
+    _, guided, around_ends = MultiStart(8, every=every).components(Posterior(narrow_modes, x, sigma, Box(), guide=x))
     assert len(around_ends.center.unique(dim=0)) == climbs
     torch.testing.assert_close(around_ends.width, guided.width)
 
@@ -400,7 +402,7 @@ def test_resampling_asks_the_same_law_at_every_noise(support: Support) -> None:
     assert ((asked[0] >= -2.0) & (asked[0] <= 0.5)).all()
 
 
-def test_resampling_pools_as_many_candidates_as_it_draws(wells: LogProb, posterior: Posterior) -> None:
+def test_resampling_pools_as_many_candidates_as_it_draws(wells: LogProb, posterior: ExactPosterior) -> None:
     x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
     exact = posterior(wells, x, sigma, Box()).mean
     shared, apart = Resampling(32)(wells, x, sigma, Box()), Resampling(32)(wells, x.reshape(-1, 2), sigma, Box())

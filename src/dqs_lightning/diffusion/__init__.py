@@ -16,6 +16,7 @@ from dqs_lightning.diffusion.estimators import (
     EnergyEstimator,
     Estimate,
     NoiseSplit,
+    Posterior,
     TargetScore,
     score,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "NoisedPoints",
     "OnPath",
     "Path",
+    "Posterior",
     "PosteriorMode",
     "Power",
     "Preconditioning",

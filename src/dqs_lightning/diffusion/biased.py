@@ -1,10 +1,8 @@
 """Estimators of one gradient and no candidates: cheap, without variance, and not E[a | x]. Modes lose their masses."""
 
 import torch
-from torch import Tensor
 
-from dqs_lightning.diffusion.estimators import GRADIENT_COST, EnergyEstimator, Estimate, gradient_of
-from dqs_lightning.diffusion.support import LogProb, Support
+from dqs_lightning.diffusion.estimators import GRADIENT_COST, EnergyEstimator, Estimate, Posterior, gradient_of
 
 
 class QScore(EnergyEstimator):
@@ -20,16 +18,8 @@ class QScore(EnergyEstimator):
     def cost(self, points: int = 1) -> int:
         return points * GRADIENT_COST
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
+    def estimate(self, posterior: Posterior) -> Estimate:
+        log_prob, x, sigma, support, _, guide = posterior
         _, gradient = gradient_of(log_prob, support.project(x), support)
         denoised = support.project(x + sigma**2 * gradient)
         around = denoised if guide is None else guide
@@ -59,16 +49,8 @@ class PosteriorMode(EnergyEstimator):
     def cost(self, points: int = 1) -> int:
         return points * GRADIENT_COST
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
+    def estimate(self, posterior: Posterior) -> Estimate:
+        log_prob, x, sigma, support, _, guide = posterior
         start = support.project(x if guide is None else guide)
         _, gradient = gradient_of(log_prob, start, support)
         reach = self.clip * sigma * self.sigma_data / torch.sqrt(sigma**2 + self.sigma_data**2)

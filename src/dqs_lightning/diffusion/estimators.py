@@ -73,10 +73,31 @@ def gradient_of(log_prob: LogProb, points: Tensor, support: Support) -> tuple[Te
     return value.detach(), gradient
 
 
+class Posterior(NamedTuple):
+    """p(a | x), proportional to exp(log_prob(a)) N(x; a, sigma^2) on the support, and what may help to find it.
+
+    Attributes:
+        log_prob: unnormalised log density of the ACTION, [..., B, d] -> [..., B].
+        x: noised latents, [B, d], or [M, B, d]: M of each row's law, which may share what they find.
+        sigma: their noise levels, [B, 1], [M, B, 1] or a scalar tensor; > 0.
+        support: the action set and its latent.
+        generator: source of randomness; torch's global one when None.
+        guide: what a denoiser holds E[a | x] to be at present, of x's shape; None where there is none. It may
+            decide where an estimator looks, never what it converges to.
+    """
+
+    log_prob: LogProb
+    x: Tensor
+    sigma: Tensor
+    support: Support
+    generator: torch.Generator | None = None
+    guide: Tensor | None = None
+
+
 class EnergyEstimator(ABC):
     """Estimates the moments of p(a | x) for exp(log_prob) from K evaluations of log_prob a noised point.
 
-    Subclass it and write `__call__`; the subclass can then be named in a config. Laws: nothing changes when
+    Subclass it and write `estimate`; the subclass can then be named in a config. Laws: nothing changes when
     a constant is added to log_prob; the estimate is finite for K = 1 and at every sigma; it converges to
     quadrature as K grows (or the docstring says that it does not).
 
@@ -100,6 +121,10 @@ class EnergyEstimator(ABC):
         return points * self.num_samples
 
     @abstractmethod
+    def estimate(self, posterior: Posterior) -> Estimate:
+        """The moments of p(a | x). Asked without gradients."""
+
+    @torch.no_grad()
     def __call__(
         self,
         log_prob: LogProb,
@@ -109,17 +134,8 @@ class EnergyEstimator(ABC):
         generator: torch.Generator | None = None,
         guide: Tensor | None = None,
     ) -> Estimate:
-        """Estimate the moments of p(a | x).
-
-        Args:
-            log_prob: unnormalised log density of the ACTION, [..., B, d] -> [..., B].
-            x: noised latents, [B, d], or [M, B, d]: M of each row's law, which may share what they find.
-            sigma: their noise levels, [B, 1], [M, B, 1] or a scalar tensor; > 0.
-            support: the action set and its latent.
-            generator: source of randomness; torch's global one when None.
-            guide: what a denoiser holds E[a | x] to be at present, of x's shape; None where there is none. It may
-                decide where an estimator looks, never what it converges to.
-        """
+        """`estimate` of the `Posterior` that these make."""
+        return self.estimate(Posterior(log_prob, x, sigma, support, generator, guide))
 
 
 class _Pathwise(EnergyEstimator):
@@ -128,10 +144,9 @@ class _Pathwise(EnergyEstimator):
     def cost(self, points: int = 1) -> int:
         return points * GRADIENT_COST * self.num_samples
 
-    def _terms(
-        self, log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _terms(self, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Points and each one's share of the score, both [K, ..., d], with weights [K, ...] and ESS [...]."""
+        log_prob, x, sigma, support, generator, _ = posterior
         proposals = support.propose(x, sigma, self.num_samples, generator)
         log_weight, gradient = gradient_of(log_prob, proposals.points, support)
         weight, ess = softmax_weights(log_weight)
@@ -157,17 +172,9 @@ class TargetScore(_Pathwise):
             raise ValueError(f"max_norm={max_norm}: allowed is a number > 0, or null for no clipping")
         self.max_norm = max_norm
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        points, pulled_back, weight, ess = self._terms(log_prob, x, sigma, support, generator)
+    def estimate(self, posterior: Posterior) -> Estimate:
+        points, pulled_back, weight, ess = self._terms(posterior)
+        x, sigma, guide = posterior.x, posterior.sigma, posterior.guide
         target = (weight.to(x.dtype).unsqueeze(-1) * pulled_back).sum(0)
         if self.max_norm is not None:
             norm = target.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
@@ -184,17 +191,9 @@ class ControlVariate(_Pathwise):
     importance weights at large. (Reverse flow matching, arXiv 2601.08136.)
     """
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        points, pulled_back, weight, ess = self._terms(log_prob, x, sigma, support, generator)
+    def estimate(self, posterior: Posterior) -> Estimate:
+        points, pulled_back, weight, ess = self._terms(posterior)
+        x, sigma, guide = posterior.x, posterior.sigma, posterior.guide
         column = weight.to(x.dtype).unsqueeze(-1)
         by_weights = (column * points).sum(0)
         by_score = x + sigma**2 * (column * pulled_back).sum(0)
@@ -226,18 +225,9 @@ class NoiseSplit(EnergyEstimator):
         # Both are asked at every point: no shape depends on sigma.
         return self.below.cost(points) + self.above.cost(points)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        low, high = (estimator(log_prob, x, sigma, support, generator, guide) for estimator in (self.below, self.above))
-        is_low = (sigma < self.at).expand(*x.shape[:-1], 1)
+    def estimate(self, posterior: Posterior) -> Estimate:
+        low, high = (estimator.estimate(posterior) for estimator in (self.below, self.above))
+        is_low = (posterior.sigma < self.at).expand(*posterior.x.shape[:-1], 1)
         return Estimate(
             torch.where(is_low, low.denoised, high.denoised),
             torch.where(is_low, low.spread, high.spread),

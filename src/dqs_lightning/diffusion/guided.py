@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from dqs_lightning.diffusion.estimators import GRADIENT_COST, gradient_of
+from dqs_lightning.diffusion.estimators import GRADIENT_COST, Posterior, gradient_of
 from dqs_lightning.diffusion.importance import Component, Defensive
 from dqs_lightning.diffusion.support import LogProb, Support
 
@@ -54,16 +54,9 @@ class GuidedDefensive(Defensive):
     def cost(self, points: int = 1) -> int:
         return points * (self.num_samples + GRADIENT_COST * self.gradient_steps)
 
-    def components(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None,
-        guide: Tensor | None,
-    ) -> list[Component]:
-        around_x, around_guide = super().components(log_prob, x, sigma, support, generator, guide)
+    def components(self, posterior: Posterior) -> list[Component]:
+        around_x, around_guide = super().components(posterior)
+        log_prob, support = posterior.log_prob, posterior.support
         center, width = around_guide.center, around_guide.width
         for _ in range(self.gradient_steps):
             center = ascend(log_prob, center, width, self.clip * width / self.gradient_steps, support)
@@ -111,16 +104,9 @@ class MultiStart(GuidedDefensive):
     def cost(self, points: int = 1) -> int:
         return super().cost(points) + GRADIENT_COST * self.climb * max(1, points // self.every)
 
-    def components(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None,
-        guide: Tensor | None,
-    ) -> list[Component]:
-        around_x, around_guide = Defensive.components(self, log_prob, x, sigma, support, generator, guide)
+    def components(self, posterior: Posterior) -> list[Component]:
+        log_prob, x, sigma, support, generator, _ = posterior
+        around_x, around_guide = Defensive.components(self, posterior)
         width = around_guide.width
         narrow = width.amin(0, keepdim=True)
         starts = slice(0, max(1, len(x) // self.every))

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate, softmax_weights, weighted
-from dqs_lightning.diffusion.support import LogProb, Support, log_normal
+from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate, Posterior, softmax_weights, weighted
+from dqs_lightning.diffusion.support import log_normal
 
 
 class Component(NamedTuple):
@@ -33,33 +33,18 @@ class MixtureImportance(EnergyEstimator):
     pools = True
 
     @abstractmethod
-    def components(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None,
-        guide: Tensor | None,
-    ) -> list[Component]:
+    def components(self, posterior: Posterior) -> list[Component]:
         """Proposals for points x [M, B, d], sigma [M, B, 1]: num_samples a point. One has to cover the posterior."""
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
+    def estimate(self, posterior: Posterior) -> Estimate:
+        log_prob, x, sigma, support, generator, guide = posterior
         if x.ndim == 2:  # one point of each law
             level = sigma if sigma.ndim == 0 else sigma.unsqueeze(0)
-            alone = self(log_prob, x.unsqueeze(0), level, support, generator, None if guide is None else guide[None])
+            guide = None if guide is None else guide.unsqueeze(0)
+            alone = self.estimate(posterior._replace(x=x.unsqueeze(0), sigma=level, guide=guide))
             return Estimate(*(moment.squeeze(0) for moment in alone))
         sigma = sigma.expand(*x.shape[:-1], 1)
-        components = [c for c in self.components(log_prob, x, sigma, support, generator, guide) if c.num]
+        components = [c for c in self.components(posterior._replace(sigma=sigma)) if c.num]
         drawn = [support.draw(c.center, c.width, c.num, generator).flatten(0, 1) for c in components]
         points = torch.cat(drawn)  # [N, B, d]: all candidates of a law
         log_prior = support.log_prob(log_prob, points)
@@ -81,16 +66,8 @@ class Importance(MixtureImportance):
     truncation and pairs.)
     """
 
-    def components(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None,
-        guide: Tensor | None,
-    ) -> list[Component]:
-        return [Component(x, sigma, self.num_samples)]
+    def components(self, posterior: Posterior) -> list[Component]:
+        return [Component(posterior.x, posterior.sigma, self.num_samples)]
 
 
 class Defensive(MixtureImportance):
@@ -110,15 +87,8 @@ class Defensive(MixtureImportance):
             raise ValueError(f"sigma_data={sigma_data}: allowed is a number > 0")
         self.sigma_data = float(sigma_data)
 
-    def components(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None,
-        guide: Tensor | None,
-    ) -> list[Component]:
+    def components(self, posterior: Posterior) -> list[Component]:
+        x, sigma, support, guide = posterior.x, posterior.sigma, posterior.support, posterior.guide
         width = sigma * self.sigma_data / torch.sqrt(sigma**2 + self.sigma_data**2)
         guided = self.num_samples // 2
         center = support.project(x if guide is None else guide)
@@ -134,16 +104,8 @@ class Resampling(EnergyEstimator):
 
     pools = True
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
+    def estimate(self, posterior: Posterior) -> Estimate:
+        log_prob, x, sigma, support, generator, guide = posterior
         pooled = x.ndim == 3
         laws = x[0] if pooled else x
         actions = support.uniform(self.num_samples * (x.shape[0] if pooled else 1), laws, generator)
