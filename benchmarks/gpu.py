@@ -19,7 +19,7 @@ from peers import ACTION, OBSERVATION, batch
 from provenance import about
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.agents.captured import Captured
+from dqs_lightning.agents.fused import Captured
 from dqs_lightning.diffusion import MultiStart, OnPath
 from dqs_lightning.networks import soft_update
 

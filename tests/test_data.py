@@ -1,13 +1,16 @@
 """The data that an agent learns from is what the environment did, as often and in such amounts as asked."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from helpers import small_agent, small_data, trainer
+from helpers import small, small_agent, small_data, trainer
 from tensordict import TensorDictBase
+from torch import Tensor
 
+from dqs_lightning.agents import DQS, PPO
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import DMControl, Gym
 
@@ -20,6 +23,31 @@ class Keep(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
         self.batches.append(batch)
         self.frames.append(OnlineData.of(trainer).env_frames)
+
+
+class Ages(L.Callback):
+    def __init__(self) -> None:
+        self.found: list[int | None] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        self.found.append(OnlineData.of(trainer).policy_age)
+
+
+class Counting(DQS):
+    """Its action is the number of its updates, in thousandths."""
+
+    count: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return (self.count / 1000).expand(*observation.shape[:-1], self.action_dim)
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        self.count += 1
 
 
 def run(folder: Path, data: OnlineData) -> tuple[Keep, L.Trainer]:
@@ -90,6 +118,41 @@ def test_processes_collect_like_one(tmp_path: Path) -> None:
         for data in (alone, divided)
     ]
     assert torch.equal(*first)
+
+
+def test_collects_one_block_ahead_and_no_further(tmp_path: Path) -> None:
+    """A block's actions tell how many updates its policy had: all but those of the block before."""
+    runs = []
+    for _ in range(2):
+        L.seed_everything(3)
+        data, ages = small_data(total_frames=640, asynchronous=True), Ages()
+        fit = trainer(tmp_path, [ages])
+        agent = Counting(data.observation_dim, data.action_dim, **small())
+        fit.fit(agent, data)
+        assert data.env_frames == 20 * 32
+        assert fit.global_step == 7 * 16
+        assert ages.found == [0] * 16 + [16] * 96
+        runs.append(data.rank_state()["replay"])
+    actions = runs[0]["action"].reshape(20, 16)
+    expected = torch.tensor([0, 0, 1, 2, 3, 4, 5]) * 16 / 1000
+    torch.testing.assert_close(actions[13:], expected.unsqueeze(-1).expand(-1, 16))
+    assert actions[:13].std() > 0.5  # uniform
+    observation = runs[0]["observation"].reshape(-1, 2, 8, 5)
+    following = runs[0]["next"]["observation"].reshape(-1, 2, 8, 5)
+    assert torch.equal(observation[:, :, 1:], following[:, :, :-1])
+    for key in ("observation", "action"):
+        assert torch.equal(runs[0][key], runs[1][key])
+
+
+def test_worker_processes_are_refused_where_one_process_collects_ahead() -> None:
+    with pytest.raises(ValueError, match=r"workers=2: allowed with asynchronous=True is 0"):
+        small_data(asynchronous=True, workers=2)
+
+
+def test_what_learns_from_rollouts_does_not_collect_ahead(tmp_path: Path) -> None:
+    data = small_data(asynchronous=True)
+    with pytest.raises(ValueError, match="asynchronous=True: PPO learns from its own latest rollouts"):
+        trainer(tmp_path).fit(PPO(data.observation_dim, data.action_dim), data)
 
 
 def test_learns_from_gymnasium_too(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from dqs_lightning.data import OnlineData
 class Throughput(Callback):
     """Logs `time/env_fps` (frames of the whole world), `time/updates_per_s` and `train/return` at the log interval.
 
-    Both rates are over the time since the last row, everything included.
+    Both rates are over the time since the last row, everything included. Where collection is asynchronous,
+    `time/policy_age` is the number of updates that the policy of the latest block lacked.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class Throughput(Callback):
             "time/env_fps": (frames - frames_then) / seconds,
             "time/updates_per_s": (updates - updates_then) / seconds,
         }
+        if data.policy_age is not None:
+            metrics["time/policy_age"] = float(data.policy_age)
         if data.train_return is not None:
             metrics["train/return"] = data.train_return
         pl_module.write(metrics)

@@ -1,6 +1,7 @@
 """Online data: what to learn, for how long, and how much of it for each update."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,8 @@ class OnlineData(L.LightningDataModule):
         total_frames: length of the run in environment frames, over all ranks; >= 1.
         num_envs: environments of each rank, stepped together; >= 1.
         workers: processes among which each rank's environments are divided; 0 steps them in the rank's own process.
+        asynchronous: collect the next block in a process of its own while the updates of this one are made. Its policy
+            lacks the updates of one block, logged as `time/policy_age`.
         steps_per_collect: steps of each environment between two visits to the buffer; >= 1.
         batch_size: transitions in one batch, on each rank; >= 1.
         replay_size: capacity of each rank's buffer in transitions; >= 1.
@@ -43,6 +46,7 @@ class OnlineData(L.LightningDataModule):
         total_frames: int = 100_000,
         num_envs: int = 1,
         workers: int = 0,
+        asynchronous: bool = False,
         steps_per_collect: int = 8,
         batch_size: int = 256,
         replay_size: int = 1_000_000,
@@ -62,6 +66,8 @@ class OnlineData(L.LightningDataModule):
                 raise ValueError(f"{name}={value}: allowed is 1 or more")
         if workers and (workers < 0 or num_envs % workers):
             raise ValueError(f"workers={workers}: allowed is 0 or a divisor of num_envs={num_envs}")
+        if workers and asynchronous:
+            raise ValueError(f"workers={workers}: allowed with asynchronous=True is 0: its one process has all of them")
         if not 0 <= init_random_frames < total_frames:
             raise ValueError(f"init_random_frames={init_random_frames}: allowed is 0 to below {total_frames=}")
         if not 0 < updates_per_step < math.inf:
@@ -69,7 +75,8 @@ class OnlineData(L.LightningDataModule):
         self.save_hyperparameters()
         self.environment = environment
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
-        self.num_envs, self.workers, self.steps_per_collect = num_envs, workers, steps_per_collect
+        self.num_envs, self.workers, self.asynchronous = num_envs, workers, asynchronous
+        self.steps_per_collect = steps_per_collect
         self.batch_size, self.replay_size = batch_size, replay_size
         self.updates_per_step = float(updates_per_step)
         self._dims: tuple[int, int] | None = None
@@ -114,17 +121,22 @@ class OnlineData(L.LightningDataModule):
         return self._loader.pending if self._loader else 0
 
     @property
+    def policy_age(self) -> int | None:
+        """Updates that the policy lacked when it collected the latest block; None where it lacks none."""
+        return self._loader.policy_age if self._loader else None
+
+    @property
     def train_return(self) -> float | None:
         """Mean return of this rank's latest finished training episodes; None before the first."""
         return self._loader.last_return if self._loader else None
 
-    def make_env(self, num_envs: int, seed: int) -> EnvBase:
-        """Environments for collecting: in this process, or divided among `workers` processes."""
+    def env_maker(self, num_envs: int, seed: int) -> Callable[[], EnvBase]:
+        """Makes environments for collecting: in the process that calls it, or divided among `workers` processes."""
         if not self.workers:
-            return self.environment.make(num_envs, seed)
+            return partial(self.environment.make, num_envs, seed)
         each = num_envs // self.workers
         makers = [partial(self.environment.make, each, seed + i * each) for i in range(self.workers)]
-        return ParallelEnv(self.workers, makers)
+        return partial(ParallelEnv, self.workers, makers)
 
     def train_dataloader(self) -> "OnlineLoader":
         assert self.trainer is not None

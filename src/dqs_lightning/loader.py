@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
@@ -15,6 +14,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
+from dqs_lightning.collecting import Ahead, behaviour
 
 if TYPE_CHECKING:
     from dqs_lightning.data import OnlineData
@@ -42,11 +42,16 @@ class OnlineLoader:
         self._pending: list[TensorDictBase] = []
         self._returns: Tensor | None = None
         self._env: EnvBase | None = None
+        self._ahead: Ahead | None = None
         self._restored: dict[str, Any] | None = None
         if agent.rollout and steps < agent.rollout.batch_size:
             raise ValueError(
                 f"num_envs={data.num_envs}: a rollout of {agent.rollout.steps} steps gives each {each}, together fewer "
                 f"than the {agent.rollout.batch_size} of a batch"
+            )
+        if agent.rollout and data.asynchronous:
+            raise ValueError(
+                f"asynchronous=True: {type(agent).__name__} learns from its own latest rollouts alone; allowed is False"
             )
         if len(self) < 1:
             raise ValueError(
@@ -62,6 +67,11 @@ class OnlineLoader:
     def pending(self) -> int:
         """Batches that are drawn and still to come."""
         return len(self._pending)
+
+    @property
+    def policy_age(self) -> int | None:
+        """Updates that the policy of the latest block lacked when the block arrived; None where it never lacks any."""
+        return self._ahead.age if self._ahead else None
 
     def _updates_after(self, blocks: int) -> int:
         """Updates that are due once `blocks` blocks are collected."""
@@ -84,7 +94,7 @@ class OnlineLoader:
                 yield from self._drain()
         finally:
             collector.shutdown()
-            self._env = None
+            self._env = self._ahead = None
 
     def _drain(self) -> Iterator[TensorDictBase]:
         while self._pending:
@@ -123,32 +133,43 @@ class OnlineLoader:
         if (returns := torch.cat(finished)).numel():
             self.last_return = float(returns.mean())
 
-    def _start(self) -> Collector:
+    def _start(self) -> Collector | Ahead:
         """Build environments and collector. Ranks are seeded apart, so that they explore differently."""
-        data = self.data
+        data, state = self.data, self._restored
         seed = (torch.initial_seed() + 10_007 * self.rank) % 2**31
         torch.manual_seed(seed)
-        env = data.make_env(data.num_envs, seed)
-        state = self._restored
-        if state is not None and state["envs"] is not None:
-            env.restore(state["envs"])
+        first = (seed + self.blocks) % 2**31  # a process that takes up a run must not have the first one's episodes
+        make = data.env_maker(data.num_envs, first if data.asynchronous else seed)
+        self._env = None if data.asynchronous else make()
+        if state is not None and self._env is not None and state["envs"] is not None:
+            self._env.restore(state["envs"])
         elif state is not None:
-            rank_zero_warn(f"{data.environment.name} cannot be restored in mid-episode: its episodes start anew")
-        device = self.agent.device
+            self._returns = None
+            rank_zero_warn("The environments cannot be restored in mid-episode: their episodes start anew")
         random_steps = max(0, self.random_blocks - self.blocks) * self.steps_per_block
-        collector = Collector(
-            env,
-            TensorDictModule(self.agent, in_keys=["observation"], out_keys=["action"]),
-            frames_per_batch=self.steps_per_block,
-            total_frames=-1,
-            init_random_frames=random_steps or None,
-            policy_device=device,
-            env_device="cpu",
-            storing_device="cpu",
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
-        )
-        self._env = env
+        collector: Collector | Ahead
+        if self._env is None:
+            collector = self._ahead = Ahead(
+                make,
+                self.agent,
+                self.steps_per_block,
+                random_steps,
+                first,
+                lambda: self._updates_after(self.blocks),
+            )
+        else:
+            collector = Collector(
+                self._env,
+                behaviour(self.agent),
+                frames_per_batch=self.steps_per_block,
+                total_frames=-1,
+                init_random_frames=random_steps or None,
+                policy_device=self.agent.device,
+                env_device="cpu",
+                storing_device="cpu",
+                track_traj_ids=False,
+                auto_register_policy_transforms=False,
+            )
         if state is not None:
             GlobalRNGState().load_state_dict(state["random"])
             self._restored = None

@@ -3,8 +3,10 @@
 import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -437,6 +439,29 @@ def test_the_compiler_sees_the_losses_as_one_graph(changes: dict[str, object]) -
     torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
     assert len(gradients) == len(others)
     torch.testing.assert_close(others, gradients, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))], ids=["here", "away"])
+def test_a_copy_compiles_and_captures_its_own_losses(take: Callable[[DQS], DQS]) -> None:
+    """One that kept the original's would learn nothing, and would not reach another process."""
+    agent, batch = DQS(3, 2, **small(), compile_losses=True), make_batch()
+    with torch.compiler.set_stance("force_eager"):
+        for _ in range(3):
+            agent.fused_losses(batch)
+            agent.captured(batch)
+        other = take(agent)
+        for parameter in other.parameters():
+            parameter.data.zero_()
+        torch.manual_seed(1)
+        expected, _ = other.losses(batch)
+        torch.manual_seed(1)
+        found, _ = other.fused_losses(batch)
+        torch.manual_seed(1)
+        captured = other.captured(batch)
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, agent.fused_losses(batch)[0])
+    assert torch.equal(sum(captured[name] for name in ("critic_loss", "score_loss")), expected)
+    assert other.denoiser.last.bias.grad is not None
 
 
 def test_a_graph_without_cuda_is_refused(tmp_path: Path) -> None:

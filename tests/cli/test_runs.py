@@ -75,6 +75,7 @@ def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
     assert 0 < checkpoint["global_step"] < 400
     continued = run("fit", *arguments, cwd=tmp_path)
     assert continued.returncode == 0, continued.stderr
+    assert "was finished already" not in continued.stderr
     whole, parts = (safe_load(path / "checkpoints" / "last.ckpt") for path in (finished, tmp_path / "r"))
     assert whole["global_step"] == parts["global_step"]
     assert all(torch.equal(value, parts["state_dict"][name]) for name, value in whole["state_dict"].items())

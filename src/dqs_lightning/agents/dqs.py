@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, Plain
 from dqs_lightning.agents.base import Agent
-from dqs_lightning.agents.captured import Captured, Losses
+from dqs_lightning.agents.fused import Captured, Compiled, Losses
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
     EDM,
@@ -127,7 +127,7 @@ class DQS(Agent):
         self.discount, self.tau = discount, tau
         self.inner_precision, self.amortised = inner_precision, amortised
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
-        self._compiled: Losses | None = None
+        self.fused_losses: Losses = Compiled(self.losses) if compile_losses else self.losses
         self.captured = Captured(self.fused_losses, self.zero_grad)
         self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -250,14 +250,6 @@ class DQS(Agent):
             # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
             loss, metrics = loss + score_loss, {**metrics, "score_loss": score_loss, "ess": estimate.ess.mean()}
         return loss, {name: value.detach() for name, value in metrics.items()}
-
-    def fused_losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """`losses`, compiled where that is asked for."""
-        if not self.compile_losses:
-            return self.losses(batch)
-        if self._compiled is None:
-            self._compiled = torch.compile(self.losses, dynamic=False, fullgraph=True)
-        return self._compiled(batch)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         if self.cuda_graph:

@@ -114,6 +114,7 @@ class FitCLI(LightningCLI):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, self.run_dir / "config.yaml", skip_unset=False, overwrite=True)
             run_dir.write_environment(self.run_dir)
+        done = None if self.ckpt_path is None else safe_load(self.ckpt_path)["global_step"]
         try:
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         except MisconfigurationException:
@@ -121,7 +122,7 @@ class FitCLI(LightningCLI):
                 for name in ("config.yaml", "env.json"):
                     (self.run_dir / name).unlink(missing_ok=True)
             raise
-        if self.ckpt_path is not None and self.trainer.global_step == safe_load(self.ckpt_path)["global_step"]:
+        if self.trainer.global_step == done:
             print(f"{self.ckpt_path}: that run was finished already; a longer one starts anew", file=sys.stderr)
         stopped = any(isinstance(c, dqs_callbacks.Preempt) and c.stopped for c in self.callbacks)
         return STOPPED if stopped else DONE

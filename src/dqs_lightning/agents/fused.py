@@ -1,7 +1,8 @@
-"""Losses and gradients of an update as one CUDA graph."""
+"""An update's losses as one compiled program, and with their gradients as one CUDA graph."""
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,11 +13,31 @@ Losses = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
 """The loss of a batch, and what is recorded of it: scalars."""
 
 
+class Compiled:
+    """`losses` through torch.compile, at the first call. A copy of it, here or in another process, compiles anew.
+
+    Args:
+        losses: asks the host for no value.
+    """
+
+    def __init__(self, losses: Losses) -> None:
+        self.losses = losses
+        self._compiled: Losses | None = None
+
+    def __call__(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._compiled is None:
+            self._compiled = torch.compile(self.losses, dynamic=False, fullgraph=True)
+        return self._compiled(batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
+
+
 class Captured:
     """Calling it gives what `losses` records of a batch and leaves the gradients of its loss in the parameters.
 
     The graph is captured at the third call, which without CUDA is a call like any other. The optimizer's step stays
-    outside: hooks before it see the gradients, as FiniteGuard must.
+    outside: hooks before it see the gradients, as FiniteGuard must. A copy captures anew.
 
     Args:
         losses: asks the host for no value.
@@ -34,6 +55,9 @@ class Captured:
                 self._graph = CudaGraphModule(self._with_gradients, warmup=3, in_keys=list(batch.keys(True, True)))
         found: TensorDictBase = self._graph(batch.select(*self._graph.in_keys))
         return dict(found.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_graph": None}
 
     def _with_gradients(self, batch: TensorDictBase) -> TensorDict:
         self.zero_grad()  # to None: the capture makes gradients of its own, which each replay writes anew
