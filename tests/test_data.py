@@ -7,12 +7,13 @@ import lightning as L
 import pytest
 import torch
 from helpers import small, small_agent, small_data, trainer
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.agents import DQS, PPO
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import DMControl, Gym
+from dqs_lightning.loader import OnlineLoader
 
 
 class Keep(L.Callback):
@@ -104,6 +105,14 @@ def test_the_buffer_forgets_the_oldest(tmp_path: Path) -> None:
     data = small_data(replay_size=64)
     run(tmp_path, data)
     assert len(data.rank_state()["replay"]["action"]) == 64
+
+
+@pytest.mark.parametrize(("on_device", "place"), [(True, "meta"), (False, "cpu")])
+def test_the_buffer_lies_where_it_is_told_to(on_device: bool, place: str) -> None:
+    data = small_data(replay_on_device=on_device)
+    loader = OnlineLoader(data, small_agent(data).to("meta"), rank=0, world_size=1)
+    loader.replay_buffer.extend(TensorDict({"observation": torch.zeros(4, 5)}, [4]))
+    assert loader.replay_buffer[:]["observation"].device.type == place
 
 
 def test_processes_collect_like_one(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class OnlineLoader:
         self.num_blocks = math.ceil(data.total_frames / self.frames_per_block)
         self.random_blocks = 0 if agent.rollout else math.ceil(data.init_random_frames / self.frames_per_block)
         capacity = min(data.replay_size, self.num_blocks * steps)
-        self.replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity))
+        device = agent.device if data.replay_on_device else "cpu"
+        self.replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device))
         self.blocks = 0
         self.last_return: float | None = None
         self._pending: list[TensorDictBase] = []
@@ -180,9 +181,9 @@ class OnlineLoader:
         replay = self.replay_buffer[:].select(*TRANSITION).contiguous() if len(self.replay_buffer) else None
         return {
             "blocks": self.blocks,
-            "replay": None if replay is None else replay.to_dict(),
+            "replay": None if replay is None else replay.cpu().to_dict(),
             "writer": dict(self.replay_buffer.writer.state_dict()),
-            "pending": [batch.to_dict() for batch in self._pending],
+            "pending": [batch.cpu().to_dict() for batch in self._pending],
             "returns": self._returns,
             "last_return": self.last_return,
             "envs": env.snapshot() if (env := self._env) is not None and hasattr(env, "snapshot") else None,

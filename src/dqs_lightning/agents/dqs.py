@@ -54,7 +54,7 @@ class DQS(Agent):
         sampler: from noise to actions. Default: MomentMatched, 6 steps.
         support: the action set and the latent in which the diffusion runs. Default: Box.
         preconditioning: how the score network's output is read. Default: EDM.
-        temperature: T. Default: Relative, a tenth of the spread of Q.
+        temperature: T. Default: Relative, from a tenth of the spread of Q to a fiftieth.
         backup: V(s') in the critic's target: Plain (the paper), Soft, SelfNormalised or Entropic.
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
@@ -118,7 +118,7 @@ class DQS(Agent):
         self.noised_points = noised_points = noised_points or OnPath()
         self.sampler = sampler = sampler or MomentMatched(steps=6)
         self.support = support = support or Box()
-        self.temperature = temperature = temperature or Relative()
+        self.temperature = temperature = temperature or Relative(tau=0.1, end=0.02)
         self.backup = backup = backup or Plain()
         preconditioning = preconditioning or EDM()
         critic_backbone, actor_backbone = critic_backbone or MLP(layer_norm=True), actor_backbone or MLP()
