@@ -70,7 +70,7 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--site-dir", "site", *session.posargs, env=quiet)
 
 
-BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling", "ahead")
+BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling", "ahead", "seeds")
 
 
 @nox.session

@@ -505,6 +505,21 @@ def test_q_score_on_a_box_is_projected() -> None:
     assert asked[0].abs().max() <= 1
 
 
+# Transforms of torch.func
+
+
+def test_an_estimator_that_takes_gradients_can_be_vectorised(wells: LogProb) -> None:
+    """As when the networks of several agents are stacked: each law has weights of its own."""
+    x, sigma, scale = noised((3, 5, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.5, 1.0, 2.0])
+
+    def estimate(x: Tensor, scale: Tensor) -> Tensor:
+        return PosteriorMode()(lambda a: scale * wells(a), x, sigma, Box()).denoised
+
+    found = torch.func.vmap(estimate)(x, scale)
+    torch.testing.assert_close(found, torch.stack([estimate(*each) for each in zip(x, scale, strict=True)]))
+    assert not torch.equal(found[0], estimate(x[0], scale[1]))
+
+
 # PosteriorMode
 
 

@@ -60,7 +60,8 @@ def weighted(weight: Tensor, ess: Tensor, points: Tensor, guide: Tensor | None) 
 
 def gradient_of(log_prob: LogProb, points: Tensor, support: Support) -> tuple[Tensor, Tensor]:
     """log density of latents [..., B, d] and its gradient in them; nothing flows into what log_prob is made of."""
-    if torch.compiler.is_compiling():  # which traces a vjp, and breaks its graph at autograd.grad
+    # The compiler breaks its graph at autograd.grad, and torch.func's transforms refuse it. A vjp serves both, slower.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         with torch.enable_grad():
             pulled = torch.func.vjp(lambda x: support.log_prob(log_prob, x), points.detach())
             value, pull_back = pulled[0], pulled[1]
