@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +24,29 @@ def log_volume(support: Support, dim: int) -> float:
     return dim * math.log(high - low)
 
 
+class State(NamedTuple):
+    """What is known of the states s' of a batch.
+
+    Attributes:
+        q_value: of the target critics, actions [..., B, d] -> [..., B].
+        actions: independent draws of the policy at each state, [P, B, d].
+        temperature: T > 0, a scalar tensor.
+        support: the action set.
+        entropy: gives the policy's differential entropy at each state, over all dimensions, in nats, [B]; computed
+            only when called.
+    """
+
+    q_value: LogProb
+    actions: Tensor
+    temperature: Tensor
+    support: Support
+    entropy: Callable[[], Tensor]
+
+
 class Backup(ABC):
     """The value of a state under the target critic.
 
-    Subclass it and write `__call__`; the subclass can then be named in a config. Law: V moves by c when Q does.
+    Subclass it and write `value`; the subclass can then be named in a config. Law: V moves by c when Q does.
 
     Attributes:
         policy_actions: actions of the policy that it wants for each state, P; >= 0.
@@ -38,33 +58,8 @@ class Backup(ABC):
     weighs_candidates: bool = False
 
     @abstractmethod
-    def __call__(
-        self,
-        q_value: LogProb,
-        actions: Tensor,
-        temperature: Tensor,
-        support: Support,
-        entropy: Callable[[], Tensor],
-    ) -> Tensor:
-        """V [B]; no gradient flows through it.
-
-        Args:
-            q_value: the target critics' minimum, actions [..., B, d] -> [..., B].
-            actions: independent draws of the policy at each state, [P, B, d].
-            temperature: T > 0, a scalar tensor.
-            support: the action set.
-            entropy: gives the policy's differential entropy at each state, over all dimensions, in nats, [B];
-                computed only when called.
-        """
-
-
-class Plain(Backup):
-    """V(s) = min_i Q_i(s, a), one a from the policy: the paper's backup, without an entropy term.
-
-    This evaluates the policy's return and no more, without bias and with the variance of one draw. It does not make
-    exp(Q/T) the optimum of anything: for the optimal Q, the Boltzmann policy of Q is worse than the greedy one, and
-    an actor that follows Q tends to collapse onto one of several equal actions.
-    """
+    def value(self, state: State) -> Tensor:
+        """V [B]. Asked without gradients."""
 
     @torch.no_grad()
     def __call__(
@@ -75,11 +70,24 @@ class Plain(Backup):
         support: Support,
         entropy: Callable[[], Tensor],
     ) -> Tensor:
-        return q_value(actions[0])
+        """`value` of the `State` that these make."""
+        return self.value(State(q_value, actions, temperature, support, entropy))
+
+
+class Plain(Backup):
+    """V(s) = min_i Q_i(s, a), one a from the policy: the paper's backup, without an entropy term.
+
+    This evaluates the policy's return and no more, without bias and with the variance of one draw. It does not make
+    exp(Q/T) the optimum of anything: for the optimal Q, the Boltzmann policy of Q is worse than the greedy one, and
+    an actor that follows Q tends to collapse onto one of several equal actions.
+    """
+
+    def value(self, state: State) -> Tensor:
+        return state.q_value(state.actions[0])
 
 
 class MixtureBackup(Backup):
-    """Candidates from a mixture, weighed by its exact density. Subclass it and write `__call__`.
+    """Candidates from a mixture, weighed by its exact density. Subclass it and write `value`.
 
     One part is uniform, the others are normals within the set (in the support's latent x), at each width around each
     of the P policy actions, moved by one gradient step c = x + clip(width^2 grad log density(x), +- clip width). The
@@ -125,18 +133,17 @@ class MixtureBackup(Backup):
             raise ValueError(f"num_candidates={num_candidates}: allowed is {least} or more")
         self._uniform = self.num_candidates - components * self._each
 
-    def _candidates(
-        self, q_value: LogProb, actions: Tensor, temperature: Tensor, support: Support
-    ) -> tuple[Tensor, Tensor]:
+    def _candidates(self, state: State) -> tuple[Tensor, Tensor]:
         """Q and log(1 / q) of the candidates, [J, B] each, q the density of their mixture over the action set."""
-        actions = actions[: self.policy_actions]
+        q_value, support = state.q_value, state.support
+        actions = state.actions[: self.policy_actions]
         batch, dim = actions.shape[1:]
         normals: list[tuple[Tensor, Tensor]] = []
         if self._each and len(actions):
             start = support.from_action(actions)
             shift = torch.zeros_like(start)
             if self.clip is not None:
-                _, shift = gradient_of(lambda a: q_value(a) / temperature, start, support)
+                _, shift = gradient_of(lambda a: q_value(a) / state.temperature, start, support)
             for width in self.widths:
                 reach = width * (self.clip or 0.0)
                 center = support.project(start + (width**2 * shift).clamp(-reach, reach))
@@ -167,19 +174,12 @@ class Soft(MixtureBackup):
     (policy_actions=0) serve in one dimension, and in two at T that are not small: in 6 they are too low by 1 to 150.
     """
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        q_value: LogProb,
-        actions: Tensor,
-        temperature: Tensor,
-        support: Support,
-        entropy: Callable[[], Tensor],
-    ) -> Tensor:
-        q, log_inverse = self._candidates(q_value, actions, temperature, support)
+    def value(self, state: State) -> Tensor:
+        q, log_inverse = self._candidates(state)
         top = q.amax(0)  # taken out before the division: Q / T has large steps in float32
-        log_sum = torch.logsumexp((q - top) / temperature + log_inverse, 0)
-        value: Tensor = top + temperature * (log_sum - math.log(len(q)) - log_volume(support, actions.shape[-1]))
+        log_sum = torch.logsumexp((q - top) / state.temperature + log_inverse, 0)
+        log_mean = log_sum - math.log(len(q)) - log_volume(state.support, state.actions.shape[-1])
+        value: Tensor = top + state.temperature * log_mean
         return value
 
 
@@ -195,18 +195,10 @@ class SelfNormalised(MixtureBackup):
     product of two-mode densities; in 21 it comes to several T, at worst 15 (benchmarks/backup_coverage.py).
     """
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        q_value: LogProb,
-        actions: Tensor,
-        temperature: Tensor,
-        support: Support,
-        entropy: Callable[[], Tensor],
-    ) -> Tensor:
-        q, log_inverse = self._candidates(q_value, actions, temperature, support)
+    def value(self, state: State) -> Tensor:
+        q, log_inverse = self._candidates(state)
         top = q.amax(0)
-        weight = torch.softmax((q - top) / temperature + log_inverse, 0)
+        weight = torch.softmax((q - top) / state.temperature + log_inverse, 0)
         return top + (weight * (q - top)).sum(0)
 
 
@@ -227,13 +219,6 @@ class Entropic(Backup):
             raise ValueError(f"policy_actions={policy_actions}: allowed is 1 or more")
         self.policy_actions = int(policy_actions)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        q_value: LogProb,
-        actions: Tensor,
-        temperature: Tensor,
-        support: Support,
-        entropy: Callable[[], Tensor],
-    ) -> Tensor:
-        return q_value(actions).mean(0) + temperature * (entropy() - log_volume(support, actions.shape[-1]))
+    def value(self, state: State) -> Tensor:
+        q, volume = state.q_value(state.actions), log_volume(state.support, state.actions.shape[-1])
+        return q.mean(0) + state.temperature * (state.entropy() - volume)
