@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.agents.backups import Entropic, MixtureBackup, Plain
+from dqs_lightning.agents.backups import BestOf, Entropic, MixtureBackup, Plain
 from dqs_lightning.diffusion import MLP
 
 
@@ -76,7 +76,7 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     yield from backward("critic", batch_size, 1, times=2)
 
     # The target: evaluations of the target critics a state, of which a gradient in the action is a second.
-    if isinstance(backup, Plain | Entropic):
+    if isinstance(backup, Plain | BestOf | Entropic):
         evaluations = backup.policy_actions
     elif isinstance(backup, MixtureBackup):
         climbing = backup.clip is not None and backup.policy_actions > 0

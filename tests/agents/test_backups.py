@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dqs_lightning.agents.backups import Backup, Entropic, Plain, SelfNormalised, Soft, log_volume
+from dqs_lightning.agents.backups import Backup, BestOf, Entropic, Plain, SelfNormalised, Soft, log_volume
 from dqs_lightning.diffusion import Box, Support, Tanh, Unbounded
 from dqs_lightning.registry import components, describe
 
@@ -55,7 +55,7 @@ def cls(request: pytest.FixtureRequest) -> type[Backup]:
 
 
 def test_all_backups_are_found() -> None:
-    assert {"Plain", "Soft", "SelfNormalised", "Entropic"} == {cls.__name__ for cls in BACKUPS}
+    assert {"BestOf", "Plain", "Soft", "SelfNormalised", "Entropic"} == {cls.__name__ for cls in BACKUPS}
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -115,6 +115,13 @@ def test_finite_at_tiny_temperatures(cls: type[Backup], support: Support, temper
 
 def test_plain_is_the_value_of_the_first_action(actions: Tensor) -> None:
     assert torch.equal(value_of(Plain(), q_value, actions, 0.5), q_value(actions[0]))
+
+
+def test_best_of_is_the_greatest_value_at_each_state(actions: Tensor) -> None:
+    value = value_of(BestOf(), q_value, actions, 0.5)
+    assert torch.equal(value, q_value(actions).max(0).values)
+    assert len(q_value(actions).argmax(0).unique()) > 1
+    assert torch.equal(value_of(BestOf(1), q_value, actions[:1], 0.5), value_of(Plain(), q_value, actions, 0.5))
 
 
 def test_entropic_is_the_mean_and_the_entropy_above_that_of_uniform(actions: Tensor) -> None:
@@ -299,7 +306,7 @@ def test_the_candidates_are_as_many_as_said(actions: Tensor) -> None:
 
 
 def test_what_asks_for_a_finite_volume(cls: type[Backup], actions: Tensor) -> None:
-    if cls is not Plain:
+    if cls not in (BestOf, Plain):
         with pytest.raises(ValueError, match="Unbounded"):
             value_of(cls(), q_value, actions, 0.5, Unbounded(), entropy)
 
@@ -331,6 +338,7 @@ def test_bad_arguments_are_refused(cls: type[Soft], arguments: dict[str, float],
         cls(**arguments)
 
 
-def test_entropic_needs_an_action() -> None:
+@pytest.mark.parametrize("cls", [BestOf, Entropic])
+def test_what_averages_or_picks_needs_an_action(cls: type[Entropic]) -> None:
     with pytest.raises(ValueError, match="policy_actions=0: allowed is 1 or more"):
-        Entropic(policy_actions=0)
+        cls(policy_actions=0)

@@ -86,6 +86,25 @@ class Plain(Backup):
         return state.q_value(state.actions[0])
 
 
+class BestOf(Backup):
+    """V(s) = max_p Q(s, a_p) over P actions of the policy: the value of acting by the best of P (arXiv 2007.11091).
+
+    The policy stays as warm as exploring wants it, and the critic is that of a sharper one. The maximum also picks the
+    critic's errors: the more, the larger P.
+
+    Args:
+        policy_actions: P; >= 1. With 1 it is `Plain`.
+    """
+
+    def __init__(self, policy_actions: int = 4) -> None:
+        if policy_actions < 1:
+            raise ValueError(f"policy_actions={policy_actions}: allowed is 1 or more")
+        self.policy_actions = int(policy_actions)
+
+    def value(self, state: State) -> Tensor:
+        return state.q_value(state.actions).amax(0)
+
+
 class MixtureBackup(Backup):
     """Candidates from a mixture, weighed by its exact density. Subclass it and write `value`.
 

@@ -55,7 +55,7 @@ class DQS(Agent):
         support: the action set and the latent in which the diffusion runs. Default: Box.
         preconditioning: how the score network's output is read. Default: EDM.
         temperature: T. Default: Relative, from a tenth of the spread of Q to a fiftieth.
-        backup: V(s') in the critic's target: Plain (the paper), Soft, SelfNormalised or Entropic.
+        backup: V(s') in the critic's target. Default: Plain, the paper's.
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
         critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
