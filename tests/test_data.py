@@ -34,7 +34,7 @@ class Ages(L.Callback):
         self.found.append(OnlineData.of(trainer).policy_age)
 
 
-class Counting(DQS):
+class _Counting(DQS):
     """Its action is the number of its updates, in thousandths."""
 
     count: Tensor
@@ -136,7 +136,7 @@ def test_collects_one_block_ahead_and_no_further(tmp_path: Path) -> None:
         L.seed_everything(3)
         data, ages = small_data(total_frames=640, asynchronous=True), Ages()
         fit = trainer(tmp_path, [ages])
-        agent = Counting(data.observation_dim, data.action_dim, **small())
+        agent = _Counting(data.observation_dim, data.action_dim, **small())
         fit.fit(agent, data)
         assert data.env_frames == 20 * 32
         assert fit.global_step == 7 * 16
