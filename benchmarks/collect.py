@@ -27,7 +27,6 @@ from typing import Any
 os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
-import lightning as L
 import mujoco
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from dqs_lightning.agents import DQS
+from dqs_lightning.agents import DQS, Agent
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import DMControl
 from dqs_lightning.envs.dm_control import DMControlBatch
@@ -71,18 +70,17 @@ Contender = Iterator[object]
 """Each `next` collects `STEPS` environment steps."""
 
 
-class Uniform(L.LightningModule):
+class Uniform(Agent):
     """A policy that costs nothing: uniformly random actions."""
 
-    def __init__(self, action_dim: int) -> None:
-        super().__init__()
-        self.action_dim = action_dim
+    def sample(self, observation: torch.Tensor, num: int = 1, deterministic: bool = False) -> torch.Tensor:
+        return torch.rand(num, *observation.shape[:-1], self.action_dim) * 2 - 1
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        return torch.rand(*observation.shape[:-1], self.action_dim) * 2 - 1
+        return self.sample(observation)[0]
 
 
-def ours(num_envs: int, repeat: int, policy: Callable[[int, int], L.LightningModule]) -> Contender:
+def ours(num_envs: int, repeat: int, policy: Callable[[int, int], Agent]) -> Contender:
     """A batch of one transition for each `STEPS` that a run's loader has collected."""
     data = OnlineData(
         DMControl("walker", "walk", repeat),
@@ -103,7 +101,7 @@ def torchrl_env(repeat: int) -> EnvBase:
     return TransformedEnv(DMControlEnv("walker", "walk", frame_skip=repeat), Compose(*join))
 
 
-def torchrl(num_envs: int, repeat: int, policy: Callable[[int, int], L.LightningModule]) -> Contender:
+def torchrl(num_envs: int, repeat: int, policy: Callable[[int, int], Agent]) -> Contender:
     """TorchRL's collector over its own environments into its replay buffer, in blocks of a run's size."""
     env = torchrl_env(repeat)
     act = policy(env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
@@ -170,7 +168,7 @@ def main() -> None:
     torch.manual_seed(0)
     repeat = options.action_repeat
     contenders: dict[str, Contender] = {}
-    for kind, policy in (("diffusion", DQS), ("random", lambda _, action_dim: Uniform(action_dim))):
+    for kind, policy in (("diffusion", DQS), ("random", Uniform)):
         contenders |= {f"ours_{kind}_{n}": ours(n, repeat, policy) for n in counts}
         contenders |= {f"torchrl_{kind}_{n}": torchrl(n, repeat, policy) for n in (1, PROFILED)}
     contenders["bare"] = bare(repeat)
