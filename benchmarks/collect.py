@@ -4,7 +4,7 @@
 
 `ours`: what `OnlineData` does in a run, collector, environments and replay buffer, with n environments; `torchrl`:
 `DMControlEnv` with its observations joined in float32, one alone or n in a `SerialEnv`, the same collector and buffer.
-Each acts with the default agent (diffusion, ten evaluations of the network an action) and with uniformly random
+Each acts with the default agent (diffusion, six evaluations of the network an action) and with uniformly random
 actions. `bare` is dm_control alone with random actions: no collection in this process is faster. The contenders take
 turns; figures are medians over turns of process CPU time, one thread, ratios those of turns. A step is one action; it
 is `--action_repeat` frames.
