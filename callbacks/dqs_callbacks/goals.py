@@ -29,7 +29,7 @@ def navigation_of(environment: Environment, asking: object) -> Navigation:
         MisconfigurationException: when it is none; the message names both.
     """
     if not isinstance(environment, Navigation):
-        known = ", ".join(components(Navigation))  # type: ignore[type-abstract]  # it asks for subclasses
+        known = ", ".join(components(Navigation))
         raise MisconfigurationException(
             f"trainer.callbacks: {type(asking).__name__} wants an environment with goals ({known}), "
             f"not data.environment={type(environment).__name__} ({environment.name})"

@@ -187,7 +187,7 @@ def load_agent(path: str | os.PathLike[str], map_location: str | torch.device = 
         CheckpointError: when the file holds no agent of a known class, or one whose parameters are others.
     """
     name = safe_load(path).get("agent")
-    known = components(Agent)  # type: ignore[type-abstract]
+    known = components(Agent)
     if name not in known:
         raise CheckpointError(f"{path}: holds an agent of class {name}; known are {', '.join(known)}")
     try:

@@ -67,7 +67,7 @@ def own_defaults(args: Sequence[str]) -> list[str]:
             name = value
         elif option.startswith("--model."):
             said.add(option.removeprefix("--model.").removeprefix("init_args.").split(".")[0])
-    known = components(agents.Agent)  # type: ignore[type-abstract]  # its subclasses are asked for, none is made here
+    known = components(agents.Agent)
     agent = known.get(name.rpartition(".")[2])
     if agent is None or agent is DEFAULT_AGENT:
         return []

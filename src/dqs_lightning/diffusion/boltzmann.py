@@ -58,13 +58,13 @@ class BoltzmannSampler(nn.Module):
             raise ValueError(f"dim={dim} and condition_dim={condition_dim}: allowed is dim >= 1, condition_dim >= 0")
         self.dim, self.condition_dim = dim, condition_dim
         # mypy takes no abstract class for type[C]; the bases are only looked up.
-        self.support = component("support", support, Support, Box)  # type: ignore[type-abstract]
-        self.noise_schedule = component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)  # type: ignore[type-abstract]
-        self.energy_estimator = component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)  # type: ignore[type-abstract]
-        self.noised_points = component("noised_points", noised_points, NoisedPoints, OnPath)  # type: ignore[type-abstract]
-        self.sampler = component("sampler", sampler, Sampler, MomentMatched)  # type: ignore[type-abstract]
-        reading = component("preconditioning", preconditioning, Preconditioning, EDM)  # type: ignore[type-abstract]
-        layers = component("backbone", backbone, Backbone, MLP)  # type: ignore[type-abstract]
+        self.support = component("support", support, Support, Box)
+        self.noise_schedule = component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)
+        self.energy_estimator = component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)
+        self.noised_points = component("noised_points", noised_points, NoisedPoints, OnPath)
+        self.sampler = component("sampler", sampler, Sampler, MomentMatched)
+        reading = component("preconditioning", preconditioning, Preconditioning, EDM)
+        layers = component("backbone", backbone, Backbone, MLP)
         self.denoiser = Denoiser(dim, condition_dim, layers, preconditioning=reading)
         self._support, self._center, self._scale = self.support.standard()
 
