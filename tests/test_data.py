@@ -10,6 +10,7 @@ from helpers import small, small_agent, small_data, trainer
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from dqs_callbacks import Throughput
 from dqs_lightning.agents import DQS, PPO
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import DMControl, Gym
@@ -135,12 +136,13 @@ def test_collects_one_block_ahead_and_no_further(tmp_path: Path) -> None:
     for _ in range(2):
         L.seed_everything(3)
         data, ages = small_data(total_frames=640, asynchronous=True), Ages()
-        fit = trainer(tmp_path, [ages])
+        fit = trainer(tmp_path, [ages, Throughput()])
         agent = _Counting(data.observation_dim, data.action_dim, **small())
         fit.fit(agent, data)
         assert data.env_frames == 20 * 32
         assert fit.global_step == 7 * 16
         assert ages.found == [0] * 16 + [16] * 96
+        assert fit.callback_metrics["time/policy_age"] == 16
         runs.append(data.rank_state()["replay"])
     actions = runs[0]["action"].reshape(20, 16)
     expected = torch.tensor([0, 0, 1, 2, 3, 4, 5]) * 16 / 1000
