@@ -73,7 +73,7 @@ class StopAt(L.Callback):
         trainer.should_stop = trainer.global_step >= self.update
 
 
-def fit(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict[str, torch.Tensor]:
+def fit(folder: Path, stop_at: int | None = None, resume: bool = False, n_steps: int = 1) -> dict[str, torch.Tensor]:
     """cartpole in episodes of 50 actions, a replay buffer that wraps around, and a fractional update ratio."""
     L.seed_everything(5)
     data = small_data(
@@ -82,6 +82,7 @@ def fit(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict[
         init_random_frames=1_600,
         replay_size=200,
         updates_per_step=0.7,
+        n_steps=n_steps,
     )
     callbacks: list[L.Callback] = [RunCheckpoint(str(folder), every_n_updates=10_000)]
     if stop_at:
@@ -94,11 +95,11 @@ def fit(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict[
     return {**state, "replay": replay["action"]}
 
 
-@pytest.mark.parametrize("stop_at", [1, 37, 150])
-def test_a_stopped_run_continues_bitwise(tmp_path: Path, stop_at: int) -> None:
-    whole = fit(tmp_path / "whole")
-    fit(tmp_path / "parts", stop_at=stop_at)
-    parts = fit(tmp_path / "parts", resume=True)
+@pytest.mark.parametrize(("stop_at", "n_steps"), [(1, 1), (37, 1), (150, 1), (37, 3)])
+def test_a_stopped_run_continues_bitwise(tmp_path: Path, stop_at: int, n_steps: int) -> None:
+    whole = fit(tmp_path / "whole", n_steps=n_steps)
+    fit(tmp_path / "parts", stop_at=stop_at, n_steps=n_steps)
+    parts = fit(tmp_path / "parts", resume=True, n_steps=n_steps)
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name
 

@@ -178,6 +178,7 @@ def test_learns_from_gymnasium_too(tmp_path: Path) -> None:
         ("num_envs", 0),
         ("batch_size", 0),
         ("replay_size", 0),
+        ("n_steps", 0),
         ("steps_per_collect", 0),
         ("init_random_frames", 800),
         ("updates_per_step", 0.0),

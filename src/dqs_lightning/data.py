@@ -21,7 +21,7 @@ class OnlineData(L.LightningDataModule):
     The clock is environment frames of the whole world: agent steps x action repeat x environments x ranks. Each rank
     has its own environments (seeded apart), its own buffer, and draws its own batches. An agent that learns from its
     latest rollout alone (`Agent.rollout`) says itself how much it collects and how often it goes through it: then
-    steps_per_collect, batch_size, replay_size, init_random_frames and updates_per_step are not used.
+    steps_per_collect, batch_size, replay_size, n_steps, init_random_frames and updates_per_step are not used.
 
     Args:
         environment: what to learn.
@@ -35,6 +35,8 @@ class OnlineData(L.LightningDataModule):
         replay_size: capacity of each rank's buffer in transitions; >= 1.
         replay_on_device: hold the buffer in the memory of the device that trains, of which it takes 4 bytes a number:
             220 MB for a million transitions of walker-walk.
+        n_steps: steps of a transition in the buffer: their rewards summed, and the state after the last (`MultiStep`);
+            >= 1.
         init_random_frames: frames of uniformly random actions, over all ranks, before the first update.
         updates_per_step: gradient updates for each agent step of one rank; > 0, may be a fraction.
 
@@ -53,6 +55,7 @@ class OnlineData(L.LightningDataModule):
         batch_size: int = 256,
         replay_size: int = 1_000_000,
         replay_on_device: bool = False,
+        n_steps: int = 1,
         init_random_frames: int = 5_000,
         updates_per_step: float = 1.0,
     ) -> None:
@@ -63,6 +66,7 @@ class OnlineData(L.LightningDataModule):
             steps_per_collect=steps_per_collect,
             batch_size=batch_size,
             replay_size=replay_size,
+            n_steps=n_steps,
         )
         for name, value in at_least_one.items():
             if value < 1:
@@ -81,7 +85,7 @@ class OnlineData(L.LightningDataModule):
         self.num_envs, self.workers, self.asynchronous = num_envs, workers, asynchronous
         self.steps_per_collect = steps_per_collect
         self.batch_size, self.replay_size = batch_size, replay_size
-        self.replay_on_device = replay_on_device
+        self.replay_on_device, self.n_steps = replay_on_device, n_steps
         self.updates_per_step = float(updates_per_step)
         self._dims: tuple[int, int] | None = None
         self._loader: OnlineLoader | None = None

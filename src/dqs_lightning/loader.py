@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
@@ -15,11 +15,13 @@ from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.collecting import Ahead, behaviour
+from dqs_lightning.multistep import STEPS, MultiStep
 
 if TYPE_CHECKING:
     from dqs_lightning.data import OnlineData
 
-TRANSITION = ("observation", "action", *(("next", key) for key in ("observation", "reward", "terminated", "truncated")))
+NEXT = ("observation", "reward", "terminated", "truncated")
+TRANSITION: tuple[NestedKey, ...] = ("observation", "action", *(("next", key) for key in NEXT))
 
 
 class OnlineLoader:
@@ -38,6 +40,11 @@ class OnlineLoader:
         capacity = min(data.replay_size, self.num_blocks * steps)
         device = agent.device if data.replay_on_device else "cpu"
         self.replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device))
+        self.multi_step: MultiStep | None = None
+        self.keys = TRANSITION
+        if data.n_steps > 1 and not agent.rollout:
+            self.multi_step = MultiStep(data.n_steps, agent.discount)
+            self.keys = (*TRANSITION, STEPS)
         self.blocks = 0
         self.last_return: float | None = None
         self._pending: list[TensorDictBase] = []
@@ -53,6 +60,12 @@ class OnlineLoader:
         if agent.rollout and data.asynchronous:
             raise ValueError(
                 f"asynchronous=True: {type(agent).__name__} learns from its own latest rollouts alone; allowed is False"
+            )
+        before_update = (self.random_blocks + 1) * each
+        if self.multi_step and data.n_steps >= before_update:
+            raise ValueError(
+                f"n_steps={data.n_steps}: allowed is below {before_update}, the steps of each "
+                "environment before the first update"
             )
         if len(self) < 1:
             raise ValueError(
@@ -103,11 +116,13 @@ class OnlineLoader:
 
     def _replayed(self, block: TensorDictBase) -> list[TensorDictBase]:
         """Store a block; draw the batches that are due, all at once."""
-        self.replay_buffer.extend(block.select(*TRANSITION).reshape(-1))
+        known = self.multi_step(block) if self.multi_step else block
+        if known is not None:
+            self.replay_buffer.extend(known.select(*self.keys).reshape(-1))
         due = self._updates_after(self.blocks) - self._updates_after(self.blocks - 1)
         if not due:
             return []
-        drawn = self.replay_buffer.sample(due * self.data.batch_size).select(*TRANSITION)
+        drawn = self.replay_buffer.sample(due * self.data.batch_size).select(*self.keys)
         return list(drawn.reshape(due, self.data.batch_size).unbind(0))
 
     def _epochs(self, block: TensorDictBase) -> list[TensorDictBase]:
@@ -144,6 +159,8 @@ class OnlineLoader:
         self._env = None if data.asynchronous else make()
         if state is not None and self._env is not None and state["envs"] is not None:
             self._env.restore(state["envs"])
+            if self.multi_step and state["tail"] is not None:
+                self.multi_step.tail = TensorDict.from_dict(state["tail"], auto_batch_size=True, batch_dims=2)
         elif state is not None:
             self._returns = None
             rank_zero_warn("The environments cannot be restored in mid-episode: their episodes start anew")
@@ -178,12 +195,13 @@ class OnlineLoader:
 
     def snapshot(self) -> dict[str, Any]:
         """See `OnlineData.rank_state`."""
-        replay = self.replay_buffer[:].select(*TRANSITION).contiguous() if len(self.replay_buffer) else None
+        replay = self.replay_buffer[:].select(*self.keys).contiguous() if len(self.replay_buffer) else None
         return {
             "blocks": self.blocks,
             "replay": None if replay is None else replay.cpu().to_dict(),
             "writer": dict(self.replay_buffer.writer.state_dict()),
             "pending": [batch.cpu().to_dict() for batch in self._pending],
+            "tail": self.multi_step.tail.to_dict() if self.multi_step and self.multi_step.tail is not None else None,
             "returns": self._returns,
             "last_return": self.last_return,
             "envs": env.snapshot() if (env := self._env) is not None and hasattr(env, "snapshot") else None,

@@ -41,8 +41,9 @@ class Agent(L.LightningModule, ABC):
     """An agent. `training_step` takes one batch of transitions and makes one gradient update.
 
     A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],
-    `terminated` [B, 1]. Metrics go through `record`, which keeps tensors on the device; every
-    `Trainer.log_every_n_steps` updates their means are written to all loggers, beside `env_frames`.
+    `terminated` [B, 1]. With `OnlineData.n_steps` above 1, `next` is that many steps on, fewer at the end of an
+    episode, and `steps_to_next_obs` [B, 1] says how many. Metrics go through `record`, which keeps tensors on the
+    device; every `Trainer.log_every_n_steps` updates their means are written to all loggers, beside `env_frames`.
 
     Args:
         observation_dim: dimension of the flat observation.
@@ -52,6 +53,8 @@ class Agent(L.LightningModule, ABC):
         normalise_observations: networks see observations less their running mean, over their deviation.
     """
 
+    discount: float
+    """gamma of the return that it maximises, in [0, 1]."""
     observation_norm: nn.Module
     rollout: Rollout | None = None
     """None: the agent learns from a replay buffer."""

@@ -37,6 +37,7 @@ from dqs_lightning.diffusion import (
     match,
     path_entropy,
 )
+from dqs_lightning.multistep import STEPS
 from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
@@ -201,7 +202,7 @@ class DQS(Agent):
 
     @torch.no_grad()
     def critic_target(self, batch: TensorDictBase, temperature: Tensor, path: Path) -> Tensor:
-        """y = r + gamma (1 - terminated) V(s'), [B], with trajectories of the policy at s'."""
+        """y = r + gamma^n (1 - terminated) V(s'), [B], with trajectories of the policy at s', n steps from s."""
         following = batch["next"]
         observation = self.observation_norm(following["observation"])
         q_value: LogProb = partial(self.target_critic.value, observation)
@@ -215,7 +216,8 @@ class DQS(Agent):
             lambda: self.entropy(path),
         )
         alive = (~following["terminated"]).squeeze(-1)
-        target: Tensor = following["reward"].squeeze(-1) + self.discount * alive * value
+        discount = self.discount ** batch[STEPS].squeeze(-1) if STEPS in batch else self.discount
+        target: Tensor = following["reward"].squeeze(-1) + discount * alive * value
         return target
 
     def score_loss(self, batch: TensorDictBase, temperature: Tensor, path: Path | None) -> tuple[Tensor, Estimate]:

@@ -77,6 +77,7 @@ class PPO(Agent):
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         self.learning_rate = learning_rate
+        self.discount = discount
         self.rollout = Rollout(rollout_steps, epochs, minibatch_size)
         mean = FeedForward(observation_dim, action_dim, actor_backbone)
         actor = ProbabilisticActor(

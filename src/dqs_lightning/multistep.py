@@ -1,0 +1,35 @@
+"""Transitions over several steps: r_t + gamma r_t+1 + ... + gamma^(n-1) r_t+n-1, and then the state s_t+n."""
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs.transforms import MultiStepTransform
+
+STEPS = "steps_to_next_obs"
+"""Steps of a transition, [..., 1], by the name under which TorchRL's losses look for them to discount V(s')."""
+
+
+class MultiStep:
+    """Makes transitions over n steps of blocks [E, T] that follow one another; TorchRL's transform, but resumable.
+
+    Rewards are summed and discounted up to the end of an episode; the state that follows, and whether it was the last,
+    are those of the last step summed. Transitions whose n steps are not all there wait in `tail` for the next block.
+    Actions of intermediate steps are those of the policy that collected, for which nothing corrects; and a backup with
+    an entropy term lacks that of the intermediate states.
+
+    Args:
+        n_steps: n; >= 1.
+        discount: gamma, in [0, 1].
+    """
+
+    def __init__(self, n_steps: int, discount: float) -> None:
+        self.n_steps, self.discount = n_steps, discount
+        self.tail: TensorDictBase | None = None
+
+    def __call__(self, block: TensorDictBase) -> TensorDictBase | None:
+        """Of a block [E, T] with `("next", "done")`: as many, fewer at first; None while no n + 1 steps are known."""
+        known = block if self.tail is None else torch.cat([self.tail, block], -1)
+        self.tail = known[..., -self.n_steps :].clone()
+        # A fresh transform holds nothing back of its own. It leaves alone the keys that it is told tell of an end:
+        # "terminated" and "truncated" are to be those of the last step.
+        made = MultiStepTransform(self.n_steps, self.discount, done_keys=["done"]).inv(known)
+        return None if made is None else made.set(STEPS, made[STEPS].unsqueeze(-1))
