@@ -1,4 +1,4 @@
-"""One update of soft actor-critic as others write it, at walker's sizes: what an update of DQS is measured against."""
+"""One update of soft actor-critic at walker's sizes, as others write it and on the critic of DQS, to measure DQS by."""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,6 +10,9 @@ from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
+
+from dqs_lightning import diffusion
+from dqs_lightning.agents import SAC
 
 OBSERVATION, ACTION, BATCH, HIDDEN = 24, 6, 256, (256, 256)
 
@@ -76,5 +79,27 @@ def torchrl_sac() -> Update:
         (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
         optimizer.step()
         targets.step()
+
+    return update
+
+
+def same_critic() -> Update:
+    """This project's SAC with the critic that DQS has by default: layer norms and normalised observations."""
+    agent = SAC(
+        OBSERVATION,
+        ACTION,
+        critic_backbone=diffusion.MLP(HIDDEN, layer_norm=True),
+        actor_backbone=diffusion.MLP(HIDDEN),
+        normalise_observations=True,
+    )
+    optimizer, targets, data = agent.configure_optimizers(), SoftUpdate(agent.loss, tau=0.02), batch()
+
+    def update() -> None:
+        losses = agent.loss(agent.normalised(data))
+        optimizer.zero_grad()
+        (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
+        optimizer.step()
+        targets.step()
+        agent.take_in(data["observation"])
 
     return update

@@ -4,10 +4,10 @@
 
 Rows take turns, so that a machine that slows down slows all of them; times are medians of CPU time. `plain` is the
 default with SAC's critic and a fixed temperature; the rows after it change one thing of it each; `published` is the
-paper's estimator at one noised action a state and 20 steps. Stable-Baselines3 is no dependency of this project: its row
-wants `pip install stable-baselines3`. Beside each row of DQS stand the operations and bytes of its matrix products
-(`floor.py`) and the floor's share of the time: what the products alone would take at this machine's measured rate of
-each type. The last line holds name=value pairs.
+paper's estimator at one noised action a state and 20 steps. `sac_same_critic` is this project's SAC on the default's
+critic. Stable-Baselines3 is no dependency of this project: its row wants `pip install stable-baselines3`. Beside each
+row of DQS stand the operations and bytes of its matrix products (`floor.py`) and the floor's share of the time: what
+the products alone would take at this machine's measured rate of each type. The last line holds name=value pairs.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from floor import count, least_seconds, matrix_rate, touched
-from peers import ACTION, BATCH, OBSERVATION, batch, sb3_sac, torchrl_sac
+from peers import ACTION, BATCH, OBSERVATION, batch, same_critic, sb3_sac, torchrl_sac
 from provenance import about
 
 from dqs_lightning.agents import DQS, Soft
@@ -114,7 +114,7 @@ def main() -> None:
     torch.manual_seed(0)
     updates = 10 if options.brief else options.updates
     steps = {name: Step(changes) for name, changes in VARIANTS.items() if not options.brief or name in BRIEF}
-    peers = {"sb3_sac": sb3_sac(), "torchrl_sac": torchrl_sac()}
+    peers = {"sb3_sac": sb3_sac(), "torchrl_sac": torchrl_sac(), "sac_same_critic": same_critic()}
     rows = {name: row for name, row in peers.items() if row is not None} | steps
     if peers["sb3_sac"] is None:
         print("no row sb3_sac: pip install stable-baselines3")
