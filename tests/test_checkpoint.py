@@ -104,6 +104,12 @@ def test_a_stopped_run_continues_bitwise(tmp_path: Path, stop_at: int, n_steps: 
         assert torch.equal(value, parts[name]), name
 
 
+def test_transitions_over_another_number_of_steps_are_refused(tmp_path: Path) -> None:
+    fit(tmp_path, stop_at=1)
+    with pytest.raises(ValueError, match="n_steps=3: allowed is 1"):
+        fit(tmp_path, resume=True, n_steps=3)
+
+
 def test_only_the_newest_rank_file_stays(tmp_path: Path) -> None:
     data = small_data()
     trainer(tmp_path, [RunCheckpoint(str(tmp_path), every_n_updates=50)]).fit(small_agent(data), data)

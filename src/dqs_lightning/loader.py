@@ -198,6 +198,7 @@ class OnlineLoader:
         replay = self.replay_buffer[:].select(*self.keys).contiguous() if len(self.replay_buffer) else None
         return {
             "blocks": self.blocks,
+            "n_steps": self.data.n_steps,
             "replay": None if replay is None else replay.cpu().to_dict(),
             "writer": dict(self.replay_buffer.writer.state_dict()),
             "pending": [batch.cpu().to_dict() for batch in self._pending],
@@ -209,7 +210,13 @@ class OnlineLoader:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a snapshot; the environments and the random state follow when iteration starts."""
+        """Take up a snapshot; the environments and the random state follow when iteration starts.
+
+        Raises:
+            ValueError: when its transitions are over another number of steps.
+        """
+        if (kept := state.get("n_steps", 1)) != self.data.n_steps:
+            raise ValueError(f"n_steps={self.data.n_steps}: allowed is {kept}, as in the run that is continued")
         self.blocks = state["blocks"]
         if state["replay"] is not None:
             replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)
