@@ -95,6 +95,20 @@ def test_warm_up_actions_are_uniform_on_the_action_set(tmp_path: Path) -> None:
     assert (histogram - 1 / 8).abs().max() < 0.03  # 5 standard deviations of a bin
 
 
+@pytest.mark.parametrize(("random", "starts", "of_chance"), [(0, 320, 0), (128, 320, 4), (320, 128, 10)])
+def test_the_policy_itself_collects_until_learning_starts(
+    tmp_path: Path, random: int, starts: int, of_chance: int
+) -> None:
+    data, keep = small_data(init_random_frames=random, learning_starts=starts, total_frames=640), Keep()
+    fit = trainer(tmp_path, [keep])
+    fit.fit(_Counting(data.observation_dim, data.action_dim, **small()), data)
+    assert keep.frames[0] == 11 * 32 and fit.global_step == 10 * 16
+    actions = data.rank_state()["replay"]["action"].reshape(20, 16)
+    assert (actions[:of_chance].abs() > 0.01).any(-1).all()
+    assert (actions[of_chance:11] == 0).all()  # of no update yet
+    assert (actions[11:] > 0).all()
+
+
 def test_terminated_and_truncated_stay_apart(tmp_path: Path) -> None:
     data = small_data(environment=DMControl("cartpole", "swingup", action_repeat=40), total_frames=12_000)
     run(tmp_path, data)
@@ -181,6 +195,8 @@ def test_learns_from_gymnasium_too(tmp_path: Path) -> None:
         ("n_steps", 0),
         ("steps_per_collect", 0),
         ("init_random_frames", 800),
+        ("learning_starts", 800),
+        ("learning_starts", -1),
         ("updates_per_step", 0.0),
         ("workers", 3),
         ("workers", -1),

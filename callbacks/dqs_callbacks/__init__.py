@@ -7,6 +7,7 @@ from dqs_callbacks.goals import GoalCoverage
 from dqs_callbacks.landscape import ActionLandscape
 from dqs_callbacks.preempt import Preempt
 from dqs_callbacks.progress import FramesProgress
+from dqs_callbacks.start_from import StartFrom
 from dqs_callbacks.throughput import Throughput
 from dqs_callbacks.trajectories import Trajectories
 from dqs_callbacks.video import CannotFilmError, Video
@@ -21,6 +22,7 @@ __all__ = [
     "GoalCoverage",
     "NonFiniteError",
     "Preempt",
+    "StartFrom",
     "Throughput",
     "Trajectories",
     "Video",

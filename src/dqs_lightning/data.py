@@ -21,7 +21,8 @@ class OnlineData(L.LightningDataModule):
     The clock is environment frames of the whole world: agent steps x action repeat x environments x ranks. Each rank
     has its own environments (seeded apart), its own buffer, and draws its own batches. An agent that learns from its
     latest rollout alone (`Agent.rollout`) says itself how much it collects and how often it goes through it: then
-    steps_per_collect, batch_size, replay_size, n_steps, init_random_frames and updates_per_step are not used.
+    steps_per_collect, batch_size, replay_size, n_steps, init_random_frames, learning_starts and updates_per_step are
+    not used.
 
     Args:
         environment: what to learn.
@@ -38,6 +39,8 @@ class OnlineData(L.LightningDataModule):
         n_steps: steps of a transition in the buffer: their rewards summed, and the state after the last (`MultiStep`);
             >= 1.
         init_random_frames: frames of uniformly random actions, over all ranks, before the first update.
+        learning_starts: frames, over all ranks, before the first update. Those beyond init_random_frames are the
+            policy's own, which is worth having where it is trained already (`StartFrom`). 0: the random ones alone.
         updates_per_step: gradient updates for each agent step of one rank; > 0, may be a fraction.
 
     Raises:
@@ -57,6 +60,7 @@ class OnlineData(L.LightningDataModule):
         replay_on_device: bool = False,
         n_steps: int = 1,
         init_random_frames: int = 5_000,
+        learning_starts: int = 0,
         updates_per_step: float = 1.0,
     ) -> None:
         super().__init__()
@@ -75,13 +79,15 @@ class OnlineData(L.LightningDataModule):
             raise ValueError(f"workers={workers}: allowed is 0 or a divisor of num_envs={num_envs}")
         if workers and asynchronous:
             raise ValueError(f"workers={workers}: allowed with asynchronous=True is 0: its one process has all of them")
-        if not 0 <= init_random_frames < total_frames:
-            raise ValueError(f"init_random_frames={init_random_frames}: allowed is 0 to below {total_frames=}")
+        for name, value in (("init_random_frames", init_random_frames), ("learning_starts", learning_starts)):
+            if not 0 <= value < total_frames:
+                raise ValueError(f"{name}={value}: allowed is 0 to below {total_frames=}")
         if not 0 < updates_per_step < math.inf:
             raise ValueError(f"updates_per_step={updates_per_step}: allowed is a finite number > 0")
         self.save_hyperparameters()
         self.environment = environment
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
+        self.learning_starts = learning_starts
         self.num_envs, self.workers, self.asynchronous = num_envs, workers, asynchronous
         self.steps_per_collect = steps_per_collect
         self.batch_size, self.replay_size = batch_size, replay_size

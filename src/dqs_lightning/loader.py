@@ -37,6 +37,7 @@ class OnlineLoader:
         self.frames_per_block = steps * data.environment.action_repeat * world_size
         self.num_blocks = math.ceil(data.total_frames / self.frames_per_block)
         self.random_blocks = 0 if agent.rollout else math.ceil(data.init_random_frames / self.frames_per_block)
+        self.waiting_blocks = max(self.random_blocks, math.ceil(data.learning_starts / self.frames_per_block))
         capacity = min(data.replay_size, self.num_blocks * steps)
         device = agent.device if data.replay_on_device else "cpu"
         self.replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device))
@@ -61,7 +62,7 @@ class OnlineLoader:
             raise ValueError(
                 f"asynchronous=True: {type(agent).__name__} learns from its own latest rollouts alone; allowed is False"
             )
-        before_update = (self.random_blocks + 1) * each
+        before_update = (self.waiting_blocks + 1) * each
         if self.multi_step and data.n_steps >= before_update:
             raise ValueError(
                 f"n_steps={data.n_steps}: allowed is below {before_update}, the steps of each "
@@ -70,7 +71,8 @@ class OnlineLoader:
         if len(self) < 1:
             raise ValueError(
                 f"total_frames={data.total_frames}: leaves no update after init_random_frames="
-                f"{data.init_random_frames} at updates_per_step={data.updates_per_step}"
+                f"{data.init_random_frames} and learning_starts={data.learning_starts} at "
+                f"updates_per_step={data.updates_per_step}"
             )
 
     @property
@@ -91,7 +93,7 @@ class OnlineLoader:
         """Updates that are due once `blocks` blocks are collected."""
         if rollout := self.agent.rollout:
             return blocks * rollout.epochs * (self.steps_per_block // rollout.batch_size)
-        return math.floor(self.data.updates_per_step * max(0, blocks - self.random_blocks) * self.steps_per_block)
+        return math.floor(self.data.updates_per_step * max(0, blocks - self.waiting_blocks) * self.steps_per_block)
 
     def __len__(self) -> int:
         return self._updates_after(self.num_blocks)

@@ -1,0 +1,68 @@
+"""A trained agent as the start of a run on another task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from dqs_lightning.checkpoint import CheckpointError, safe_load
+
+AS_CONFIGURED = "temperature"
+"""The part that a run begins anew unless it is asked for: its annealing, and its measure of the former Q."""
+
+
+class StartFrom(Callback):
+    """Gives a new run the weights of a finished one, whose observations, actions and networks are of the same sizes.
+
+    Optimizer, replay buffer and clock begin anew. A run that is continued from its own checkpoint has its own weights
+    already, and `run` is not read again. With `data.init_random_frames=0` and `data.learning_starts` the trained
+    policy, and not chance, collects the first transitions.
+
+    Args:
+        run: a run directory, or a checkpoint file.
+        parts: which of the agent's modules to take, such as [denoiser, observation_norm] of a DQS; what is not among
+            them begins as in any run. None: all of them but the temperature.
+
+    Raises:
+        MisconfigurationException: at the start of the run, when there is no such checkpoint, the agent has no such
+            part, or the sizes differ.
+    """
+
+    def __init__(self, run: str, parts: Sequence[str] | None = None) -> None:
+        self.run = Path(run)
+        self.parts = None if parts is None else list(parts)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            self.give(pl_module)
+
+    def give(self, agent: nn.Module) -> None:
+        """Copy the parts of `run` into the agent."""
+        path = self.run / "checkpoints" / "last.ckpt" if self.run.is_dir() else self.run
+        try:
+            trained = safe_load(path)["state_dict"]
+        except CheckpointError as error:
+            raise self._refused(f"run={self.run}", str(error)) from error
+        own = agent.state_dict()
+        known = sorted({name.partition(".")[0] for name in (*own, *trained)})
+        parts = [part for part in known if part != AS_CONFIGURED] if self.parts is None else self.parts
+        for part in parts:
+            if part not in known:
+                raise self._refused(f"parts={part}", f"allowed are {', '.join(known)}")
+        taken = {name for name in own if name.partition(".")[0] in parts}
+        offered = {name for name in trained if name.partition(".")[0] in parts}
+        for name in sorted(taken | offered):
+            here, there = (list(state[name].shape) if name in state else "missing" for state in (own, trained))
+            if here != there:
+                raise self._refused(
+                    f"run={self.run}",
+                    f"{name} is {there} there and {here} here; allowed is a run with observations, actions and "
+                    "networks of the same sizes",
+                )
+        agent.load_state_dict({name: trained[name] for name in taken}, strict=False)
+
+    def _refused(self, argument: str, why: str) -> MisconfigurationException:
+        return MisconfigurationException(f"{type(self).__name__}.{argument}: {why}")

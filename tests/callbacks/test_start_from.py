@@ -1,0 +1,96 @@
+"""A run that starts from another's weights has them, and only them."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from helpers import small, small_agent, small_data, trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from dqs_callbacks import StartFrom
+from dqs_lightning.agents import SAC, Agent
+from dqs_lightning.checkpoint import RunCheckpoint
+from dqs_lightning.temperature import LogLinear
+
+
+class AtStart(L.Callback):
+    """The weights with which training begins."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+
+def fit(folder: Path, agent: Agent | None = None, start: StartFrom | None = None, **settings: object) -> AtStart:
+    data = small_data()
+    agent = agent or small_agent(data, temperature=LogLinear())
+    began = AtStart()
+    callbacks = [began, RunCheckpoint(str(folder / "checkpoints")), *([start] if start else [])]
+    trainer(folder, callbacks).fit(agent, data, weights_only=True, **settings)
+    return began
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    fit(folder)
+    return folder
+
+
+def trained(source: Path) -> dict[str, Tensor]:
+    return torch.load(source / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_all_but_the_temperature_is_taken(source: Path, tmp_path: Path) -> None:
+    began, there = fit(tmp_path, start=StartFrom(str(source))).state, trained(source)
+    assert {name for name in began if not torch.equal(began[name], there[name])} == {"temperature.updates"}
+    assert began["temperature.updates"] == 0 < there["temperature.updates"]
+
+
+def test_the_parts_asked_for_are_taken_from_a_file(source: Path, tmp_path: Path) -> None:
+    start = StartFrom(str(source / "checkpoints" / "last.ckpt"), ["denoiser", "temperature"])
+    began, there = fit(tmp_path, start=start).state, trained(source)
+    differ = {name.partition(".")[0] for name in began if not torch.equal(began[name], there[name])}
+    assert differ == {"critic", "target_critic", "observation_norm"}
+
+
+def test_other_agents_start_from_their_own(tmp_path: Path) -> None:
+    data = small_data()
+    agents = [SAC(data.observation_dim, data.action_dim, **small()) for _ in range(2)]
+    fit(tmp_path / "source", agents[0])
+    began = fit(tmp_path / "new", agents[1], StartFrom(str(tmp_path / "source"))).state
+    assert all(torch.equal(value, began[name]) for name, value in trained(tmp_path / "source").items())
+
+
+def test_a_run_that_continues_has_its_own_weights_and_does_not_read_the_source(source: Path, tmp_path: Path) -> None:
+    fit(tmp_path)
+    own = tmp_path / "checkpoints" / "last.ckpt"
+    kept = torch.load(own, weights_only=True)["state_dict"]
+    agent = small_agent(small_data(), temperature=LogLinear())
+    fit(tmp_path, agent, StartFrom(str(source / "gone")), ckpt_path=own)
+    assert all(torch.equal(value, kept[name]) for name, value in agent.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("run", "parts", "changes", "message"),
+    [
+        ("nowhere", None, {}, r"StartFrom\.run=.*nowhere: .*no such checkpoint file"),
+        (
+            "",
+            ["actor"],
+            {},
+            r"StartFrom\.parts=actor: allowed are critic, denoiser, observation_norm, target_critic, temperature",
+        ),
+        ("", None, small((8, 8)), r"StartFrom\.run=.*: critic\S* is \[32\] there and \[8\] here; allowed is"),
+        ("", None, {"normalise_observations": False}, r"observation_norm\S* is \[\] there and missing here"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_changes_nothing(
+    source: Path, tmp_path: Path, run: str, parts: list[str] | None, changes: dict, message: str
+) -> None:
+    agent = small_agent(small_data(), **changes)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, agent, StartFrom(str(source / run), parts))
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
