@@ -87,7 +87,7 @@ def read_sweep(file: Path) -> dict[str, Any]:
 
 
 def expand(file: Path, out: Path) -> list[Run]:
-    """The runs of a sweep file, task by task, variant by variant, seed by seed.
+    """The runs of a sweep file, seed by seed: what is wrong with a variant shows before its other seeds are paid for.
 
     Args:
         file: the sweep file; paths in it are relative to its folder, those of overrides `config=PATH` too.
@@ -98,7 +98,7 @@ def expand(file: Path, out: Path) -> list[Run]:
     """
     content = read_sweep(file)
     common = content.get("overrides", [])
-    runs = []
+    one_seed: list[tuple[str, Path, str, list[str]]] = []
     for task, path in _tasks(content).items():
         config = (file.parent / path).resolve()
         chain = _chain(config, f"{file}: {'config' if 'config' in content else f'tasks.{task}'}")
@@ -111,10 +111,12 @@ def expand(file: Path, out: Path) -> list[Run]:
                     override = FURTHER + str(further)
                 overrides.append(f"--{override}")
             digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
-            for seed in content["seeds"]:
-                name = f"{task}/{variant}/seed={seed}"
-                settings = (*overrides, f"--seed_everything={seed}")
-                runs.append(Run(name, config, digest, settings, out.resolve() / name))
+            one_seed.append((f"{task}/{variant}", config, digest, overrides))
+    runs = []
+    for seed in content["seeds"]:
+        for family, config, digest, overrides in one_seed:
+            name = f"{family}/seed={seed}"
+            runs.append(Run(name, config, digest, (*overrides, f"--seed_everything={seed}"), out.resolve() / name))
     return runs
 
 
