@@ -26,6 +26,7 @@ class Evaluate(Periodic):
         deterministic: use the noise-free policy.
         best_of: draw this many actions and take the one of highest Q; null: as the agent acts. An agent without
             Q is sampled.
+        at_start: measure before the first frame too: what a policy of another task (`StartFrom`) is worth as it is.
         path: the file; null: `scores.jsonl` in the run directory.
     """
 
@@ -35,6 +36,7 @@ class Evaluate(Periodic):
         episodes: int = 10,
         deterministic: bool = False,
         best_of: int | None = None,
+        at_start: bool = False,
         path: str | None = None,
     ) -> None:
         super().__init__(every_frames)
@@ -43,7 +45,7 @@ class Evaluate(Periodic):
         if best_of is not None and best_of < 1:
             raise ValueError(f"best_of={best_of}: allowed is 1 or more, or null")
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
-        self.path = path
+        self.at_start, self.path = at_start, path
         self._wall_s = 0.0
         self._clock = 0.0
 
@@ -61,6 +63,8 @@ class Evaluate(Periodic):
         self._clock = time.monotonic()
         if trainer.is_global_zero:
             drop_later_rows(self._file(trainer), trainer.global_step)
+        if self.at_start and trainer.ckpt_path is None:
+            self.evaluate(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)

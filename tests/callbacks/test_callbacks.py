@@ -23,7 +23,7 @@ COARSE = DMControl("cartpole", "swingup", action_repeat=50)
 
 def test_evaluation_writes_scores_and_leaves_training_as_it_was(tmp_path: Path) -> None:
     weights = []
-    for callbacks in ([], [Evaluate(every_frames=1_600, episodes=3)]):
+    for callbacks in ([], [Evaluate(every_frames=1_600, episodes=3, at_start=True)]):
         L.seed_everything(1)
         data = small_data(environment=COARSE, total_frames=8_000, init_random_frames=1_600)
         agent = small_agent(data)
@@ -32,11 +32,25 @@ def test_evaluation_writes_scores_and_leaves_training_as_it_was(tmp_path: Path) 
         weights.append(agent.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert [row["env_frames"] for row in rows] == [2_400, 3_200, 4_800, 6_400, 8_000]
+    assert [row["env_frames"] for row in rows] == [0, 2_400, 3_200, 4_800, 6_400, 8_000]
     assert rows[-1]["updates"] <= fit.global_step and rows[0]["episodes"] == 3
     low, high = rows[-1]["return_ci95"]
     assert low < rows[-1]["return_mean"] < high
     assert fit.callback_metrics["eval/return"].item() == pytest.approx(rows[-1]["return_mean"], abs=1e-3)
+
+
+def test_the_policy_is_measured_before_it_learns(tmp_path: Path) -> None:
+    L.seed_everything(1)
+    data = small_data(environment=COARSE, total_frames=1_600, init_random_frames=800)
+    agent = small_agent(data)
+    seed = (1 + 1_000_003) % 2**31
+    torch.manual_seed(seed)
+    expected, _ = mean_with_interval(episode_returns(COARSE.make(3, seed), agent))
+    L.seed_everything(1)
+    trainer(tmp_path, [Evaluate(every_frames=1_600, episodes=3, at_start=True)]).fit(agent, data)
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["env_frames"] for row in rows] == [0, 1_600] and rows[0]["updates"] == 0
+    assert rows[0]["return_mean"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_returns_are_those_of_one_episode_each() -> None:
