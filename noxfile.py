@@ -26,6 +26,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def learning(session: nox.Session) -> None:
+    """Train new seeds and compare them with those whose results are kept."""
+    session.install(*PINNED, "-e", ".", *group("test"))
+    session.run("pytest", "-m", "learning", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*PINNED, *group("lint"))

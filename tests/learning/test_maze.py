@@ -1,0 +1,72 @@
+"""Learning has not become worse: new seeds of the maze with four goals beside those whose results are kept.
+
+`nox -s learning` trains them, five minutes on a core; the other tests only check that the comparison can tell.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "benchmarks" / "results" / "maze_temperature"
+SEEDS = (100, 101, 102)
+ROWS = 3
+"""Evaluations that are compared, at 4,000, 8,000 and 12,000 frames: where learning is under way."""
+LEVEL = 0.005
+"""Of each of two quantities: a change that makes nothing worse fails once in a hundred times."""
+
+Learned = dict[str, list[float]]
+"""By quantity, a number a seed: its mean over the evaluations."""
+
+
+def learned(runs: list[Path]) -> Learned:
+    rows = [[json.loads(line) for line in (run / "goals.jsonl").read_text().splitlines()[:ROWS]] for run in runs]
+    assert all(len(run) == ROWS for run in rows)
+    return {name: [fmean(row[name] for row in run) for run in rows] for name in ("success", "goal_entropy")}
+
+
+def kept(variant: str) -> Learned:
+    return learned(sorted((KEPT / variant).glob("seed=*")))
+
+
+def worse(new: Learned, reference: Learned) -> list[str]:
+    """What is lower than in the reference by more than chance, by Welch's t test."""
+    return [
+        name
+        for name in reference
+        if stats.ttest_ind(new[name], reference[name], equal_var=False, alternative="less").pvalue < LEVEL
+    ]
+
+
+@pytest.mark.parametrize(("variant", "expected"), [("fixed-low", ["goal_entropy"]), ("annealed", ["success"])])
+def test_the_comparison_sees_what_is_worse(variant: str, expected: list[str]) -> None:
+    assert worse(kept(variant), kept("fixed")) == expected
+
+
+def test_the_comparison_lets_other_seeds_and_equals_pass() -> None:
+    whole = kept("fixed")
+    first, others = ({name: values[part] for name, values in whole.items()} for part in (slice(2), slice(2, None)))
+    assert worse(first, others) == worse(others, first) == worse(kept("snis"), whole) == []
+
+
+@pytest.mark.learning
+@pytest.mark.timeout(3000)
+def test_the_default_maze_is_learned_as_well_as_before(tmp_path: Path) -> None:
+    runs = [tmp_path / str(seed) for seed in SEEDS]
+    for seed, run in zip(SEEDS, runs, strict=True):
+        subprocess.run(
+            [
+                sys.executable, "-m", "dqs_lightning.cli.fit", f"--config={ROOT / 'configs' / 'maze.yaml'}",
+                f"--run_dir={run}", f"--seed_everything={seed}", "--data.total_frames=12_000",
+                "--evaluate.every_frames=12_000", "--trainer.callbacks=GoalCoverage",
+                "--trainer.callbacks.every_frames=4_000", "--trainer.accelerator=cpu",
+            ],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+    new, reference = learned(runs), kept("fixed")
+    assert not worse(new, reference), (new, reference)
