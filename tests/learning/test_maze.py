@@ -1,6 +1,6 @@
 """Learning has not become worse: new seeds of the maze with four goals beside those whose results are kept.
 
-`nox -s learning` trains them, five minutes on a core; the other tests only check that the comparison can tell.
+`nox -s learning` trains them, up to ten minutes on a core; the other tests only check that the comparison can tell.
 """
 
 import json
