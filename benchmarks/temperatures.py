@@ -46,21 +46,22 @@ def draw(curves: dict[str, dict[str, list[Curve]]], file: Path) -> None:
     """A row a task: T, and the entropy beside its target."""
     figure, axes = plt.subplots(len(curves), 2, figsize=(9, 2.9 * len(curves)), squeeze=False, layout="constrained")
     variants = list(dict.fromkeys(variant for task in curves.values() for variant in task))
+    handles = {}
     for row, (task, runs) in zip(axes, curves.items(), strict=True):
         for variant, seeds in runs.items():
-            colour = COLOURS[variants.index(variant) % len(COLOURS)]
-            for index, seed in enumerate(seeds):
-                label = variant if index == 0 else None
+            turn, index = divmod(variants.index(variant), len(COLOURS))
+            style = {"color": COLOURS[index], "linestyle": ("-", "--")[turn % 2], "linewidth": 1}
+            for seed in seeds:
                 thousands = [frames / 1000 for frames in seed["env_frames"]]
-                row[0].plot(thousands, seed[T], color=colour, linewidth=1, label=label)
+                (handles[variant],) = row[0].plot(thousands, seed[T], **style)
                 if ENTROPY in seed:
-                    row[1].plot(thousands, seed[ENTROPY], color=colour, linewidth=1, label=label)
-                    row[1].plot(thousands, seed[TARGET], color="0.5", linewidth=0.8, linestyle="--")
+                    row[1].plot(thousands, seed[ENTROPY], **style)
+                    row[1].plot(thousands, seed[TARGET], color="0.5", linewidth=0.8, linestyle=":")
         row[0].set(yscale="log", ylabel="temperature", title=task)
         row[1].set(ylabel="entropy, nats a dimension", title=task)
         for panel in row:
             panel.set_xlabel("thousand frames")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=DPI)
 
 
