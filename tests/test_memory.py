@@ -25,7 +25,11 @@ class Held(L.Callback):
         if trainer.global_step % self.every == 0:
             gc.collect()
             alive = gc.get_objects()
-            storages = [thing.untyped_storage() for thing in alive if type(thing) is torch.Tensor]
+            storages = [
+                thing.untyped_storage()
+                for thing in alive
+                if type(thing) is torch.Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(thing)
+            ]
             self.objects.append(len(alive))
             self.bytes.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
 
