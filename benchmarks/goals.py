@@ -27,6 +27,7 @@ from provenance import about
 from dqs_callbacks.pictures import COLOURS, DPI
 from dqs_callbacks.trajectories import NOWHERE, colour_of
 from dqs_lightning.agents import DQS, load_agent
+from dqs_lightning.checkpoint import checkpoint_of
 from dqs_lightning.coverage import goal_shares, roll_out
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import Maze
@@ -49,7 +50,7 @@ def done_runs(sweeps: list[Path]) -> dict[str, list[Path]]:
 
 def exactly(run: Path) -> dict[str, list[float]]:
     """Goals' shares among episodes that reach one: of the run's policy, and of the optimum at its temperature."""
-    checkpoint = run / "checkpoints" / "last.ckpt"
+    checkpoint = checkpoint_of(run)
     agent, maze = load_agent(checkpoint), OnlineData.load_from_checkpoint(checkpoint, weights_only=True).environment
     assert isinstance(agent, DQS) and isinstance(maze, Maze)
     oracle = Oracle(maze, float(agent.temperature()), agent.discount)

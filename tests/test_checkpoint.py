@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import small_agent, small_data, trainer
 
-from dqs_lightning.checkpoint import CheckpointError, RunCheckpoint, atomic_save, safe_load
+from dqs_lightning.checkpoint import CheckpointError, RunCheckpoint, atomic_save, load_run, safe_load
 from dqs_lightning.envs import DMControl
 
 
@@ -63,6 +63,13 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes) -> 
     (tmp_path / "bad.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"bad.ckpt: not a readable checkpoint"):
         safe_load(tmp_path / "bad.ckpt")
+
+
+@pytest.mark.parametrize("content", [{"replay": {}}, torch.zeros(2)])
+def test_a_file_of_something_else_is_no_checkpoint_of_a_run(tmp_path: Path, content: object) -> None:
+    atomic_save(content, tmp_path / "step=4-rank=0.pt")
+    with pytest.raises(CheckpointError, match=r"rank=0.pt: not a run's checkpoint; allowed is its last.ckpt"):
+        load_run(tmp_path / "step=4-rank=0.pt")
 
 
 class StopAt(L.Callback):

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.checkpoint import CheckpointError, checkpoint_of, load_run
 
 AS_CONFIGURED = "temperature"
 """The part that a run begins anew unless it is asked for: its annealing, and its measure of the former Q."""
@@ -41,9 +41,8 @@ class StartFrom(Callback):
 
     def give(self, agent: nn.Module) -> None:
         """Copy the parts of `run` into the agent."""
-        path = self.run / "checkpoints" / "last.ckpt" if self.run.is_dir() else self.run
         try:
-            trained = safe_load(path)["state_dict"]
+            trained = load_run(checkpoint_of(self.run))["state_dict"]
         except CheckpointError as error:
             raise self._refused(f"run={self.run}", str(error)) from error
         own = agent.state_dict()

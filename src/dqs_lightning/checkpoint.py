@@ -55,6 +55,23 @@ def safe_load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason[:200]})") from error
 
 
+def checkpoint_of(run: Path) -> Path:
+    """Where the checkpoint of a run directory is or would be; another path is taken to be a checkpoint itself."""
+    return run / "checkpoints" / "last.ckpt" if run.is_dir() else run
+
+
+def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What all ranks of a run share, from its `last.ckpt`.
+
+    Raises:
+        CheckpointError: when the file cannot be read or is no run's checkpoint, such as a rank's own file.
+    """
+    found = safe_load(path)
+    if not isinstance(found, dict) or "state_dict" not in found:
+        raise CheckpointError(f"{path}: not a run's checkpoint; allowed is its last.ckpt")
+    return found
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's file checkpoints, written atomically in the target's own folder and read without running code."""
 

@@ -355,7 +355,7 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
-    atomic_save({"agent": "Nobody"}, tmp_path / "a.ckpt")
+    atomic_save({"agent": "Nobody", "state_dict": {}}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="class Nobody; known are DQS"):
         load_agent(tmp_path / "a.ckpt")
 

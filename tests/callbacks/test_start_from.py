@@ -76,6 +76,7 @@ def test_a_run_that_continues_has_its_own_weights_and_does_not_read_the_source(s
     ("run", "parts", "changes", "message"),
     [
         ("nowhere", None, {}, r"StartFrom\.run=.*nowhere: .*no such checkpoint file"),
+        ("checkpoints/step=192-rank=0.pt", None, {}, r"StartFrom\.run=.*rank=0.pt: not a run's checkpoint"),
         (
             "",
             ["actor"],

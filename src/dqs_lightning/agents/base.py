@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.checkpoint import CheckpointError, load_run
 from dqs_lightning.networks import ObservationNorm
 from dqs_lightning.registry import components, describe
 
@@ -189,7 +189,7 @@ def load_agent(path: str | os.PathLike[str], map_location: str | torch.device = 
     Raises:
         CheckpointError: when the file holds no agent of a known class, or one whose parameters are others.
     """
-    name = safe_load(path).get("agent")
+    name = load_run(path).get("agent")
     known = components(Agent)
     if name not in known:
         raise CheckpointError(f"{path}: holds an agent of class {name}; known are {', '.join(known)}")

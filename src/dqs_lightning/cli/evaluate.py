@@ -33,13 +33,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def checkpoint_of(run_or_ckpt: Path) -> Path:
+def existing_checkpoint(run_or_ckpt: Path) -> Path:
     """The checkpoint that a path means.
 
     Raises:
         InputError: when there is none.
     """
-    path = run_or_ckpt / "checkpoints" / "last.ckpt" if run_or_ckpt.is_dir() else run_or_ckpt
+    from dqs_lightning.checkpoint import checkpoint_of
+
+    path = checkpoint_of(run_or_ckpt)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; give a run directory or a checkpoint file")
     return path
@@ -69,14 +71,14 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
 
     from dqs_callbacks.video import CannotFilmError, check_films, film
     from dqs_lightning.agents import load_agent
-    from dqs_lightning.checkpoint import CheckpointError, safe_load
+    from dqs_lightning.checkpoint import CheckpointError, load_run
     from dqs_lightning.cli.fit import trusted_packages
     from dqs_lightning.data import OnlineData
     from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
     try:
-        frames = safe_load(path).get("env_frames")
+        frames = load_run(path).get("env_frames")
         environment = OnlineData.load_from_checkpoint(path, weights_only=True).environment
         agent = load_agent(path, options.device)
     except CheckpointError as error:
@@ -107,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     options = parse(arguments)
     try:
-        path = checkpoint_of(options.run_or_ckpt)
+        path = existing_checkpoint(options.run_or_ckpt)
         if options.video:
             choose_renderer()
             try:

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from dqs_lightning.agents import DQS, Agent, load_agent
-from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.checkpoint import CheckpointError, load_run
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
-from dqs_lightning.cli.evaluate import checkpoint_of
+from dqs_lightning.cli.evaluate import existing_checkpoint
 
 TOLERANCE = 1e-5
 """Largest difference from the agent itself, in units of the action, with which a graph is kept."""
@@ -186,7 +186,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
             raise InputError(f"{path}: its agent has no actor (amortised=False), so there is nothing to export")
         policy = Policy(agent, deterministic)
         facts = policy.facts()
-        if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in safe_load(path):
+        if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
             facts["task"] = OnlineData.load_from_checkpoint(path, weights_only=True).environment.name
     except CheckpointError as error:
         raise InputError(str(error)) from error
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         check_target(options.out)
-        path = checkpoint_of(options.run_or_ckpt)
+        path = existing_checkpoint(options.run_or_ckpt)
         from jsonargparse import set_parsing_settings
 
         from dqs_lightning.cli.fit import trusted_packages
