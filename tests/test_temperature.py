@@ -240,7 +240,7 @@ def test_relative_holds_its_floor_where_q_is_flat() -> None:
 def test_control_arrives_at_the_fixed_point(cls: type[TargetEntropy | TargetESS], start: float) -> None:
     """From a tenth and from ten times the T whose Boltzmann law has the target, through noise, and stays there."""
     fixed = 0.06
-    curve, noise = (boltzmann, 0.3) if cls is TargetEntropy else (share, 0.03)
+    curve, noise = (boltzmann, 0.1) if cls is TargetEntropy else (share, 0.03)
     temperature = cls(target=curve(fixed), initial=start * fixed, **QUICK)
     late = []
     for i in range(2000):
@@ -252,30 +252,59 @@ def test_control_arrives_at_the_fixed_point(cls: type[TargetEntropy | TargetESS]
     assert max(map(abs, late)) < 0.3
 
 
-def test_entropy_control_does_not_ring_with_a_lagging_policy() -> None:
-    """At its default rate, with the lag that its docstring allows; T is followed in strides of a hundred updates."""
-    stride, lag, fixed = 100, 2500, 0.05
-    defaults = TargetEntropy()
+def controlled_path(lag: int, start: float, updates: int, **arguments: float) -> list[float]:
+    """T over its fixed point, where the policy's entropy follows T with a first-order lag, in strides of 20 updates."""
+    stride, fixed = 20, 0.05
+    rate = arguments.pop("rate", TargetEntropy().rate) * stride
     temperature = TargetEntropy(
-        target=boltzmann(fixed), rate=defaults.rate * stride, initial=10 * fixed, warmup=0, decay=0.0
+        target=boltzmann(fixed), rate=rate, initial=start * fixed, warmup=0, decay=0.0, **arguments
     )
-    entropy = boltzmann(10 * fixed)
+    entropy = boltzmann(start * fixed)
     path = []
-    for _ in range(900):
+    for _ in range(updates // stride):
         entropy += (boltzmann(temperature().item()) - entropy) * stride / lag
         temperature.step(Measured(entropy=entropy))
         path.append(temperature().item() / fixed)
+    return path
+
+
+@pytest.mark.parametrize("start", [0.1, 10.0])
+def test_entropy_control_does_not_ring_with_a_lagging_policy(start: float) -> None:
+    """With the lag that its docstring allows; it is there while a sum slow enough alone is still on its way."""
+    path = controlled_path(2000, start, 30_000)
     assert path[-1] == pytest.approx(1, rel=0.02)
-    assert min(path) > 0.8  # never far beyond the fixed point
+    assert max(abs(math.log(ratio)) for ratio in path[10_000 // 20 :]) < math.log(1.2)
+    sign = math.copysign(1, math.log(start))
+    assert min(sign * math.log(ratio) for ratio in path) > -math.log(1.25)  # never far beyond the fixed point
+    slow = controlled_path(2000, start, 10_000, gain=0.0, rate=1 / (4 * 0.5 * 2000))
+    assert abs(math.log(slow[-1])) > math.log(1.5)
+
+
+def test_entropy_control_rings_without_its_gain() -> None:
+    assert min(controlled_path(2000, 10.0, 30_000, gain=0.0)) < 0.6
+    assert min(controlled_path(2000, 10.0, 30_000)) > 0.8
 
 
 @pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
-def test_control_moves_at_its_rate_and_no_faster(cls: type[TargetEntropy | TargetESS]) -> None:
+def test_the_sum_moves_at_its_rate_and_no_faster(cls: type[TargetEntropy | TargetESS]) -> None:
     far_below, far_above = (-9.0, 9.0) if cls is TargetEntropy else (1e-9, 9.0)
+    no_gain = {"gain": 0.0} if cls is TargetEntropy else {}
     for value, expected in ((far_below, 1.0), (far_above, -1.0)):
-        temperature = cls(target=0.5, rate=0.01, initial=0.05, warmup=0)
+        temperature = cls(target=0.5, rate=0.01, initial=0.05, warmup=0, **no_gain)
         temperature.step(Measured(**{CONTROLLED[cls]: value}))
         assert math.log(temperature().item() / 0.05) / 0.01 == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_the_gain_answers_at_once_and_is_taken_back(warmup: int) -> None:
+    """Beside the sum log T is gain x e, from the first move after the warm-up on, and nothing where e is 0."""
+    temperature = TargetEntropy(target=-1.0, rate=1e-9, gain=2.0, initial=1.0, warmup=warmup, decay=0.0)
+    for _ in range(warmup):
+        temperature.step(Measured(entropy=-0.5))
+    assert temperature().item() == pytest.approx(1.0)
+    for entropy, error in ((-0.5, -0.5), (-0.5, -0.5), (-0.8, -0.2), (5.0, -1.0), (-1.0, 0.0), (-1.3, 0.3)):
+        temperature.step(Measured(entropy=entropy))
+        assert math.log(temperature().item()) == pytest.approx(2 * error, abs=1e-5)
 
 
 @pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
@@ -315,6 +344,8 @@ def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS]) -> N
         (Relative, {"decay": 1.0}, "decay=1.0: allowed is 0 <= decay < 1"),
         (Relative, {"floor": -1.0}, "floor=-1.0: allowed is a finite number > 0"),
         (Relative, {"initial": 1e-3, "floor": 1e-2}, "initial=0.001: allowed is a number >= floor=0.01"),
+        (TargetEntropy, {"gain": -1.0}, "gain=-1.0: allowed is a finite number of at least 0"),
+        (TargetEntropy, {"gain": math.inf}, "gain=inf"),
         (TargetEntropy, {"target": 0.7}, "target=0.7: allowed is a finite number < log 2"),
         (TargetEntropy, {"target": math.nan}, "target=nan"),
         (TargetEntropy, {"target": -math.inf}, "target=-inf"),

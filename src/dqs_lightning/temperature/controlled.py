@@ -13,19 +13,31 @@ MAX_ERROR = 1.0
 
 
 class _Controlled(Temperature):
-    """An integral controller: log T += rate x clip(error, -1, 1) after each update, T held in [floor, ceiling].
+    """log T += gain x (e - e_before) + rate x e after each update, e = clip(error, -1, 1), T held in [floor, ceiling].
 
-    The state is log T itself, held in its range, so that time spent at a wall is not wound up. The error is that of a
-    running mean of the measurement, whose default before the first measurement is the target: no error, no move.
+    A proportional-integral controller in its velocity form: the state is log T itself, held in its range, so that time
+    spent at a wall is not wound up. The error is that of a running mean of the measurement, whose default before the
+    first measurement is the target: no error, no move. The first move, after the warm-up, takes e_before as 0.
     """
 
     log_temperature: Tensor
 
     def __init__(
-        self, target: float, rate: float, initial: float, floor: float, ceiling: float, warmup: int, decay: float
+        self,
+        target: float,
+        rate: float,
+        gain: float,
+        initial: float,
+        floor: float,
+        ceiling: float,
+        warmup: int,
+        decay: float,
     ) -> None:
         super().__init__()
         self.target, self.rate = float(target), positive("rate", rate)
+        if not 0 <= gain < math.inf:
+            raise ValueError(f"gain={gain}: allowed is a finite number of at least 0")
+        self.gain = float(gain)
         self.initial, self.floor = positive("initial", initial), positive("floor", floor)
         self.ceiling = positive("ceiling", ceiling)
         if not floor <= initial <= ceiling:
@@ -50,29 +62,35 @@ class _Controlled(Temperature):
         super().step(measured)
         if measured is None:
             return
+        before = torch.where(self.updates > self.warmup + 1, self._clipped_error(), 0.0)
         self.smoothed.add(self.measure(measured))  # in the warm-up too: the first move is by a mean of many
-        move = self.rate * self.error().clamp(-MAX_ERROR, MAX_ERROR)
+        error = self._clipped_error()
+        move = self.gain * (error - before) + self.rate * error
         moved = self.log_temperature + torch.where(self.updates > self.warmup, move, 0.0)
         self.log_temperature.copy_(moved.clamp(math.log(self.floor), math.log(self.ceiling)))
+
+    def _clipped_error(self) -> Tensor:
+        return self.error().clamp(-MAX_ERROR, MAX_ERROR)
 
     def forward(self) -> Tensor:
         return self.log_temperature.exp().clamp(self.floor, self.ceiling)
 
 
 class TargetEntropy(_Controlled):
-    """Holds the policy's entropy at a target: log T += rate x clip(target - entropy, -1, 1).
+    """Holds the policy's entropy at a target: log T = gain x e + sum of rate x e, e = clip(target - entropy, -1, 1).
 
-    The dual variable of max E[Q] subject to H(pi) >= target (SAC, arXiv 1812.05905, equation 18), with log T as the
-    variable and its error clipped. The policy is a network that follows T with a lag of some thousand updates, and
-    an integral controller rings when it is faster than what it controls: near the target the entropy of a Boltzmann
-    policy rises by 1/2 nat per dimension and nat of T (a smooth maximum) to 1 (a corner), the loop's gain is thus
-    rate / 2 to rate, and a first-order lag of L updates does not ring while gain x L <= 1/4. The default of 2e-4
-    allows L = 1250 to 2500 and needs at least 11,500 updates for a factor of ten in T; ten times that rate allows 125
-    to 250 and drove T to its floor before the policy had followed.
+    The sum is the dual variable of max E[Q] subject to H(pi) >= target (SAC, arXiv 1812.05905, equation 18), with log T
+    as the variable and its error clipped. The policy is a network that follows T with a lag of some thousand updates,
+    and a sum alone rings when it is faster than what it controls: near the target the entropy of a Boltzmann policy
+    rises by g = 1/2 nat per dimension and nat of T (a smooth maximum) to 1 (a corner), and behind a first-order lag of
+    L updates the loop's damping is (1 + gain g) / (2 sqrt(L g rate)). It does not ring where that is 1 or more: with
+    the defaults up to L = 2000, with the same rate and no gain up to 250. And the gain answers at once: where the
+    entropy is a nat too high, T is divided by e^gain before the sum has moved.
 
     Args:
         target: entropy in nats per action dimension; < log 2, that of the uniform law on [-1, 1].
-        rate: greatest step of log T at one update; > 0.
+        rate: of the sum, for each update; > 0.
+        gain: nats of T for a nat of entropy that is missing now; >= 0. 0 is SAC's controller.
         initial: T until the warm-up is over, in units of Q; within [floor, ceiling].
         floor: least T, > 0.
         ceiling: greatest T. Without one a target that no policy reaches lets T grow for ever.
@@ -86,7 +104,8 @@ class TargetEntropy(_Controlled):
     def __init__(
         self,
         target: float = -1.0,
-        rate: float = 2e-4,
+        rate: float = 1e-3,
+        gain: float = 2.0,
         initial: float = 0.05,
         floor: float = 1e-4,
         ceiling: float = 10.0,
@@ -95,7 +114,7 @@ class TargetEntropy(_Controlled):
     ) -> None:
         if not -math.inf < target < math.log(2):
             raise ValueError(f"target={target}: allowed is a finite number < log 2, the uniform law's entropy")
-        super().__init__(target, rate, initial, floor, ceiling, warmup, decay)
+        super().__init__(target, rate, gain, initial, floor, ceiling, warmup, decay)
 
     def measure(self, measured: Measurements) -> Tensor:
         return measured.entropy()
@@ -142,7 +161,7 @@ class TargetESS(_Controlled):
     ) -> None:
         if not 0 < target < 1:
             raise ValueError(f"target={target}: allowed is 0 < target < 1")
-        super().__init__(target, rate, initial, floor, ceiling, warmup, decay)
+        super().__init__(target, rate, 0.0, initial, floor, ceiling, warmup, decay)
 
     def measure(self, measured: Measurements) -> Tensor:
         return measured.ess()
