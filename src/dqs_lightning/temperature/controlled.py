@@ -6,7 +6,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, positive
+from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, counted, positive
 
 MAX_ERROR = 1.0
 """A controller's error is clipped to this many nats (of entropy, or of log ESS) at either side."""
@@ -59,10 +59,10 @@ class _Controlled(Temperature):
 
     @torch.no_grad()
     def step(self, measured: Measurements | None = None) -> None:
+        before = torch.where(self.updates > self.warmup, self._clipped_error(), 0.0)
         super().step(measured)
         if measured is None:
             return
-        before = torch.where(self.updates > self.warmup + 1, self._clipped_error(), 0.0)
         self.smoothed.add(self.measure(measured))  # in the warm-up too: the first move is by a mean of many
         error = self._clipped_error()
         move = self.gain * (error - before) + self.rate * error
@@ -84,11 +84,14 @@ class TargetEntropy(_Controlled):
     and a sum alone rings when it is faster than what it controls: near the target the entropy of a Boltzmann policy
     rises by g = 1/2 nat per dimension and nat of T (a smooth maximum) to 1 (a corner), and behind a first-order lag of
     L updates the loop's damping is (1 + gain g) / (2 sqrt(L g rate)). It does not ring where that is 1 or more: with
-    the defaults up to L = 2000, with the same rate and no gain up to 250. And the gain answers at once: where the
-    entropy is a nat too high, T is divided by e^gain before the sum has moved.
+    the defaults up to L = 1000, with the same rate and no gain up to 125. And the gain answers at once: where the
+    entropy is a nat too high, T is divided by e^gain before the sum has moved. With `end` below `target` the policy
+    explores at first and is sharp at last: what is held falls in even steps.
 
     Args:
         target: entropy in nats per action dimension; < log 2, that of the uniform law on [-1, 1].
+        end: the target from update `over_updates` on; < log 2. None: it does not change.
+        over_updates: gradient updates that the way from `target` to `end` takes; >= 1.
         rate: of the sum, for each update; > 0.
         gain: nats of T for a nat of entropy that is missing now; >= 0. 0 is SAC's controller.
         initial: T until the warm-up is over, in units of Q; within [floor, ceiling].
@@ -104,7 +107,9 @@ class TargetEntropy(_Controlled):
     def __init__(
         self,
         target: float = -1.0,
-        rate: float = 1e-3,
+        end: float | None = None,
+        over_updates: int = 40_000,
+        rate: float = 2e-3,
         gain: float = 2.0,
         initial: float = 0.05,
         floor: float = 1e-4,
@@ -112,20 +117,26 @@ class TargetEntropy(_Controlled):
         warmup: int = 5_000,
         decay: float = 0.99,
     ) -> None:
-        if not -math.inf < target < math.log(2):
-            raise ValueError(f"target={target}: allowed is a finite number < log 2, the uniform law's entropy")
+        self.end = float(target if end is None else end)
+        for name, value in (("target", target), ("end", self.end)):
+            if not -math.inf < value < math.log(2):
+                raise ValueError(f"{name}={value}: allowed is a finite number < log 2, the uniform law's entropy")
+        self.over_updates = counted("over_updates", over_updates)
         super().__init__(target, rate, gain, initial, floor, ceiling, warmup, decay)
 
     def measure(self, measured: Measurements) -> Tensor:
         return measured.entropy()
 
+    def present_target(self) -> Tensor:
+        """What is held now, a scalar."""
+        return self.target + (self.end - self.target) * (self.updates / self.over_updates).clamp_max(1)
+
     def error(self) -> Tensor:
-        below: Tensor = self.target - self.smoothed()
+        below: Tensor = self.present_target() - self.smoothed()
         return below
 
     def metrics(self) -> dict[str, Tensor]:
-        target = torch.full_like(self.log_temperature, self.target)
-        return {**super().metrics(), "entropy": self.smoothed(), "target_entropy": target}
+        return {**super().metrics(), "entropy": self.smoothed(), "target_entropy": self.present_target()}
 
 
 class TargetESS(_Controlled):
