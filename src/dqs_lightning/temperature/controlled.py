@@ -80,13 +80,13 @@ class TargetEntropy(_Controlled):
     """Holds the policy's entropy at a target: log T = gain x e + sum of rate x e, e = clip(target - entropy, -1, 1).
 
     The sum is the dual variable of max E[Q] subject to H(pi) >= target (SAC, arXiv 1812.05905, equation 18), with log T
-    as the variable and its error clipped. The policy is a network that follows T with a lag of some thousand updates,
-    and a sum alone rings when it is faster than what it controls: near the target the entropy of a Boltzmann policy
-    rises by g = 1/2 nat per dimension and nat of T (a smooth maximum) to 1 (a corner), and behind a first-order lag of
-    L updates the loop's damping is (1 + gain g) / (2 sqrt(L g rate)). It does not ring where that is 1 or more: with
-    the defaults up to L = 1000, with the same rate and no gain up to 125. And the gain answers at once: where the
-    entropy is a nat too high, T is divided by e^gain before the sum has moved. With `end` below `target` the policy
-    explores at first and is sharp at last: what is held falls in even steps.
+    as the variable and its error clipped. The policy is a network that follows T with a lag, of hundreds to thousands
+    of updates, and a sum alone rings when it is faster than what it controls: near the target the entropy of a
+    Boltzmann policy rises by g = 1/2 nat per dimension and nat of T (a smooth maximum) to 1 (a corner), and behind a
+    first-order lag of L updates the loop's damping is (1 + gain g) / (2 sqrt(L g rate)). It does not ring where that is
+    1 or more: with the defaults up to L = 1000, with the same rate and no gain up to 125. And the gain answers at once:
+    where the entropy is a nat too high, T is divided by e^gain before the sum has moved. With `end` below `target` the
+    policy explores at first and is sharp at last: what is held falls in even steps.
 
     Args:
         target: entropy in nats per action dimension; < log 2, that of the uniform law on [-1, 1].
