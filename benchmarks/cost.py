@@ -31,7 +31,6 @@ os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
 import torch
-import torch.nn.functional as F
 from clock import Clock
 from peers import ACTION, BATCH, OBSERVATION, batch
 from provenance import about
@@ -67,8 +66,8 @@ def dqs_update(agent: DQS, optimizer: torch.optim.Optimizer, data: Any, clock: C
     with clock.part("trajectories"):
         at_next, at_here = agent.paths(data)
     with clock.part("critic"):
-        q_values = agent.critic(data["observation"], data["action"])
-        F.mse_loss(q_values, agent.critic_target(data, temperature, at_next).expand_as(q_values)).backward()
+        outputs = agent.critic.outputs(data["observation"], data["action"])
+        agent.critic_loss.loss(outputs, agent.critic_target(data, temperature, at_next)).backward()
     with clock.around(type(agent.energy_estimator), "__call__", "score target"), clock.part("policy"):
         agent.score_loss(data, temperature, at_here)[0].backward()
     with clock.part("optimizer"):

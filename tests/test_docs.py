@@ -33,6 +33,7 @@ FAMILIES = {
     "Agent": "agents",
     "Backup": "backups",
     "Backbone": "backbones",
+    "CriticLoss": "critic_losses",
     "EnergyEstimator": "energy_estimators",
     "NoiseSchedule": "noise_schedules",
     "NoisedPoints": "noised_points",

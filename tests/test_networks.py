@@ -88,11 +88,21 @@ def test_pair_holds_two_networks_and_reduces_them(observation: Tensor, shape: tu
     assert len({parameter.data_ptr() for parameter in pair.parameters()}) == len(list(pair.parameters()))
 
 
+def test_q_is_the_mean_of_the_outputs(observation: Tensor) -> None:
+    pair, action = CriticPair(3, 2, MLP((16,)), outputs=4).double(), torch.randn(7, 5, 2, dtype=torch.float64)
+    outputs = pair.outputs(observation, action)
+    assert outputs.shape == (2, 7, 5, 4)
+    assert not torch.isclose(outputs[..., 0], outputs[..., 1]).any()
+    torch.testing.assert_close(pair(observation, action), outputs.mean(-1))
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
 @pytest.mark.parametrize("backbone", [MLP((64, 64)), *BACKBONES], ids=named)
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (3, 300, 5)], ids=str)
-def test_bound_observations_change_nothing(backbone: Backbone, shape: tuple[int, ...]) -> None:
+def test_bound_observations_change_nothing(backbone: Backbone, shape: tuple[int, ...], outputs: int) -> None:
     """In the parameters' own precision: value and gradient in the action, in however many chunks."""
-    pair, observation = CriticPair(3, 2, backbone).double(), torch.randn(5, 3, dtype=torch.float64)
+    pair = CriticPair(3, 2, backbone, outputs=outputs).double()
+    observation = torch.randn(5, 3, dtype=torch.float64)
     action = torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True)
     bound, plainly = pair.given(observation, torch.float64)(action), pair.value(observation, action)
     torch.testing.assert_close(bound, plainly)

@@ -50,22 +50,29 @@ class QNetwork(nn.Module):
         observation_dim: dimension o of the observation.
         action_dim: dimension d of the action.
         backbone: the hidden layers; None: `MLP`.
+        outputs: numbers N that the last layer gives, whose mean is Q.
     """
 
-    def __init__(self, observation_dim: int, action_dim: int, backbone: Backbone | None = None) -> None:
+    def __init__(
+        self, observation_dim: int, action_dim: int, backbone: Backbone | None = None, outputs: int = 1
+    ) -> None:
         super().__init__()
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.backbone = backbone or MLP()
         self.first = nn.Linear(observation_dim + action_dim, self.backbone.width)
         self.rest = self.backbone.layers()
-        self.last = nn.Linear(self.backbone.features, 1)
+        self.last = nn.Linear(self.backbone.features, outputs)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Q of observation [B, o] and action [..., B, d] -> [..., B]."""
+        return self.outputs(observation, action).mean(-1)
+
+    def outputs(self, observation: Tensor, action: Tensor) -> Tensor:
+        """All that the last layer gives: observation [B, o] and action [..., B, d] -> [..., B, N]."""
         state, weight_action = self._first(observation)
         features = self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_)
-        value: Tensor = self.last(features)
-        return value.squeeze(-1)
+        outputs: Tensor = self.last(features)
+        return outputs
 
     def _first(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's share of the observation, and its weight for the action."""
@@ -89,7 +96,8 @@ class QNetwork(nn.Module):
         with torch.no_grad():
             state, weight_action = self._first(observation)
             self.backbone(self.rest, state.clone(), torch.relu_, keep)
-            head = self.last.weight.detach(), self.last.bias.detach()
+            # The mean of linear outputs is one linear output.
+            head = self.last.weight.mean(0, keepdim=True), self.last.bias.mean(0, keepdim=True)
 
         def q_value(action: Tensor) -> Tensor:
             known = iter(at_zero)
@@ -172,22 +180,33 @@ class CriticPair(nn.Module):
             the two differ, every backup takes the lower one, and the error adds up to 1 / (1 - gamma) of them. "mean"
             has no such bias and half the variance.
 
+        outputs: numbers N that each gives, whose mean is its Q.
+
     Raises:
         ValueError: for another reduction.
     """
 
     def __init__(
-        self, observation_dim: int, action_dim: int, backbone: Backbone | None = None, reduction: str = "min"
+        self,
+        observation_dim: int,
+        action_dim: int,
+        backbone: Backbone | None = None,
+        reduction: str = "min",
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"critic_reduction={reduction!r}: allowed are {', '.join(REDUCTIONS)}")
         self.reduction = reduction
-        self.members = nn.ModuleList(QNetwork(observation_dim, action_dim, backbone) for _ in range(2))
+        self.members = nn.ModuleList(QNetwork(observation_dim, action_dim, backbone, outputs) for _ in range(2))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Both values: observation [B, o], action [..., B, d] -> [2, ..., B]."""
         return torch.stack([member(observation, action) for member in self.members])
+
+    def outputs(self, observation: Tensor, action: Tensor) -> Tensor:
+        """All that both give: observation [B, o], action [..., B, d] -> [2, ..., B, N]."""
+        return torch.stack([cast(QNetwork, member).outputs(observation, action) for member in self.members])
 
     def value(self, observation: Tensor, action: Tensor) -> Tensor:
         """Minimum or mean over the pair: [..., B]."""

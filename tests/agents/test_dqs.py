@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dqs_callbacks import Diagnostics
-from dqs_lightning.agents import DQS, Agent, Backup, Plain, Soft, load_agent
+from dqs_lightning.agents import DQS, Agent, Backup, Plain, Quantiles, Soft, load_agent
 from dqs_lightning.agents.backups import Entropic
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.checkpoint import CheckpointError, atomic_save
@@ -74,7 +74,7 @@ def test_target_bootstraps_from_truncated_and_not_from_terminated_states() -> No
     target = agent.critic_target(batch, torch.tensor(0.1), path)
     value = agent.target_critic(batch["next", "observation"], path.action[0]).min(0).values
     reward, terminated = batch["next", "reward"].squeeze(-1), batch["next", "terminated"].squeeze(-1)
-    torch.testing.assert_close(target, torch.where(terminated, reward, reward + 0.9 * value))
+    torch.testing.assert_close(target.squeeze(-1), torch.where(terminated, reward, reward + 0.9 * value))
     assert (batch["next", "truncated"].squeeze(-1) & ~terminated).any()
 
 
@@ -110,11 +110,48 @@ def test_bad_precision_is_refused() -> None:
         tiny(inner_precision="half")
 
 
+def test_target_of_quantiles_is_the_law_of_the_return_of_the_policys_action() -> None:
+    agent = tiny(discount=0.9, backup=Plain(), critic_loss=Quantiles(5, dropped=1), normalise_observations=False)
+    batch = make_batch()
+    path, _ = agent.paths(batch)
+    target = agent.critic_target(batch, torch.tensor(0.1), path)
+    pool = agent.target_critic.outputs(batch["next", "observation"], path.action[0]).permute(1, 0, 2).reshape(32, 10)
+    kept = pool.sort(-1).values[:, :8]
+    alive = ~batch["next", "terminated"]
+    torch.testing.assert_close(target, batch["next", "reward"] + 0.9 * alive * kept)
+
+
+def test_quantiles_want_an_action_of_the_policy() -> None:
+    message = "backup=Soft with policy_actions=0: critic_loss=Quantiles wants 1 and more"
+    with pytest.raises(ValueError, match=message):
+        tiny(backup=Soft(8, policy_actions=0), critic_loss=Quantiles())
+
+
+def test_quantiles_learn_the_law_of_a_random_reward() -> None:
+    """Rewards 0 and 20, three to one: a mean of 5, and a quarter of the quantiles at 20."""
+    torch.manual_seed(0)
+    agent = tiny(critic_loss=Quantiles(8, dropped=0), critic_lr=1e-2, normalise_observations=False)
+    optimizer, batch = agent.configure_optimizers(), make_batch(256)
+    batch["observation"].zero_()
+    batch["action"].zero_()
+    batch["next", "terminated"].fill_(True)
+    for _ in range(400):
+        batch["next", "reward"] = 20.0 * (torch.rand(256, 1) < 0.25)
+        optimizer.zero_grad()
+        agent.losses(batch)[0].backward()
+        optimizer.step()
+    with torch.no_grad():
+        outputs = agent.critic.outputs(batch["observation"][:1], batch["action"][:1])
+        q_values = agent.critic(batch["observation"][:1], batch["action"][:1])
+    torch.testing.assert_close(outputs, torch.tensor([0.0] * 6 + [20.0] * 2).expand_as(outputs), atol=1.0, rtol=0)
+    torch.testing.assert_close(q_values, torch.full_like(q_values, 5.0), atol=0.5, rtol=0)
+
+
 def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
     agent, batch = tiny(discount=1.0, backup=Soft(20_000, policy_actions=0)), make_batch(4)
     batch["next", "terminated"][:] = False
     temperature = torch.tensor(0.2)
-    target = agent.critic_target(batch, temperature, agent.paths(batch)[0]) - batch["next", "reward"].squeeze(-1)
+    target = (agent.critic_target(batch, temperature, agent.paths(batch)[0]) - batch["next", "reward"]).squeeze(-1)
     axis = torch.linspace(-1, 1, 201)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2).expand(-1, 4, 2)
     q = agent.target_critic.value(batch["next", "observation"], grid)

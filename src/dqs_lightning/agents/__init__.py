@@ -2,9 +2,23 @@
 
 from dqs_lightning.agents.backups import Backup, Plain, Soft
 from dqs_lightning.agents.base import Agent, load_agent
+from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles, SquaredError
 from dqs_lightning.agents.dqs import DQS
 from dqs_lightning.agents.ppo import PPO
 from dqs_lightning.agents.sac import SAC
 from dqs_lightning.agents.td3 import TD3
 
-__all__ = ["DQS", "PPO", "SAC", "TD3", "Agent", "Backup", "Plain", "Soft", "load_agent"]
+__all__ = [
+    "DQS",
+    "PPO",
+    "SAC",
+    "TD3",
+    "Agent",
+    "Backup",
+    "CriticLoss",
+    "Plain",
+    "Quantiles",
+    "Soft",
+    "SquaredError",
+    "load_agent",
+]

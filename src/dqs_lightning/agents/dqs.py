@@ -4,13 +4,13 @@ import copy
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, Plain
 from dqs_lightning.agents.base import Agent
+from dqs_lightning.agents.critic_losses import CriticLoss, SquaredError
 from dqs_lightning.agents.fused import Captured, Compiled, Losses
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
@@ -60,6 +60,7 @@ class DQS(Agent):
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
         critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
+        critic_loss: what the critics learn of the return. Default: SquaredError, its mean.
         critic_lr: Adam's step size for the critics.
         actor_lr: Adam's step size for the denoiser.
         discount: gamma, in [0, 1].
@@ -90,6 +91,7 @@ class DQS(Agent):
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
         critic_reduction: str = "mean",
+        critic_loss: CriticLoss | None = None,
         critic_lr: float = 1e-3,
         actor_lr: float = 3e-3,
         discount: float = 0.99,
@@ -121,6 +123,12 @@ class DQS(Agent):
         self.support = support = support or Box()
         self.temperature = temperature = temperature or Relative(tau=0.1, end=0.02)
         self.backup = backup = backup or Plain()
+        self.critic_loss = critic_loss = critic_loss or SquaredError()
+        if self.critic_loss.policy_actions > self.backup.policy_actions:
+            raise ValueError(
+                f"backup={type(backup).__name__} with policy_actions={backup.policy_actions}: "
+                f"critic_loss={type(critic_loss).__name__} wants {critic_loss.policy_actions} and more"
+            )
         preconditioning = preconditioning or EDM()
         critic_backbone, actor_backbone = critic_backbone or MLP(layer_norm=True), actor_backbone or MLP()
         self.save_hyperparameters()
@@ -130,7 +138,7 @@ class DQS(Agent):
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self.fused_losses: Losses = Compiled(self.losses) if compile_losses else self.losses
         self.captured = Captured(self.fused_losses, self.zero_grad)
-        self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction)
+        self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction, critic_loss.outputs)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.denoiser: Denoiser | None = None
         if amortised:
@@ -202,7 +210,10 @@ class DQS(Agent):
 
     @torch.no_grad()
     def critic_target(self, batch: TensorDictBase, temperature: Tensor, path: Path) -> Tensor:
-        """y = r + gamma^n (1 - terminated) V(s'), [B], with trajectories of the policy at s', n steps from s."""
+        """y = r + gamma^n (1 - terminated) V(s'), [B, M], with trajectories of the policy at s', n steps from s.
+
+        M = 1 values stand for the return where its mean is learned, more where its law is.
+        """
         following = batch["next"]
         observation = self.observation_norm(following["observation"])
         q_value: LogProb = partial(self.target_critic.value, observation)
@@ -215,9 +226,9 @@ class DQS(Agent):
             self.support,
             lambda: self.entropy(path),
         )
-        alive = (~following["terminated"]).squeeze(-1)
-        discount = self.discount ** batch[STEPS].squeeze(-1) if STEPS in batch else self.discount
-        target: Tensor = following["reward"].squeeze(-1) + discount * alive * value
+        returns = self.critic_loss.returns(value, lambda: self.target_critic.outputs(observation, path.action[0]))
+        discount = self.discount ** batch[STEPS] if STEPS in batch else self.discount
+        target: Tensor = following["reward"] + discount * ~following["terminated"] * returns
         return target
 
     def score_loss(self, batch: TensorDictBase, temperature: Tensor, path: Path | None) -> tuple[Tensor, Estimate]:
@@ -243,10 +254,9 @@ class DQS(Agent):
         """The loss of an update, and what is recorded of it, scalars. Asks the host for no value."""
         temperature = self.temperature()
         at_next, at_here = self.paths(batch)
-        q_values = self.critic(self.observation_norm(batch["observation"]), batch["action"])
-        target = self.critic_target(batch, temperature, at_next)
-        critic_loss = F.mse_loss(q_values, target.expand_as(q_values))
-        loss, metrics = critic_loss, {"critic_loss": critic_loss, "q": q_values.mean()}
+        outputs = self.critic.outputs(self.observation_norm(batch["observation"]), batch["action"])
+        critic_loss = self.critic_loss.loss(outputs, self.critic_target(batch, temperature, at_next))
+        loss, metrics = critic_loss, {"critic_loss": critic_loss, "q": outputs.mean()}
         if self.amortised:
             score_loss, estimate = self.score_loss(batch, temperature, at_here)
             # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.

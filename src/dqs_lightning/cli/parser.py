@@ -21,6 +21,7 @@ DEFAULT_AGENT = agents.DQS
 BASES = (
     agents.Agent,
     agents.Backup,
+    agents.CriticLoss,
     diffusion.Backbone,
     diffusion.EnergyEstimator,
     diffusion.NoiseSchedule,

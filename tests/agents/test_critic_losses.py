@@ -1,0 +1,105 @@
+"""What the critics' outputs come to be under each loss."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles, SquaredError
+from dqs_lightning.registry import components, describe
+
+LOSSES = pytest.mark.parametrize(
+    "loss", [SquaredError(), Quantiles(5, 0), Quantiles(5, 2)], ids=lambda loss: str(describe(loss)["init_args"])
+)
+VALUE = torch.tensor([1.0, -2.0, 30.0])
+
+
+def outputs_of(loss: CriticLoss) -> Callable[[], Tensor]:
+    """Of two target critics in three states, [2, 3, N]."""
+    drawn = torch.randn(2, 3, loss.outputs, generator=torch.Generator().manual_seed(0))
+    return lambda: 10 * drawn
+
+
+def minimiser(loss: CriticLoss, returns: Tensor) -> Tensor:
+    """Outputs [2, N] of one state and action at which the loss against its returns [B] has no slope left."""
+    outputs = torch.zeros(2, 1, loss.outputs, dtype=returns.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([outputs], max_iter=1000, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        found = loss.loss(outputs.expand(-1, len(returns), -1), returns.unsqueeze(-1))
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    for _ in range(5):
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return outputs.detach().squeeze(1)
+
+
+LEVELS = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+
+
+def test_squared_error_fits_the_mean() -> None:
+    returns = -100 * torch.log1p(-LEVELS)  # of an exponential law: the mean is no quantile in the middle
+    expected = returns.mean().expand(2, 1)
+    torch.testing.assert_close(minimiser(SquaredError(), returns), expected, atol=1e-3, rtol=0)
+
+
+def test_quantiles_fit_the_quantiles() -> None:
+    """Of a law so wide that the Huber loss is the absolute one but for a hundredth of it."""
+    expected = -100 * torch.log1p(-(torch.arange(8, dtype=torch.float64) + 0.5) / 8)
+    found = minimiser(Quantiles(8), -100 * torch.log1p(-LEVELS))
+    torch.testing.assert_close(found, expected.expand(2, 8), atol=1.0, rtol=0)
+
+
+@LOSSES
+def test_returns_move_with_the_value(loss: CriticLoss) -> None:
+    returns = loss.returns(VALUE, outputs_of(loss))
+    assert returns.shape[0] == 3
+    torch.testing.assert_close(loss.returns(VALUE + 7, outputs_of(loss)), returns + 7)
+
+
+@LOSSES
+def test_nothing_is_dropped_by_chance(loss: CriticLoss) -> None:
+    """Without a cut the returns' mean is V; with one it is below, and what is left is the least of the pool."""
+    returns = loss.returns(VALUE, outputs_of(loss))
+    dropped = getattr(loss, "dropped", 0)
+    if not dropped:
+        torch.testing.assert_close(returns.mean(-1), VALUE)
+        return
+    pool = outputs_of(loss)().transpose(0, 1).reshape(3, -1)
+    pool = (pool - pool.mean(-1, keepdim=True) + VALUE.unsqueeze(-1)).sort(-1).values
+    torch.testing.assert_close(returns.sort(-1).values, pool[:, : 10 - 2 * dropped])
+    assert (returns.mean(-1) < VALUE).all()
+
+
+def test_the_mean_return_asks_for_no_outputs() -> None:
+    def asked() -> Tensor:
+        raise AssertionError("the outputs were asked for")
+
+    torch.testing.assert_close(SquaredError().returns(VALUE, asked), VALUE.unsqueeze(-1))
+
+
+@LOSSES
+def test_each_critic_learns_from_its_own_outputs(loss: CriticLoss) -> None:
+    outputs, target = outputs_of(loss)().requires_grad_(), VALUE.unsqueeze(-1)
+    gradient = torch.autograd.grad(loss.loss(outputs, target), outputs)[0]
+    other = outputs.detach().clone()
+    other[1] += 3
+    again = torch.autograd.grad(loss.loss(other.requires_grad_(), target), other)[0]
+    torch.testing.assert_close(again[0], gradient[0])
+    assert (again[1] != gradient[1]).any()
+
+
+def test_bad_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="num=0: allowed is 1 and more"):
+        Quantiles(0)
+    for dropped in (-1, 5):
+        with pytest.raises(ValueError, match=f"dropped={dropped}: allowed is 0 to num - 1 = 4"):
+            Quantiles(5, dropped)
+
+
+def test_every_loss_is_described_by_its_arguments() -> None:
+    assert set(components(CriticLoss)) == {"Quantiles", "SquaredError"}
+    assert describe(Quantiles(7, 1))["init_args"] == {"num": 7, "dropped": 1}
