@@ -82,14 +82,22 @@ def test_the_mean_return_asks_for_no_outputs() -> None:
 
 
 @LOSSES
-def test_each_critic_learns_from_its_own_outputs(loss: CriticLoss) -> None:
-    outputs, target = outputs_of(loss)().requires_grad_(), VALUE.unsqueeze(-1)
-    gradient = torch.autograd.grad(loss.loss(outputs, target), outputs)[0]
-    other = outputs.detach().clone()
-    other[1] += 3
-    again = torch.autograd.grad(loss.loss(other.requires_grad_(), target), other)[0]
-    torch.testing.assert_close(again[0], gradient[0])
-    assert (again[1] != gradient[1]).any()
+def test_each_critic_and_state_learns_from_its_own(loss: CriticLoss) -> None:
+    def gradient(outputs: Tensor, target: Tensor) -> Tensor:
+        outputs = outputs.clone().requires_grad_()
+        return torch.autograd.grad(loss.loss(outputs, target), outputs)[0]
+
+    outputs, target = outputs_of(loss)(), VALUE.unsqueeze(-1)
+    before = gradient(outputs, target)
+    other_critic, other_state = outputs.clone(), target.clone()
+    other_critic[1] += 30
+    other_state[1] += 30
+    after = gradient(other_critic, target)
+    torch.testing.assert_close(after[0], before[0])
+    assert (after[1] != before[1]).any()
+    after = gradient(outputs, other_state)
+    torch.testing.assert_close(after[:, [0, 2]], before[:, [0, 2]])
+    assert (after[:, 1] != before[:, 1]).any()
 
 
 def test_bad_numbers_are_refused() -> None:
