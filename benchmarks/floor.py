@@ -72,8 +72,9 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     yield from layers("paths", rows, (d, 2 * d), steps, short=True)
 
     # The critics: forward, gradients of the weights (as many operations), gradients of the inputs.
-    yield from layers("critic", batch_size, (o + d, 1), times=2 * 2)
-    yield from backward("critic", batch_size, 1, times=2)
+    outputs = agent.critic_loss.outputs
+    yield from layers("critic", batch_size, (o + d, outputs), times=2 * 2)
+    yield from backward("critic", batch_size, outputs, times=2)
 
     # The target: evaluations of the target critics a state, of which a gradient in the action is a second.
     if isinstance(backup, Plain | BestOf | Entropic):
@@ -85,7 +86,10 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     else:
         raise TypeError(f"{type(backup).__name__}: its evaluations of the target critics are not known")
     yield Product("target", batch_size, o, hidden[0], times=2)
-    yield from layers("target", batch_size * evaluations, (d, 1), times=2, short=backup.weighs_candidates)
+    last = 1 if backup.weighs_candidates else outputs
+    yield from layers("target", batch_size * evaluations, (d, last), times=2, short=backup.weighs_candidates)
+    # And what the law of the return is read from.
+    yield from layers("target", batch_size, (o + d, outputs), times=2 * agent.critic_loss.policy_actions)
 
     # The estimator: critics bound to the states, candidates scored, and gradients in the action.
     all_evaluations = agent.energy_estimator.cost(points.points)

@@ -22,7 +22,7 @@ from floor import count, least_seconds, matrix_rate, touched
 from peers import ACTION, BATCH, OBSERVATION, batch, same_critic, sb3_sac, torchrl_sac
 from provenance import about
 
-from dqs_lightning.agents import DQS, Soft
+from dqs_lightning.agents import DQS, Quantiles, Soft
 from dqs_lightning.agents.backups import Entropic
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
@@ -75,6 +75,8 @@ CHANGES: dict[str, dict[str, object]] = {
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
     "compiled": {"compile_losses": True},
+    "quantiles": {"critic_loss": Quantiles()},
+    "compiled_quantiles": {"compile_losses": True, "critic_loss": Quantiles()},
     **{name: {**PLAIN, **changes} for name, changes in CHANGES.items()},
 }
 BRIEF = ("default", "plain")
@@ -108,12 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=40, help="timed updates of each row")
     parser.add_argument("--brief", action="store_true", help="the default, plain and SAC alone, ten updates")
+    parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of DQS; SAC stands beside")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     updates = 10 if options.brief else options.updates
-    steps = {name: Step(changes) for name, changes in VARIANTS.items() if not options.brief or name in BRIEF}
+    wanted = BRIEF if options.brief else ("default", *options.rows)
+    steps = {name: Step(changes) for name, changes in VARIANTS.items() if name in wanted}
     peers = {"sb3_sac": sb3_sac(), "torchrl_sac": torchrl_sac(), "sac_same_critic": same_critic()}
     rows = {name: row for name, row in peers.items() if row is not None} | steps
     if peers["sb3_sac"] is None:

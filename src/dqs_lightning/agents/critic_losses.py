@@ -82,7 +82,7 @@ class Quantiles(CriticLoss):
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         levels = (torch.arange(self.num, device=outputs.device).unsqueeze(-1) + 0.5) / self.num
-        given, wanted = torch.broadcast_tensors(outputs.unsqueeze(-1), target.unsqueeze(-2))  # [2, B, N, M]
-        share = (levels - (wanted < given).to(levels.dtype)).abs()
-        loss: Tensor = (share * F.huber_loss(given, wanted, reduction="none")).mean()
+        error = target.unsqueeze(-2) - outputs.unsqueeze(-1)  # [2, B, N, M]
+        share = (levels - (error < 0).to(levels.dtype)).abs()
+        loss: Tensor = (share * F.huber_loss(error, torch.zeros_like(error), reduction="none")).mean()
         return loss
