@@ -179,7 +179,6 @@ class CriticPair(nn.Module):
         reduction: "min" counters overestimation (clipped double Q, arXiv 1802.09477), at the price of a bias: where
             the two differ, every backup takes the lower one, and the error adds up to 1 / (1 - gamma) of them. "mean"
             has no such bias and half the variance.
-
         outputs: numbers N that each gives, whose mean is its Q.
 
     Raises:
