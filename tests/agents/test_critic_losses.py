@@ -10,7 +10,9 @@ from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles, SquaredErr
 from dqs_lightning.registry import components, describe
 
 LOSSES = pytest.mark.parametrize(
-    "loss", [SquaredError(), Quantiles(5, 0), Quantiles(5, 2)], ids=lambda loss: str(describe(loss)["init_args"])
+    "loss",
+    [*(cls() for cls in components(CriticLoss).values()), Quantiles(5, 0)],
+    ids=lambda loss: f"{type(loss).__name__}{describe(loss)['init_args']}",
 )
 VALUE = torch.tensor([1.0, -2.0, 30.0])
 
@@ -29,11 +31,11 @@ def minimiser(loss: CriticLoss, returns: Tensor) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         found = loss.loss(outputs.expand(-1, len(returns), -1), returns.unsqueeze(-1))
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         return found
 
     for _ in range(5):
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]  # nor this
     return outputs.detach().squeeze(1)
 
 
@@ -70,7 +72,7 @@ def test_nothing_is_dropped_by_chance(loss: CriticLoss) -> None:
         return
     pool = outputs_of(loss)().transpose(0, 1).reshape(3, -1)
     pool = (pool - pool.mean(-1, keepdim=True) + VALUE.unsqueeze(-1)).sort(-1).values
-    torch.testing.assert_close(returns.sort(-1).values, pool[:, : 10 - 2 * dropped])
+    torch.testing.assert_close(returns.sort(-1).values, pool[:, : 2 * (loss.outputs - dropped)])
     assert (returns.mean(-1) < VALUE).all()
 
 
@@ -108,6 +110,5 @@ def test_bad_numbers_are_refused() -> None:
             Quantiles(5, dropped)
 
 
-def test_every_loss_is_described_by_its_arguments() -> None:
-    assert set(components(CriticLoss)) == {"Quantiles", "SquaredError"}
+def test_a_loss_is_described_by_its_arguments() -> None:
     assert describe(Quantiles(7, 1))["init_args"] == {"num": 7, "dropped": 1}

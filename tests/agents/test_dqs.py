@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dqs_callbacks import Diagnostics
-from dqs_lightning.agents import DQS, Agent, Backup, Plain, Quantiles, Soft, load_agent
+from dqs_lightning.agents import DQS, Agent, Backup, CriticLoss, Plain, Quantiles, Soft, load_agent
 from dqs_lightning.agents.backups import Entropic
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.checkpoint import CheckpointError, atomic_save
@@ -177,10 +177,11 @@ def test_a_controlled_temperature_moves_by_what_it_measures(name: str, tmp_path:
     assert math.isfinite(agent.temperature().item())
 
 
+@pytest.mark.parametrize("loss", components(CriticLoss))
 @pytest.mark.parametrize("name", components(Backup))
-def test_every_backup_trains(name: str, tmp_path: Path) -> None:
+def test_every_backup_trains_with_every_critic_loss(name: str, loss: str, tmp_path: Path) -> None:
     data = small_data(total_frames=480)
-    agent = small_agent(data, backup=components(Backup)[name]())
+    agent = small_agent(data, backup=components(Backup)[name](), critic_loss=components(CriticLoss)[loss]())
     trainer(tmp_path).fit(agent, data)
     assert all(torch.isfinite(p).all() for p in agent.parameters())
 
@@ -354,6 +355,7 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
     changes: dict[str, object] = {"normalise_observations": True}
     if name == "DQS":
         changes |= {"noise_schedule": Karras(rho=5.0), "temperature": LogLinear(2.0, 0.5, 7)}
+        changes |= {"critic_loss": Quantiles(5, dropped=1)}
     if name == "PPO":
         changes |= {"rollout_steps": 64}
     agent = small_agent(data, **changes) if name == "DQS" else components(Agent)[name](5, 1, **small(), **changes)
@@ -373,6 +375,7 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
     loaded = load_agent(tmp_path / "a.ckpt")
     if isinstance(loaded, DQS):
         assert isinstance(loaded.noise_schedule, Karras) and loaded.noise_schedule.rho == 5.0
+        assert isinstance(loaded.critic_loss, Quantiles) and loaded.critic_loss.dropped == 1
         torch.testing.assert_close(loaded.temperature(), torch.tensor(0.5))
     assert (
         OnlineData.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).environment.name == "cartpole-swingup"

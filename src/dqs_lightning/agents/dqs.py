@@ -124,7 +124,7 @@ class DQS(Agent):
         self.temperature = temperature = temperature or Relative(tau=0.1, end=0.02)
         self.backup = backup = backup or Plain()
         self.critic_loss = critic_loss = critic_loss or SquaredError()
-        if self.critic_loss.policy_actions > self.backup.policy_actions:
+        if critic_loss.policy_actions > backup.policy_actions:
             raise ValueError(
                 f"backup={type(backup).__name__} with policy_actions={backup.policy_actions}: "
                 f"critic_loss={type(critic_loss).__name__} wants {critic_loss.policy_actions} and more"
