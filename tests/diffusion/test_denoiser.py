@@ -249,6 +249,16 @@ def test_a_noise_level_counts_by_its_weight(denoiser: Denoiser) -> None:
     assert share.min() > 0
 
 
+def test_no_entry_has_a_boundless_slope(denoiser: Denoiser) -> None:
+    """To FAR the slope of log V is the likelihood's, 1 - S / V; from there on it stays at 1 - FAR, S however far."""
+    mean, variance = torch.zeros(4, 2, dtype=torch.float64), torch.full((4, 2), 0.25, dtype=torch.float64)
+    ratio = torch.tensor([[0.0, 1.0], [2.0, 29.0], [31.0, 1e3], [1e5, 1e9]], dtype=torch.float64)
+    estimate = Estimate(mean, ratio * variance, torch.ones(4))
+    _, in_variance = slopes(denoiser, Moments(mean, variance), estimate, SIGMA)
+    expected = 1 - torch.tensor([[0.0, 1.0], [2.0, 29.0], [30.0, 30.0], [30.0, 30.0]], dtype=torch.float64)
+    torch.testing.assert_close(in_variance * variance / 0.1 * 8, expected)
+
+
 # From an energy to its samples
 
 

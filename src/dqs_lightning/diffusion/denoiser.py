@@ -14,6 +14,9 @@ from dqs_lightning.diffusion.samplers import Denoise, Moments
 VARIANCE_WEIGHT = 0.1
 """Weight of the variance's loss beside the mean's; results change little from 0.1 to 1."""
 
+FAR = 30.0
+"""S_K / V from which on it counts by its logarithm."""
+
 
 class Preconditioning(ABC):
     """How the raw network F becomes a denoiser: D = c_skip x + c_out F(c_in x, sigma, condition).
@@ -160,6 +163,9 @@ class Denoiser(nn.Module):
 
         S_K is the estimator's second moment around the network's own mean, so that its minimum is at the mean of S_K,
         which is Var[a | x] once D is right and more while it is not. Nothing flows from one term into the other.
+        Where a sharp law moves, S_K / V may be 10^5 in one entry, a gradient of hundreds of times the usual, after
+        which Adam's step sizes are a tenth for thousands of updates. So from `FAR` on the ratio r counts as
+        FAR (1 + log(r / FAR)), whose slope in log V goes no further than -FAR.
 
         Args:
             moments: of this network at the noised points, which were the estimator's guide.
@@ -168,5 +174,7 @@ class Denoiser(nn.Module):
         """
         weight = self.preconditioning.loss_weight(sigma)
         mean_loss = (weight * (moments.mean - estimate.denoised).square()).mean()
-        variance_loss = (torch.log(moments.variance) + estimate.spread / moments.variance).mean()
+        ratio = estimate.spread / moments.variance
+        counted = ratio.clamp_max(FAR) + FAR * torch.log(ratio.clamp_min(FAR) / FAR)
+        variance_loss = (torch.log(moments.variance) + counted).mean()
         return mean_loss + VARIANCE_WEIGHT * variance_loss
