@@ -38,7 +38,7 @@ from dqs_lightning.diffusion import (
     path_entropy,
 )
 from dqs_lightning.multistep import STEPS
-from dqs_lightning.networks import INNER_PRECISIONS, REDUCTIONS, CriticPair, inner_dtype, soft_update
+from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
 
@@ -60,8 +60,6 @@ class DQS(Agent):
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
         critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
-        target_reduction: the same of the target critics, for V(s'). Default: as `critic_reduction`. With "min" beside
-            "mean" the backup is careful of what the critics disagree about, and the policy is not.
         critic_loss: what the critics learn of the return. Default: SquaredError, its mean.
         critic_lr: Adam's step size for the critics.
         actor_lr: Adam's step size for the denoiser.
@@ -93,7 +91,6 @@ class DQS(Agent):
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
         critic_reduction: str = "mean",
-        target_reduction: str | None = None,
         critic_loss: CriticLoss | None = None,
         critic_lr: float = 1e-3,
         actor_lr: float = 3e-3,
@@ -132,8 +129,6 @@ class DQS(Agent):
                 f"backup={type(backup).__name__} with policy_actions={backup.policy_actions}: "
                 f"critic_loss={type(critic_loss).__name__} wants {critic_loss.policy_actions} and more"
             )
-        if target_reduction not in (None, *REDUCTIONS):
-            raise ValueError(f"target_reduction={target_reduction!r}: allowed are {', '.join(REDUCTIONS)}")
         preconditioning = preconditioning or EDM()
         critic_backbone, actor_backbone = critic_backbone or MLP(layer_norm=True), actor_backbone or MLP()
         self.save_hyperparameters()
@@ -145,7 +140,6 @@ class DQS(Agent):
         self.captured = Captured(self.fused_losses, self.zero_grad)
         self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction, critic_loss.outputs)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.target_critic.reduction = target_reduction or critic_reduction
         self.denoiser: Denoiser | None = None
         if amortised:
             self.denoiser = Denoiser(action_dim, observation_dim + 1, actor_backbone, preconditioning=preconditioning)

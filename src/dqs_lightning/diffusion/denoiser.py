@@ -163,8 +163,8 @@ class Denoiser(nn.Module):
 
         S_K is the estimator's second moment around the network's own mean, so that its minimum is at the mean of S_K,
         which is Var[a | x] once D is right and more while it is not. Nothing flows from one term into the other.
-        Where a sharp law moves, S_K / V may be 10^5 in one entry, a gradient of hundreds of times the usual, after
-        which Adam's step sizes are a tenth for thousands of updates. So from `FAR` on the ratio r counts as
+        Where a sharp law moves, S_K / V may be 10^3 and more in one entry, a gradient of hundreds of times the usual,
+        after which Adam's step sizes are a tenth for thousands of updates. So from `FAR` on the ratio r counts as
         FAR (1 + log(r / FAR)), whose slope in log V goes no further than -FAR.
 
         Args:
