@@ -97,7 +97,6 @@ class Sampler(ABC):
             deterministic: no noise anywhere: start from x = 0 and take the noise-free steps.
             noise: gives the next standard normals, of like's shape, in place of torch.randn; the first are the start's.
         """
-
         return self.path(denoise, schedule, support, like, generator, deterministic, noise).action
 
     def path(
