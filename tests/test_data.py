@@ -122,6 +122,26 @@ def test_the_buffer_forgets_the_oldest(tmp_path: Path) -> None:
     assert len(data.rank_state()["replay"]["action"]) == 64
 
 
+@pytest.mark.parametrize("size", [48, 64, 100])
+def test_a_buffer_of_another_size_takes_up_the_latest_transitions(tmp_path: Path, size: int) -> None:
+    data = small_data(replay_size=64, total_frames=480)  # 240 transitions: the oldest lies at 240 - 3 * 64 = 48
+    run(tmp_path, data)
+    state = data.rank_state()
+    kept = state["replay"]["observation"]
+    in_order = torch.cat([kept[48:], kept[:48]])
+    loader = OnlineLoader(small_data(replay_size=size), small_agent(data), rank=0, world_size=1)
+    loader.restore(state)
+    assert len(loader.replay_buffer) == min(size, 64)
+    new = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)[:16]
+    new["observation"] = torch.full_like(new["observation"], 7.0)
+    loader.replay_buffer.extend(new)
+    left = max(0, 64 + 16 - size)
+    expected = torch.cat([in_order[left:], new["observation"]])
+    found = loader.snapshot()["replay"]["observation"]
+    first = loader.snapshot()["writer"]["_cursor"] % len(found)
+    assert torch.equal(torch.cat([found[first:], found[:first]]), expected)
+
+
 @pytest.mark.parametrize(("on_device", "place"), [(True, "meta"), (False, "cpu")])
 def test_the_buffer_lies_where_it_is_told_to(on_device: bool, place: str) -> None:
     data = small_data(replay_on_device=on_device)

@@ -214,6 +214,8 @@ class OnlineLoader:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a snapshot; the environments and the random state follow when iteration starts.
 
+        A buffer that has grown or shrunk holds the same transitions, or the latest of them.
+
         Raises:
             ValueError: when its transitions are over another number of steps.
         """
@@ -222,8 +224,12 @@ class OnlineLoader:
         self.blocks = state["blocks"]
         if state["replay"] is not None:
             replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)
-            self.replay_buffer.extend(replay)
-            self.replay_buffer.writer.load_state_dict(state["writer"])
+            capacity, oldest = self.replay_buffer.storage.max_size, state["writer"]["_cursor"] % len(replay)
+            if len(replay) == capacity:  # as it lay: samples are drawn by place
+                self.replay_buffer.extend(replay)
+                self.replay_buffer.writer.load_state_dict(state["writer"])
+            else:
+                self.replay_buffer.extend(torch.cat([replay[oldest:], replay[:oldest]])[-capacity:])
         self._pending = [TensorDict.from_dict(batch, auto_batch_size=True, batch_dims=1) for batch in state["pending"]]
         self._returns, self.last_return = state["returns"], state["last_return"]
         self._restored = state
