@@ -289,6 +289,25 @@ def test_acting() -> None:
     assert torch.cat([candidates.flatten(), chosen.flatten()]).abs().max() <= 1
 
 
+def collected_and_sampled(agent: DQS, observation: Tensor) -> list[Tensor]:
+    actions = []
+    for draw in (agent, agent.act):
+        torch.manual_seed(2)
+        actions.append(draw(observation))
+    return actions
+
+
+def test_exploration_noise_is_for_collecting_alone() -> None:
+    observation = torch.randn(4000, 3)
+    torch.testing.assert_close(*collected_and_sampled(tiny(), observation), rtol=0, atol=0)
+    collected, sampled = collected_and_sampled(tiny(exploration_noise=0.05), observation)
+    inside = sampled.abs() < 0.7
+    assert inside.float().mean() > 0.3
+    noise = (collected - sampled)[inside]
+    assert noise.std() == pytest.approx(0.05, abs=0.003) and noise.mean() == pytest.approx(0, abs=0.005)
+    assert tiny(exploration_noise=3.0)(observation).abs().max() == 1
+
+
 def test_without_an_actor_actions_follow_the_critics_at_once() -> None:
     """exp(Q/T) with Q = -4 (a - 0.3)^2 and T = 0.5 is normal, of deviation 0.25."""
     changes = {"energy_estimator": Resampling(256), "temperature": Constant(0.5), "amortised": False}
@@ -410,6 +429,8 @@ def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
         ("discount", 1.1),
         ("max_grad_norm", 0.0),
         ("best_of", 0),
+        ("exploration_noise", -0.1),
+        ("exploration_noise", float("nan")),
     ],
 )
 def test_numbers_out_of_range_are_named(key: str, value: object) -> None:

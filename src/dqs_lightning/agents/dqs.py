@@ -1,6 +1,7 @@
 """Diffusion Q-Sampling: an actor-critic whose policy is a diffusion model of exp(Q(s, a) / T) (arXiv 2410.01312)."""
 
 import copy
+import math
 from functools import partial
 
 import torch
@@ -67,6 +68,8 @@ class DQS(Agent):
         tau: share of the online critics taken into the target critics at each update, in (0, 1].
         max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
+        exploration_noise: deviation of the noise on each component of an action that collects, beyond the policy's
+            own randomness; >= 0.
         normalise_observations: networks see observations less their running mean, over their deviation.
         amortised: a network learns the denoiser. Without it there is no actor: at each step the sampler asks the
             energy estimator itself, with the critics, for the moments. In few dimensions, with `Resampling`, an oracle.
@@ -98,6 +101,7 @@ class DQS(Agent):
         tau: float = 0.02,
         max_grad_norm: float | None = None,
         best_of: int = 1,
+        exploration_noise: float = 0.0,
         normalise_observations: bool = True,
         amortised: bool = True,
         inner_precision: str = "auto",
@@ -111,6 +115,8 @@ class DQS(Agent):
         for name, value in (("discount", discount), ("tau", tau)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
+        if not 0 <= exploration_noise < math.inf:
+            raise ValueError(f"exploration_noise={exploration_noise}: allowed is 0 or more")
         if inner_precision not in INNER_PRECISIONS:
             raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
         if not amortised and isinstance(temperature, TargetESS):
@@ -134,6 +140,7 @@ class DQS(Agent):
         self.save_hyperparameters()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau = discount, tau
+        self.exploration_noise = exploration_noise
         self.inner_precision, self.amortised = inner_precision, amortised
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self.fused_losses: Losses = Compiled(self.losses) if compile_losses else self.losses
@@ -160,6 +167,14 @@ class DQS(Agent):
             return Moments(found.denoised, found.spread)
 
         return estimate
+
+    @torch.no_grad()
+    def forward(self, observation: Tensor) -> Tensor:
+        """The behaviour policy: an action of the policy for each observation [..., o], and `exploration_noise`."""
+        action = self.act(observation)
+        if not self.exploration_noise:
+            return action
+        return (action + self.exploration_noise * torch.randn_like(action)).clamp(-1, 1)
 
     @torch.no_grad()
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
