@@ -308,14 +308,6 @@ def test_exploration_noise_is_for_collecting_alone() -> None:
     assert tiny(exploration_noise=3.0)(observation).abs().max() == 1
 
 
-@pytest.mark.parametrize(("updates", "noisy"), [(9, False), (10, True)])
-def test_exploration_noise_sets_in_after_so_many_updates(updates: int, noisy: bool) -> None:
-    agent = tiny(exploration_noise=0.05, exploration_noise_after=10)
-    agent.temperature.updates.fill_(updates)
-    collected, sampled = collected_and_sampled(agent, torch.randn(50, 3))
-    assert torch.equal(collected, sampled) is not noisy
-
-
 def test_without_an_actor_actions_follow_the_critics_at_once() -> None:
     """exp(Q/T) with Q = -4 (a - 0.3)^2 and T = 0.5 is normal, of deviation 0.25."""
     changes = {"energy_estimator": Resampling(256), "temperature": Constant(0.5), "amortised": False}
@@ -439,7 +431,6 @@ def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
         ("best_of", 0),
         ("exploration_noise", -0.1),
         ("exploration_noise", float("nan")),
-        ("exploration_noise_after", -1),
     ],
 )
 def test_numbers_out_of_range_are_named(key: str, value: object) -> None:

@@ -70,7 +70,6 @@ class DQS(Agent):
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
         exploration_noise: deviation of the noise on each component of an action that collects, beyond the policy's
             own randomness; >= 0.
-        exploration_noise_after: updates that are made before this noise sets in, while the policy is warm; >= 0.
         normalise_observations: networks see observations less their running mean, over their deviation.
         amortised: a network learns the denoiser. Without it there is no actor: at each step the sampler asks the
             energy estimator itself, with the critics, for the moments. In few dimensions, with `Resampling`, an oracle.
@@ -103,7 +102,6 @@ class DQS(Agent):
         max_grad_norm: float | None = None,
         best_of: int = 1,
         exploration_noise: float = 0.0,
-        exploration_noise_after: int = 0,
         normalise_observations: bool = True,
         amortised: bool = True,
         inner_precision: str = "auto",
@@ -119,8 +117,6 @@ class DQS(Agent):
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
         if not 0 <= exploration_noise < math.inf:
             raise ValueError(f"exploration_noise={exploration_noise}: allowed is 0 or more")
-        if exploration_noise_after < 0:
-            raise ValueError(f"exploration_noise_after={exploration_noise_after}: allowed is 0 or more")
         if inner_precision not in INNER_PRECISIONS:
             raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
         if not amortised and isinstance(temperature, TargetESS):
@@ -144,7 +140,7 @@ class DQS(Agent):
         self.save_hyperparameters()
         self.critic_lr, self.actor_lr = critic_lr, actor_lr
         self.discount, self.tau = discount, tau
-        self.exploration_noise, self.exploration_noise_after = exploration_noise, exploration_noise_after
+        self.exploration_noise = exploration_noise
         self.inner_precision, self.amortised = inner_precision, amortised
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self.fused_losses: Losses = Compiled(self.losses) if compile_losses else self.losses
@@ -176,7 +172,7 @@ class DQS(Agent):
     def forward(self, observation: Tensor) -> Tensor:
         """The behaviour policy: an action of the policy for each observation [..., o], and `exploration_noise`."""
         action = self.act(observation)
-        if not self.exploration_noise or self.temperature.updates < self.exploration_noise_after:
+        if not self.exploration_noise:
             return action
         return (action + self.exploration_noise * torch.randn_like(action)).clamp(-1, 1)
 
