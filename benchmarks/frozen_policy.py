@@ -61,15 +61,19 @@ def variants() -> dict[str, dict[str, Any]]:
     }
 
 
-def load(run: Path) -> tuple[DQS, Environment, TensorDictBase]:
-    """Agent, environment and replayed transitions of a run."""
+def load(run: Path) -> tuple[DQS, Environment, TensorDictBase, dict[str, Any]]:
+    """Agent, environment and replayed transitions of a run, and where it comes from."""
     path = checkpoint_of(run)
     agent = load_agent(path)
     if not isinstance(agent, DQS):
         raise SystemExit(f"{run}: holds a {type(agent).__name__}; allowed is a DQS")
     environment = OnlineData.load_from_checkpoint(path, weights_only=True).environment
-    own = safe_load(RunCheckpoint.rank_file(path.parent, load_run(path)["global_step"], 0))
-    return agent, environment, TensorDict.from_dict(own["replay"], auto_batch_size=True, batch_dims=1)
+    shared = load_run(path)
+    own = safe_load(RunCheckpoint.rank_file(path.parent, shared["global_step"], 0))
+    replay = TensorDict.from_dict(own["replay"], auto_batch_size=True, batch_dims=1)
+    begun = json.loads((run / "env.json").read_text())[0]
+    origin = {"task": environment.name, "env_frames": shared["env_frames"], "updates": shared["global_step"]}
+    return agent, environment, replay, origin | {key: begun[key] for key in ("commit", "command")}
 
 
 @torch.no_grad()
@@ -165,9 +169,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
-    known, environment, replay = load(options.run)
+    known, environment, replay, origin = load(options.run)
     held = options.out and options.out.exists()
-    results = json.loads(options.out.read_text()) if held else {"about": about(), "rows": {}}
+    results = json.loads(options.out.read_text()) if held else {"about": about(), "run": origin, "rows": {}}
+    if results["run"] != origin:
+        raise SystemExit(f"{options.out}: holds rows of another run, {results['run']}; allowed is another file")
     rows = results["rows"]
 
     torch.manual_seed(0)  # states, actions and noise are the same for every command
