@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles, SquaredError
@@ -53,6 +54,18 @@ def test_quantiles_fit_the_quantiles() -> None:
     expected = -100 * torch.log1p(-(torch.arange(8, dtype=torch.float64) + 0.5) / 8)
     found = minimiser(Quantiles(8), -100 * torch.log1p(-LEVELS))
     torch.testing.assert_close(found, expected.expand(2, 8), atol=1.0, rtol=0)
+
+
+def test_quantiles_have_the_value_and_the_slope_of_the_quantile_huber_loss() -> None:
+    loss, outputs = Quantiles(5, 1), (3 * torch.randn(2, 16, 5)).requires_grad_()
+    target = 3 * torch.randn(16, 8)
+    levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]).unsqueeze(-1)
+    error = target.unsqueeze(-2) - outputs.unsqueeze(-1)
+    share = (levels - (error < 0).float()).abs()
+    expected = (share * F.huber_loss(error, torch.zeros_like(error), reduction="none")).mean()
+    found = loss.loss(outputs, target)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, outputs), torch.autograd.grad(expected, outputs))
 
 
 @LOSSES

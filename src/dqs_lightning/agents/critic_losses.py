@@ -81,8 +81,10 @@ class Quantiles(CriticLoss):
         return moved.sort(-1).values[:, : 2 * (self.num - self.dropped)] if self.dropped else moved
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        levels = (torch.arange(self.num, device=outputs.device).unsqueeze(-1) + 0.5) / self.num
-        error = target.unsqueeze(-2) - outputs.unsqueeze(-1)  # [2, B, N, M]
-        share = (levels - (error < 0).to(levels.dtype)).abs()
-        loss: Tensor = (share * F.huber_loss(error, torch.zeros_like(error), reduction="none")).mean()
-        return loss
+        levels = (torch.arange(self.num, dtype=outputs.dtype, device=outputs.device).unsqueeze(-1) + 0.5) / self.num
+        # An entry has N x M errors: in place, and past autograd, which would keep them for a slope that is known.
+        error = target.unsqueeze(-2) - outputs.detach().unsqueeze(-1)  # [2, B, N, M]
+        clipped = error.clamp(-1, 1)
+        slope = (levels - (error < 0).to(levels.dtype)).abs_().mul_(clipped)  # of Huber's loss along the error
+        value = error.sub_(clipped, alpha=0.5).mul_(slope).mean()
+        return value - ((outputs - outputs.detach()) * slope.mean(-1)).mean()
