@@ -29,7 +29,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import step_mdp
 
-from dqs_lightning.agents import DQS, Quantiles, load_agent
+from dqs_lightning.agents import DQS, SquaredError, load_agent
 from dqs_lightning.agents.backups import BestOf
 from dqs_lightning.checkpoint import RunCheckpoint, checkpoint_of, load_run, safe_load
 from dqs_lightning.cli.fit import trusted_packages
@@ -44,9 +44,9 @@ HORIZONS = (1, 2, 5)
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """What differs from the default agent, by the name of a row."""
-    return {
-        "default": {},
+    """What differs from the default agent, by the name of a row; in all but the first, critics learn means."""
+    changes: dict[str, dict[str, Any]] = {
+        "squared_error": {},
         "step_3e-4": {"critic_lr": 3e-4},
         "step_2e-3": {"critic_lr": 2e-3},
         "step_3e-3": {"critic_lr": 3e-3},
@@ -54,11 +54,11 @@ def variants() -> dict[str, dict[str, Any]]:
         "wide": {"critic_backbone": MLP((512, 512), layer_norm=True)},
         "no_layer_norm": {"critic_backbone": MLP()},
         "simba": {"critic_backbone": SimBa(128, blocks=2)},
-        "quantiles": {"critic_loss": Quantiles()},
         "minimum": {"critic_reduction": "min"},
         "best_of_4": {"backup": BestOf(4)},
         "tau_0.005": {"tau": 0.005},
     }
+    return {"default": {}} | {name: {"critic_loss": SquaredError(), **change} for name, change in changes.items()}
 
 
 def load(run: Path) -> tuple[DQS, Environment, TensorDictBase, dict[str, Any]]:

@@ -22,7 +22,7 @@ from floor import count, least_seconds, matrix_rate, touched
 from peers import ACTION, BATCH, OBSERVATION, batch, same_critic, sb3_sac, torchrl_sac
 from provenance import about
 
-from dqs_lightning.agents import DQS, Quantiles, Soft
+from dqs_lightning.agents import DQS, Soft, SquaredError
 from dqs_lightning.agents.backups import Entropic
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
@@ -49,10 +49,11 @@ PUBLISHED = {
 PLAIN: dict[str, object] = {
     "critic_backbone": MLP(),
     "critic_reduction": "min",
+    "critic_loss": SquaredError(),
     "normalise_observations": False,
     "temperature": Constant(),
 }
-"""The critic that SAC has (`configs/methods/plain.yaml`), with which all rows but two are compared."""
+"""The critic that SAC has (`configs/methods/plain.yaml`), with which all rows but the first four are compared."""
 CHANGES: dict[str, dict[str, object]] = {
     "plain": {},
     "plain_compiled": {"compile_losses": True},
@@ -75,8 +76,8 @@ CHANGES: dict[str, dict[str, object]] = {
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
     "compiled": {"compile_losses": True},
-    "quantiles": {"critic_loss": Quantiles()},
-    "compiled_quantiles": {"compile_losses": True, "critic_loss": Quantiles()},
+    "squared_error": {"critic_loss": SquaredError()},
+    "compiled_squared_error": {"compile_losses": True, "critic_loss": SquaredError()},
     **{name: {**PLAIN, **changes} for name, changes in CHANGES.items()},
 }
 BRIEF = ("default", "plain")

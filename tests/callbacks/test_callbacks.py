@@ -45,7 +45,7 @@ def test_the_policy_is_measured_before_it_learns(tmp_path: Path) -> None:
     agent = small_agent(data)
     seed = (1 + 1_000_003) % 2**31
     torch.manual_seed(seed)
-    expected, _ = mean_with_interval(episode_returns(COARSE.make(3, seed), agent))
+    expected, _ = mean_with_interval(episode_returns(COARSE.make(3, seed), agent.act))
     L.seed_everything(1)
     trainer(tmp_path, [Evaluate(every_frames=1_600, episodes=3, at_start=True)]).fit(agent, data)
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]

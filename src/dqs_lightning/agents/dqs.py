@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, Plain
 from dqs_lightning.agents.base import Agent
-from dqs_lightning.agents.critic_losses import CriticLoss, SquaredError
+from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles
 from dqs_lightning.agents.fused import Captured, Compiled, Losses
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
@@ -61,7 +61,7 @@ class DQS(Agent):
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
         critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
-        critic_loss: what the critics learn of the return. Default: SquaredError, its mean.
+        critic_loss: what the critics learn of the return. Default: Quantiles, its law; SquaredError is the paper's.
         critic_lr: Adam's step size for the critics.
         actor_lr: Adam's step size for the denoiser.
         discount: gamma, in [0, 1].
@@ -69,7 +69,7 @@ class DQS(Agent):
         max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
         exploration_noise: deviation of the noise on each component of an action that collects, beyond the policy's
-            own randomness; >= 0.
+            own randomness; >= 0, the paper has none.
         normalise_observations: networks see observations less their running mean, over their deviation.
         amortised: a network learns the denoiser. Without it there is no actor: at each step the sampler asks the
             energy estimator itself, with the critics, for the moments. In few dimensions, with `Resampling`, an oracle.
@@ -101,7 +101,7 @@ class DQS(Agent):
         tau: float = 0.02,
         max_grad_norm: float | None = None,
         best_of: int = 1,
-        exploration_noise: float = 0.0,
+        exploration_noise: float = 0.1,
         normalise_observations: bool = True,
         amortised: bool = True,
         inner_precision: str = "auto",
@@ -129,7 +129,7 @@ class DQS(Agent):
         self.support = support = support or Box()
         self.temperature = temperature = temperature or Relative(tau=0.1, end=0.02)
         self.backup = backup = backup or Plain()
-        self.critic_loss = critic_loss = critic_loss or SquaredError()
+        self.critic_loss = critic_loss = critic_loss or Quantiles()
         if critic_loss.policy_actions > backup.policy_actions:
             raise ValueError(
                 f"backup={type(backup).__name__} with policy_actions={backup.policy_actions}: "
