@@ -32,7 +32,7 @@ from torchrl.envs.utils import step_mdp
 from dqs_lightning.agents import DQS, SquaredError, load_agent
 from dqs_lightning.agents.backups import BestOf
 from dqs_lightning.checkpoint import RunCheckpoint, checkpoint_of, load_run, safe_load
-from dqs_lightning.cli.fit import trusted_packages
+from dqs_lightning.cli.trust import trusted_packages
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import MLP, SimBa
 from dqs_lightning.envs import Environment

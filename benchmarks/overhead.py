@@ -46,7 +46,7 @@ from dqs_lightning.agents import DQS
 from dqs_lightning.agents.base import Agent
 from dqs_lightning.checkpoint import RunCheckpoint
 from dqs_lightning.cli import run_dir
-from dqs_lightning.cli.fit import FitCLI
+from dqs_lightning.cli.training import FitCLI
 from dqs_lightning.data import OnlineData
 from dqs_lightning.loader import OnlineLoader
 

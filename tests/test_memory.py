@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dqs_lightning.cli import run_dir
-from dqs_lightning.cli.fit import FitCLI
+from dqs_lightning.cli.training import FitCLI
 
 CARTPOLE = Path(__file__).parents[1] / "configs" / "cartpole.yaml"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dqs_lightning.cli.fit import FitCLI
+from dqs_lightning.cli.training import FitCLI
 
 cli = FitCLI()
 cli.fit()

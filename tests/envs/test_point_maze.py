@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.fit import build
+from dqs_lightning.cli.training import build
 from dqs_lightning.coverage import path_words
 from dqs_lightning.envs import PointMaze
 from dqs_lightning.envs.point_maze import TWO_GOALS, PointMazeBatch

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from dqs_lightning.registry import components, nearest
 
-DONE, BAD_INPUT, DIVERGED, STOPPED = 0, 2, 3, 75
-"""Exit codes. STOPPED is a run that was told to stop and can be continued by the same command."""
+DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED = 0, 2, 3, 4, 5, 75
+"""Exit codes. A run that ended with ENVIRONMENT_FAILED, NOT_SAVED or STOPPED is continued by the same command."""
 
 
 _COMPONENT = (

@@ -72,7 +72,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     from dqs_callbacks.video import CannotFilmError, check_films, film
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint import CheckpointError, load_run
-    from dqs_lightning.cli.fit import trusted_packages
+    from dqs_lightning.cli.trust import trusted_packages
     from dqs_lightning.data import OnlineData
     from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
 

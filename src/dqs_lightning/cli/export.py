@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = existing_checkpoint(options.run_or_ckpt)
         from jsonargparse import set_parsing_settings
 
-        from dqs_lightning.cli.fit import trusted_packages
+        from dqs_lightning.cli.trust import trusted_packages
 
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
         print(export(path, options.out, options.deterministic))

@@ -1,6 +1,6 @@
 """Environments, as recipes that make batched TorchRL environments."""
 
-from dqs_lightning.envs.base import Environment
+from dqs_lightning.envs.base import Environment, EnvironmentFailure
 from dqs_lightning.envs.dm_control import DMControl
 from dqs_lightning.envs.gym import Gym
 from dqs_lightning.envs.maze import Maze
@@ -8,4 +8,13 @@ from dqs_lightning.envs.mixture import MixtureNavigation
 from dqs_lightning.envs.navigation import Navigation
 from dqs_lightning.envs.point_maze import PointMaze
 
-__all__ = ["DMControl", "Environment", "Gym", "Maze", "MixtureNavigation", "Navigation", "PointMaze"]
+__all__ = [
+    "DMControl",
+    "Environment",
+    "EnvironmentFailure",
+    "Gym",
+    "Maze",
+    "MixtureNavigation",
+    "Navigation",
+    "PointMaze",
+]

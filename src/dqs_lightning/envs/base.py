@@ -5,6 +5,10 @@ from abc import ABC, abstractmethod
 from torchrl.envs import EnvBase
 
 
+class EnvironmentFailure(RuntimeError):
+    """An environment raised, hung or died; the message names the environment and the cause."""
+
+
 class Environment(ABC):
     """A recipe for batched TorchRL environments. Cheap to construct; nothing starts before `make`.
 

@@ -34,7 +34,7 @@ def time_decisions(groups: Groups) -> Decisions:
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint import CheckpointError
     from dqs_lightning.cli.export import latencies
-    from dqs_lightning.cli.fit import trusted_packages
+    from dqs_lightning.cli.trust import trusted_packages
 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
     threads = torch.get_num_threads()
