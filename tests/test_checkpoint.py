@@ -10,8 +10,9 @@ import pytest
 import torch
 from helpers import small_agent, small_data, trainer
 
-from dqs_lightning.checkpoint import CheckpointError, RunCheckpoint, atomic_save, load_run, safe_load
+from dqs_lightning.checkpoint import CheckpointError, atomic_save, load_run, safe_load
 from dqs_lightning.envs import DMControl
+from dqs_lightning.run_checkpoint import RunCheckpoint
 
 
 def test_a_process_that_dies_while_saving_leaves_the_old_file_whole(tmp_path: Path) -> None:
@@ -113,14 +114,14 @@ def test_a_stopped_run_continues_bitwise(tmp_path: Path, stop_at: int, n_steps: 
 
 def test_transitions_over_another_number_of_steps_are_refused(tmp_path: Path) -> None:
     fit(tmp_path, stop_at=1)
-    with pytest.raises(ValueError, match="n_steps=3: allowed is 1"):
+    with pytest.raises(CheckpointError, match=r"data\.n_steps is 1 in that run and 3 here"):
         fit(tmp_path, resume=True, n_steps=3)
 
 
 def test_only_the_newest_rank_file_stays(tmp_path: Path) -> None:
     data = small_data()
     trainer(tmp_path, [RunCheckpoint(str(tmp_path), every_n_updates=50)]).fit(small_agent(data), data)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step=192-rank=0.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step=192-frames=800-rank=0.pt"]
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:

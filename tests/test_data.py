@@ -196,7 +196,7 @@ def test_worker_processes_are_refused_where_one_process_collects_ahead() -> None
 
 def test_what_learns_from_rollouts_does_not_collect_ahead(tmp_path: Path) -> None:
     data = small_data(asynchronous=True)
-    with pytest.raises(ValueError, match="asynchronous=True: PPO learns from its own latest rollouts"):
+    with pytest.raises(ValueError, match="asynchronous=True: must be False for an on-policy agent"):
         trainer(tmp_path).fit(PPO(data.observation_dim, data.action_dim), data)
 
 

@@ -102,7 +102,7 @@ def test_each_agent_discounts_the_state_that_follows_by_all_the_steps() -> None:
 
 def test_too_many_steps_for_the_first_update_are_refused(tmp_path: Path) -> None:
     data = small_data(init_random_frames=0, n_steps=8)
-    with pytest.raises(ValueError, match="n_steps=8: allowed is below 8"):
+    with pytest.raises(ValueError, match="n_steps=8: must be < 8"):
         trainer(tmp_path).fit(small_agent(data), data)
 
 

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dqs_callbacks.periodic import Periodic
-from dqs_callbacks.rows import append_row, drop_later_rows
+from dqs_callbacks.rows import Rows, drop_later_rows
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
 from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
@@ -46,6 +46,7 @@ class Evaluate(Periodic):
             raise ValueError(f"best_of={best_of}: allowed is 1 or more, or null")
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
         self.at_start, self.path = at_start, path
+        self._rows = Rows()
         self._wall_s = 0.0
         self._clock = 0.0
 
@@ -62,15 +63,19 @@ class Evaluate(Periodic):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock = time.monotonic()
         if trainer.is_global_zero:
-            drop_later_rows(self._file(trainer), trainer.global_step)
+            drop_later_rows(self._file(trainer), trainer.global_step, self.interrupted_at)
+        super().on_train_start(trainer, pl_module)
         if self.at_start and trainer.ckpt_path is None:
             self.evaluate(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
         env = data.environment.make(self.episodes, seed)
-        mean, interval = mean_with_interval(episode_returns(env, policy_of(agent, self.deterministic, self.best_of)))
-        env.close(raise_if_closed=False)
+        try:
+            returns = episode_returns(env, policy_of(agent, self.deterministic, self.best_of))
+        finally:
+            env.close(raise_if_closed=False)
+        mean, interval = mean_with_interval(returns)
         self._wall_s += time.monotonic() - self._clock
         self._clock = time.monotonic()
         row = {
@@ -81,7 +86,7 @@ class Evaluate(Periodic):
             "return_mean": round(mean, 3),
             "return_ci95": [round(bound, 3) for bound in interval],
         }
-        append_row(self._file(trainer), row)
+        self._rows.append(self._file(trainer), row)
         agent.write({"eval/return": mean, "eval/return_low": interval[0], "eval/return_high": interval[1]})
 
     def state_dict(self) -> dict[str, Any]:

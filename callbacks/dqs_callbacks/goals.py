@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dqs_callbacks.periodic import Periodic
-from dqs_callbacks.rows import append_row, drop_later_rows
+from dqs_callbacks.rows import Rows, drop_later_rows
 from dqs_lightning.agents import Agent
 from dqs_lightning.coverage import Rollouts, count_paths, entropy_of, goal_shares, path_words, roll_out
 from dqs_lightning.data import OnlineData
@@ -40,9 +40,10 @@ def navigation_of(environment: Environment, asking: object) -> Navigation:
 def rolled_out(navigation: Navigation, agent: Agent, num: int, seed: int, deterministic: bool) -> Rollouts:
     """One episode each of num members, in environments of its own."""
     env = navigation.make(num, seed)
-    found = roll_out(env, policy_of(agent, deterministic))
-    env.close(raise_if_closed=False)
-    return found
+    try:
+        return roll_out(env, policy_of(agent, deterministic))
+    finally:
+        env.close(raise_if_closed=False)
 
 
 class GoalCoverage(Periodic):
@@ -66,6 +67,7 @@ class GoalCoverage(Periodic):
         if rollouts < 1:
             raise ValueError(f"rollouts={rollouts}: allowed is 1 or more")
         self.rollouts, self.deterministic = rollouts, deterministic
+        self._rows = Rows()
         self._row: dict[str, Any] | None = None
 
     def _file(self, trainer: L.Trainer) -> Path:
@@ -76,7 +78,8 @@ class GoalCoverage(Periodic):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            drop_later_rows(self._file(trainer), trainer.global_step)
+            drop_later_rows(self._file(trainer), trainer.global_step, self.interrupted_at)
+        super().on_train_start(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
@@ -98,11 +101,10 @@ class GoalCoverage(Periodic):
             **{name: round(value, 4) for name, value in metrics.items()},
             "shares": [round(share, 4) for share in shares.tolist()],
         }
-        append_row(self._file(trainer), self._row)
+        self._rows.append(self._file(trainer), self._row)
         agent.write({f"eval/{name}": value for name, value in metrics.items()})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero and self._row is not None:
             Console().print(table(self._row, navigation_of(OnlineData.of(trainer).environment, self)))
 

@@ -1,50 +1,60 @@
-"""What callbacks share that look at the policy now and then, beside the training."""
+"""Base class of callbacks that evaluate the policy every so many frames."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
+from dqs_lightning.stop_signal import STOP, StopInterrupt
 
 
 class Periodic(Callback, ABC):
     """Calls `measure` every `every_frames` frames and when the run is finished, on rank zero, after their updates.
 
-    The random state is set aside meanwhile, so that training is the same with and without it; each call has its own
+    Runs with an isolated random state, so training is bitwise identical with and without it; each call has its own
     seed, which depends on the run's seed and the frame alone. Ranks other than zero go on and wait at the next update.
+    A stop signal interrupts the call, which is then made when the run continues.
 
     Args:
         every_frames: environment frames between two calls; >= 1.
     """
 
     def __init__(self, every_frames: int) -> None:
-        if every_frames < 1:
-            raise ValueError(f"every_frames={every_frames}: allowed is 1 or more")
+        if not every_frames >= 1:
+            raise ValueError(f"every_frames={every_frames}: must be >= 1")
         self.every_frames = every_frames
         self._last_frames = 0
+        self._interrupted = False
 
     @abstractmethod
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
-        """Look at the policy now; torch's generator has been seeded with `seed`."""
+        """Evaluates the policy; torch's generator has been seeded with `seed`."""
+
+    @property
+    def interrupted_at(self) -> int | None:
+        """Frames of the call that a stop signal interrupted; None where none was."""
+        return self._last_frames if self._interrupted else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._interrupted:
+            self.evaluate(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         data = OnlineData.of(trainer)
         frames = data.env_frames
-        if data.pending:  # a policy is judged at N frames when it has learned from them
+        if data.pending:  # a policy is evaluated at N frames when it has learned from them
             return
-        if frames // self.every_frames > self._last_frames // self.every_frames:
-            self.evaluate(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = OnlineData.of(trainer)
-        if data.env_frames >= data.total_frames and self._last_frames < data.env_frames:
+        due = frames // self.every_frames > self._last_frames // self.every_frames
+        if due or (data.finished and frames > self._last_frames):
             self.evaluate(trainer, pl_module)
 
     def evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,13 +63,18 @@ class Periodic(Callback, ABC):
         self._last_frames = OnlineData.of(trainer).env_frames
         if not trainer.is_global_zero:
             return
-        with isolate_rng():
+        self._interrupted = True
+        with contextlib.suppress(StopInterrupt), STOP.interrupting(), isolate_rng():
             seed = (torch.initial_seed() + 1_000_003 + self._last_frames) % 2**31
             torch.manual_seed(seed)
-            self.measure(trainer, pl_module, seed)
+            try:
+                self.measure(trainer, pl_module, seed)
+            except OSError as error:  # a full disk does not end the run
+                rank_zero_warn(f"{type(self).__name__}: cannot write its file at {self._last_frames} frames: {error}")
+            self._interrupted = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_frames": self._last_frames}
+        return {"last_frames": self._last_frames, "interrupted": self._interrupted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._last_frames = state_dict["last_frames"]
+        self._last_frames, self._interrupted = state_dict["last_frames"], state_dict["interrupted"]

@@ -1,46 +1,67 @@
-"""A stop signal ends a run in order."""
+"""Stops a run in order when a signal asks for it."""
 
-import signal
-from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from dqs_lightning.collection_hook import CollectionHook
+from dqs_lightning.stop_signal import STOP, Phase
 
 
-class Preempt(Callback):
-    """On SIGTERM, SIGUSR1 or SIGINT to any rank: all ranks finish the update and stop; `RunCheckpoint` saves.
+class Preempt(CollectionHook, Callback):
+    """Stops the run on SIGTERM, SIGINT, SIGUSR1 or SIGHUP to any rank; `RunCheckpoint` then saves.
 
-    The handler only sets a flag; the ranks agree on it after each update. `stopped` then says that the run is
-    unfinished. A second signal acts as it would without this callback.
+    All ranks agree after each update, and during the warm-up after each block of transitions, and stop at the same
+    one. An evaluation is interrupted and is done when the run continues. `stopped` tells that the run is unfinished.
+    A second SIGINT interrupts at once.
+
+    Args:
+        enabled: handle the signals; False leaves them as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
         self.stopped = False
-        self._asked = False
-        self._previous: dict[int, Any] = {}
+        self._installed = False
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not self.enabled or stage != "fit":
+            return
+        self._installed = STOP.install(Phase.BUILD)
+        # Lightning's own handler broadcasts from inside the handler, which deadlocks ranks that are elsewhere.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        if self.enabled and STOP.installed:
+            STOP.phase = Phase.TRAIN
+
+    def on_block_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._agree(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        asked = self._asked
-        if trainer.world_size > 1:
-            flag = torch.tensor(float(asked), device=pl_module.device)
-            asked = bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
-        if not asked or self.stopped:
-            return
-        self.stopped = trainer.should_stop = True
+        self._agree(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop all ranks where one of them received a signal."""
+        received = self.enabled and STOP.received is not None
+        if trainer.world_size > 1:
+            flag = torch.tensor(float(received), device=pl_module.device)
+            received = bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+        if received:
+            self.stopped = trainer.should_stop = True
+
+    def _end(self) -> None:
+        STOP.phase = Phase.DONE
+        if self._installed:
+            STOP.uninstall()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._end()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._end()

@@ -4,16 +4,41 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 
-def append_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row, which must have the key `updates`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+from dqs_lightning.files import append_lines, atomic_write
 
 
-def drop_later_rows(file: Path, updates: int) -> None:
-    """Drop what was written after the checkpoint from which a run continues."""
-    if file.exists():
-        kept = [row for row in file.read_text().splitlines() if json.loads(row)["updates"] <= updates]
-        file.write_text("".join(f"{row}\n" for row in kept))
+class Rows:
+    """Appends rows to a file. A row that cannot be written, as on a full disk, is kept for the next attempt."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
+
+    def append(self, file: Path, row: dict[str, Any]) -> None:
+        """Add a row, which must have the keys `updates` and `env_frames`."""
+        self._waiting.append(json.dumps(row) + "\n")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            append_lines("".join(self._waiting), file)
+        except OSError as error:
+            rank_zero_warn(f"{file}: cannot be written ({error}); the rows are kept for the next attempt")
+            return
+        self._waiting.clear()
+
+
+def drop_later_rows(file: Path, updates: int, interrupted_at: int | None = None) -> None:
+    """Drop the rows that were written after the checkpoint from which a run continues.
+
+    Args:
+        file: one JSON object a line; may be missing.
+        updates: gradient updates of the checkpoint.
+        interrupted_at: frames of a measurement that is made again; its row is dropped as well.
+    """
+    if not file.exists():
+        return
+    lines = file.read_text().splitlines()
+    rows = [(line, json.loads(line)) for line in lines]
+    kept = [line for line, row in rows if row["updates"] <= updates and row["env_frames"] != interrupted_at]
+    if kept != lines:
+        atomic_write("".join(f"{line}\n" for line in kept).encode(), file)

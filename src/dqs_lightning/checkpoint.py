@@ -1,53 +1,99 @@
-"""Checkpoints that are whole or invisible on disk, and that continue a run exactly.
+"""Checkpoint files that are whole or invisible on disk, carry a digest of their content, and run no code.
 
-A run's checkpoint is `last.ckpt` (what all ranks share: weights, optimizer, loops, callbacks) and one file a rank
-(what is its own: replay, random state, simulators). Both are read with `weights_only`, which runs no code.
+A run's checkpoint is `last.ckpt` (what all ranks share: weights, optimizer, loops, callbacks) and one file per rank
+(its own: replay, random state, simulators), whose digests `last.ckpt` holds.
 """
 
+import hashlib
 import os
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+
+from dqs_lightning.files import write_atomically
+
+PREFIX = b"sha256:"
+COMMENT_BYTES = len(PREFIX) + hashlib.sha256().digest_size * 2
+"""Length of the archive comment in which a file holds the digest of the bytes before it."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read or continued; the message names the file."""
 
 
-def atomic_save(value: Any, path: str | os.PathLike[str]) -> None:
-    """torch.save so that `path` holds either the old value or the whole new one, even if the machine stops."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+class NotSavedError(RuntimeError):
+    """Checkpoints could not be written several times in a row; the message names the cause."""
 
 
-def safe_load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
-    """Tensors and plain values from a file; never runs code from it.
+def _digest(file: IO[bytes], size: int) -> str:
+    """SHA-256 of the first `size` bytes, in hexadecimal; leaves the file's position after them."""
+    found = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(min(size, 1 << 20)):
+        found.update(block)
+        size -= len(block)
+    return found.hexdigest()
+
+
+def atomic_save(value: Any, path: str | os.PathLike[str]) -> str:
+    """torch.save so that `path` holds either the old value or the whole new one, even if the machine stops.
+
+    The file is a zip archive whose comment holds the SHA-256 digest of all bytes before it.
+
+    Returns:
+        The digest.
+    """
+    digests: list[str] = []
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(value, file)
+        file.seek(-2, os.SEEK_END)  # the length of the archive's comment, which is empty
+        file.write(COMMENT_BYTES.to_bytes(2, "little"))
+        digests.append(_digest(file, file.tell()))
+        file.write(PREFIX + digests[0].encode())
+
+    write_atomically(Path(path), write)
+    return digests[0]
+
+
+def verified_digest(path: str | os.PathLike[str]) -> str | None:
+    """The digest of a file that `atomic_save` wrote, after comparing it with the content; None: it has none.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, or holds anything else.
+        CheckpointError: when the content has another digest: the file is damaged.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - COMMENT_BYTES))
+        comment = file.read()
+        if not comment.startswith(PREFIX):
+            return None
+        found = _digest(file, size - COMMENT_BYTES)
+    if found.encode() != comment[len(PREFIX) :]:
+        raise CheckpointError(f"{path}: is damaged: its content does not have the digest that was saved with it")
+    return found
+
+
+def safe_load(path: str | os.PathLike[str], map_location: Any = "cpu", digest: str | None = None) -> Any:
+    """Tensors and plain values from a file; never runs code from it.
+
+    Args:
+        path: the file.
+        map_location: see `torch.load`.
+        digest: that the file must have; None: any.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, has another digest, or holds anything else.
     """
     try:
+        found = verified_digest(path)
+        if digest is not None and found != digest:
+            raise CheckpointError(f"{path}: does not belong to the checkpoint beside it, which names another digest")
         return torch.load(path, map_location=map_location, weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint file") from error
     except Exception as error:
@@ -83,67 +129,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         checkpoint: dict[str, Any] = safe_load(path, map_location)
         return checkpoint
-
-
-class RunCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` and the ranks' own files in `dirpath`, so that the same command continues the run.
-
-    Written every `every_n_updates` updates, at the end, and when another callback stops the run. As a Lightning
-    `Checkpoint` it acts after all other callbacks, so that it saves what they have come to.
-
-    Args:
-        dirpath: folder of the checkpoints; the command line sets it to the run's `checkpoints/`.
-        every_n_updates: updates between two checkpoints; >= 1.
-    """
-
-    def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10_000) -> None:
-        if every_n_updates < 1:
-            raise ValueError(f"every_n_updates={every_n_updates}: allowed is 1 or more")
-        self.dirpath = Path(dirpath)
-        self.every_n_updates = every_n_updates
-        self._saved_at = -1
-
-    @staticmethod
-    def rank_file(folder: Path, step: int, rank: int) -> Path:
-        """Where a rank keeps what is its own at a step."""
-        return folder / f"step={step}-rank={rank}.pt"
-
-    def save(self, trainer: L.Trainer) -> None:
-        """Write a checkpoint now; every rank must call it. Older rank files go once the new `last.ckpt` is there."""
-        step = trainer.global_step
-        if step == self._saved_at:
-            return
-        own = self.rank_file(self.dirpath, step, trainer.global_rank)
-        atomic_save(trainer.datamodule.rank_state(), own)  # type: ignore[attr-defined]
-        trainer.strategy.barrier()
-        trainer.save_checkpoint(self.dirpath / "last.ckpt")
-        self._saved_at = step
-        for stale in self.dirpath.glob(f"step=*-rank={trainer.global_rank}.pt"):
-            if stale != own:
-                stale.unlink(missing_ok=True)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # A stop is saved here, within the epoch: after it, Lightning would call the unfinished epoch complete.
-        stops = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if stops or trainer.global_step % self.every_n_updates == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.save(trainer)
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.ckpt_path is None or not hasattr(trainer.datamodule, "load_rank_state"):  # type: ignore[attr-defined]
-            return
-        step, world = checkpoint["global_step"], checkpoint["world_size"]
-        if world != trainer.world_size:
-            raise CheckpointError(
-                f"{trainer.ckpt_path}: was written by {world} processes and cannot be continued by "
-                f"{trainer.world_size}; set --trainer.devices={world}"
-            )
-        own = self.rank_file(Path(trainer.ckpt_path).parent, step, trainer.global_rank)
-        trainer.datamodule.load_rank_state(safe_load(own))  # type: ignore[attr-defined]
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["world_size"] = trainer.world_size

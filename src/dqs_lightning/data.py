@@ -1,4 +1,4 @@
-"""Online data: what to learn, for how long, and how much of it for each update."""
+"""LightningDataModule for online RL: environment, run length, updates per environment step."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
 from dqs_lightning.agents import Agent
+from dqs_lightning.checkpoint import CheckpointError
+from dqs_lightning.collection_hook import CollectionHook
 from dqs_lightning.envs import Environment
 from dqs_lightning.loader import OnlineLoader
 
@@ -96,6 +98,7 @@ class OnlineData(L.LightningDataModule):
         self._dims: tuple[int, int] | None = None
         self._loader: OnlineLoader | None = None
         self._restored: dict[str, Any] | None = None
+        self._continues = False
 
     @staticmethod
     def of(trainer: L.Trainer) -> "OnlineData":
@@ -127,7 +130,12 @@ class OnlineData(L.LightningDataModule):
     @property
     def env_frames(self) -> int:
         """Frames collected so far, over all ranks."""
-        return self._loader.env_frames if self._loader else 0
+        return self._loader.clock.frames if self._loader else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates of the run have been made."""
+        return self._loader is not None and self._loader.finished
 
     @property
     def pending(self) -> int:
@@ -154,13 +162,43 @@ class OnlineData(L.LightningDataModule):
 
     def train_dataloader(self) -> "OnlineLoader":
         assert self.trainer is not None
-        trainer = self.trainer
-        assert isinstance(trainer.lightning_module, Agent)
-        self._loader = OnlineLoader(self, trainer.lightning_module, trainer.global_rank, trainer.world_size)
+        trainer, agent = self.trainer, self.trainer.lightning_module
+        assert isinstance(agent, Agent)
+        self._loader = OnlineLoader(
+            self, agent, trainer.global_rank, trainer.world_size, self._after_block, self.any_rank
+        )
         if self._restored is not None:
             self._loader.restore(self._restored)
-            self._restored = None
+        elif self._continues:
+            raise CheckpointError(
+                f"{trainer.ckpt_path}: the replay buffer is missing, so the run cannot be continued; a run that is to "
+                "be continued needs the callback RunCheckpoint, both when it is saved and when it continues"
+            )
+        self._restored, self._continues = None, False
         return self._loader
+
+    def _after_block(self) -> bool:
+        """Calls `on_block_collected` of the callbacks; returns whether the run is to stop."""
+        assert self.trainer is not None
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CollectionHook):
+                callback.on_block_collected(self.trainer, self.trainer.lightning_module)
+        return self.trainer.should_stop
+
+    def any_rank(self, value: int) -> int:
+        """The largest of a small number >= 0 over all ranks, which must all call it."""
+        assert self.trainer is not None
+        if self.trainer.world_size == 1:
+            return value
+        own = torch.tensor(float(value), device=self.trainer.strategy.root_device)
+        return int(self.trainer.strategy.reduce(own, reduce_op="max"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Marks a checkpoint as one of a run; the state itself is in the ranks' own files (`rank_state`)."""
+        return {"env_frames": self.env_frames}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._continues = True
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank needs to continue exactly: replay, simulators, random state, clock; plain values."""

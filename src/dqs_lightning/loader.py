@@ -1,7 +1,6 @@
 """Batches of a run: a TorchRL collector fills a replay buffer, or rollouts, from which each update's batch is drawn."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,9 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
+from dqs_lightning.clock import Clock
 from dqs_lightning.collecting import Ahead, behaviour
+from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.multistep import STEPS, MultiStep
 
 if TYPE_CHECKING:
@@ -28,17 +29,30 @@ class OnlineLoader:
     """Iterates over the batches of a run. Its length is the number of updates; Lightning's progress counts them.
 
     The collector and its environments live only while it is iterated.
+
+    Args:
+        data: the run's numbers.
+        agent: whose policy collects.
+        rank: of this process; ranks are seeded apart.
+        world_size: number of ranks.
+        after_block: called after a block after which no update is due; True ends the iteration.
+        any_rank: the largest of a small number >= 0 over all ranks.
     """
 
-    def __init__(self, data: "OnlineData", agent: Agent, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        data: "OnlineData",
+        agent: Agent,
+        rank: int = 0,
+        world_size: int = 1,
+        after_block: Callable[[], bool] = lambda: False,
+        any_rank: Callable[[int], int] = lambda value: value,
+    ) -> None:
         self.data, self.agent, self.rank = data, agent, rank
-        each = agent.rollout.steps // data.num_envs if agent.rollout else data.steps_per_collect
-        self.steps_per_block = steps = data.num_envs * each
-        self.frames_per_block = steps * data.environment.action_repeat * world_size
-        self.num_blocks = math.ceil(data.total_frames / self.frames_per_block)
-        self.random_blocks = 0 if agent.rollout else math.ceil(data.init_random_frames / self.frames_per_block)
-        self.waiting_blocks = max(self.random_blocks, math.ceil(data.learning_starts / self.frames_per_block))
-        capacity = min(data.replay_size, self.num_blocks * steps)
+        self.after_block, self.any_rank = after_block, any_rank
+        self.clock = Clock(data, agent.rollout, world_size)
+        steps = self.clock.steps_per_block
+        capacity = min(data.replay_size, self.clock.total_frames // self.clock.frames_per_block * steps)
         device = agent.device if data.replay_on_device else "cpu"
         self.replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device))
         self.multi_step: MultiStep | None = None
@@ -46,38 +60,12 @@ class OnlineLoader:
         if data.n_steps > 1 and not agent.rollout:
             self.multi_step = MultiStep(data.n_steps, agent.discount)
             self.keys = (*TRANSITION, STEPS)
-        self.blocks = 0
         self.last_return: float | None = None
         self._pending: list[TensorDictBase] = []
         self._returns: Tensor | None = None
         self._env: EnvBase | None = None
         self._ahead: Ahead | None = None
         self._restored: dict[str, Any] | None = None
-        if agent.rollout and steps < agent.rollout.batch_size:
-            raise ValueError(
-                f"num_envs={data.num_envs}: a rollout of {agent.rollout.steps} steps gives each {each}, together fewer "
-                f"than the {agent.rollout.batch_size} of a batch"
-            )
-        if agent.rollout and data.asynchronous:
-            raise ValueError(
-                f"asynchronous=True: {type(agent).__name__} learns from its own latest rollouts alone; allowed is False"
-            )
-        before_update = (self.waiting_blocks + 1) * each
-        if self.multi_step and data.n_steps >= before_update:
-            raise ValueError(
-                f"n_steps={data.n_steps}: allowed is below {before_update}, the steps of each "
-                "environment before the first update"
-            )
-        if len(self) < 1:
-            raise ValueError(
-                f"total_frames={data.total_frames}: leaves no update after init_random_frames="
-                f"{data.init_random_frames} and learning_starts={data.learning_starts} at "
-                f"updates_per_step={data.updates_per_step}"
-            )
-
-    @property
-    def env_frames(self) -> int:
-        return self.blocks * self.frames_per_block
 
     @property
     def pending(self) -> int:
@@ -85,43 +73,55 @@ class OnlineLoader:
         return len(self._pending)
 
     @property
+    def finished(self) -> bool:
+        """Whether all updates of the run have been made."""
+        return self.clock.updates >= self.clock.total_updates and not self._pending
+
+    @property
     def policy_age(self) -> int | None:
         """Updates that the policy of the latest block lacked when the block arrived; None where it never lacks any."""
         return self._ahead.age if self._ahead else None
 
-    def _updates_after(self, blocks: int) -> int:
-        """Updates that are due once `blocks` blocks are collected."""
-        if rollout := self.agent.rollout:
-            return blocks * rollout.epochs * (self.steps_per_block // rollout.batch_size)
-        return math.floor(self.data.updates_per_step * max(0, blocks - self.waiting_blocks) * self.steps_per_block)
-
     def __len__(self) -> int:
-        return self._updates_after(self.num_blocks)
+        return self.clock.total_updates
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         collector = self._start()
         try:
             yield from self._drain()
             blocks = iter(collector)
-            while self.blocks < self.num_blocks:
-                block = next(blocks).select(*TRANSITION, ("next", "done"))
-                self._count(block)
-                self._pending = self._epochs(block) if self.agent.rollout else self._replayed(block)
+            while not self.finished:
+                block = self._collect(blocks)
+                due = self.clock.advance()
+                self._add_returns(block)
+                self._pending = self._epochs(block) if self.agent.rollout else self._replayed(block, due)
+                if not self._pending and self.after_block():
+                    return
                 yield from self._drain()
         finally:
             collector.shutdown()
             self._env = self._ahead = None
 
+    def _collect(self, blocks: Iterator[TensorDictBase]) -> TensorDictBase:
+        """The next block. Where it fails on one rank, all ranks drop theirs and raise, so that their clocks agree."""
+        failure: EnvironmentFailure | None = None
+        try:
+            block = next(blocks).select(*TRANSITION, ("next", "done"))
+        except EnvironmentFailure as error:
+            failure = error
+        if self.any_rank(failure is not None):
+            raise failure or EnvironmentFailure("an environment of another rank failed")
+        return block
+
     def _drain(self) -> Iterator[TensorDictBase]:
         while self._pending:
             yield self._pending.pop(0)
 
-    def _replayed(self, block: TensorDictBase) -> list[TensorDictBase]:
+    def _replayed(self, block: TensorDictBase, due: int) -> list[TensorDictBase]:
         """Store a block; draw the batches that are due, all at once."""
         known = self.multi_step(block) if self.multi_step else block
         if known is not None:
             self.replay_buffer.extend(known.select(*self.keys).reshape(-1))
-        due = self._updates_after(self.blocks) - self._updates_after(self.blocks - 1)
         if not due:
             return []
         drawn = self.replay_buffer.sample(due * self.data.batch_size).select(*self.keys)
@@ -136,9 +136,8 @@ class OnlineLoader:
         orders = (torch.randperm(len(rows)) for _ in range(rollout.epochs))
         return [rows[order[i * size : (i + 1) * size]] for order in orders for i in range(len(rows) // size)]
 
-    def _count(self, block: TensorDictBase) -> None:
-        """Take the block into the clock and into the returns of training episodes."""
-        self.blocks += 1
+    def _add_returns(self, block: TensorDictBase) -> None:
+        """Add the block's rewards to the returns of training episodes."""
         reward, done = block["next", "reward"], block["next", "done"]
         if self._returns is None:
             self._returns = torch.zeros_like(reward.select(-2, 0))
@@ -156,7 +155,8 @@ class OnlineLoader:
         data, state = self.data, self._restored
         seed = (torch.initial_seed() + 10_007 * self.rank) % 2**31
         torch.manual_seed(seed)
-        first = (seed + self.blocks) % 2**31  # a process that takes up a run must not have the first one's episodes
+        blocks = self.clock.frames // self.clock.frames_per_block
+        first = (seed + blocks) % 2**31  # a process that takes up a run must not have the first one's episodes
         make = data.env_maker(data.num_envs, first if data.asynchronous else seed)
         self._env = None if data.asynchronous else make()
         if state is not None and self._env is not None and state["envs"] is not None:
@@ -166,22 +166,22 @@ class OnlineLoader:
         elif state is not None:
             self._returns = None
             rank_zero_warn("The environments cannot be restored in mid-episode: their episodes start anew")
-        random_steps = max(0, self.random_blocks - self.blocks) * self.steps_per_block
+        random_steps = self.clock.random_steps
         collector: Collector | Ahead
         if self._env is None:
             collector = self._ahead = Ahead(
                 make,
                 self.agent,
-                self.steps_per_block,
+                self.clock.steps_per_block,
                 random_steps,
                 first,
-                lambda: self._updates_after(self.blocks),
+                lambda: self.clock.updates,
             )
         else:
             collector = Collector(
                 self._env,
                 behaviour(self.agent),
-                frames_per_batch=self.steps_per_block,
+                frames_per_batch=self.clock.steps_per_block,
                 total_frames=-1,
                 init_random_frames=random_steps or None,
                 policy_device=self.agent.device,
@@ -199,8 +199,7 @@ class OnlineLoader:
         """See `OnlineData.rank_state`."""
         replay = self.replay_buffer[:].select(*self.keys).contiguous() if len(self.replay_buffer) else None
         return {
-            "blocks": self.blocks,
-            "n_steps": self.data.n_steps,
+            "frames": self.clock.frames,
             "replay": None if replay is None else replay.cpu().to_dict(),
             "writer": dict(self.replay_buffer.writer.state_dict()),
             "pending": [batch.cpu().to_dict() for batch in self._pending],
@@ -215,13 +214,8 @@ class OnlineLoader:
         """Take up a snapshot; the environments and the random state follow when iteration starts.
 
         A buffer that has grown or shrunk holds the same transitions, or the latest of them.
-
-        Raises:
-            ValueError: when its transitions are over another number of steps.
         """
-        if (kept := state.get("n_steps", 1)) != self.data.n_steps:
-            raise ValueError(f"n_steps={self.data.n_steps}: allowed is {kept}, as in the run that is continued")
-        self.blocks = state["blocks"]
+        self.clock.frames = state["frames"]
         if state["replay"] is not None:
             replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)
             capacity, oldest = self.replay_buffer.storage.max_size, state["writer"]["_cursor"] % len(replay)

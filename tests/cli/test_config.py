@@ -146,7 +146,7 @@ BAD = {
     "callback twice": (
         ["--trainer.callbacks+=Diagnostics"],
         "callbacks.5=Diagnostics",
-        "a second time",
+        "given twice",
     ),
     "wrong type": (["--data.batch_size=many"], "data.batch_size=many", "int"),
     "wrong type, nested": (["--model.sampler.steps=many"], "model.sampler.steps=many", "int"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dqs_lightning.cli.run_dir import ROWS_HELD, RunCSVLogger
+from dqs_lightning.cli.loggers import ROWS_HELD, RunCSVLogger
 
 
 def test_metrics_reach_the_disk_before_the_run_ends(tmp_path: Path) -> None:

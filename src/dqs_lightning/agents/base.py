@@ -151,19 +151,30 @@ class Agent(L.LightningModule, ABC):
 
     @torch.no_grad()
     def record(self, **metrics: Tensor) -> None:
-        """Accumulate scalar tensors under train/; no value reaches the host here."""
+        """Accumulate scalar tensors under train/; at the Trainer's logging interval write their means.
+
+        No device-to-host sync between two rows.
+        """
         self._recorded += 1
         for name, value in metrics.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def on_train_batch_end(self, outputs: Any, batch: TensorDictBase, batch_idx: int) -> None:
-        if self._recorded and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # Sums from a checkpoint may be on another device.
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+        if self._trainer is not None and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.write({f"train/{name}": float(total) / self._recorded for name, total in self._sums.items()})
             self._sums, self._recorded = {}, 0
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._sums = dict(checkpoint.get("metric_sums", {}))
+        self._recorded = checkpoint.get("recorded", 0)
+
+    def on_train_epoch_end(self) -> None:
+        # All updates of the run are in one epoch, whatever `Trainer.max_epochs` is.
+        self.trainer.should_stop = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["agent"] = type(self).__name__
+        checkpoint["metric_sums"], checkpoint["recorded"] = dict(self._sums), self._recorded
         checkpoint["env_frames"] = getattr(getattr(self.trainer, "datamodule", None), "env_frames", 0)
         # Components as class path and arguments: plain values, which load without running code from the file.
         for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from dqs_lightning import agents, diffusion, envs, temperature
 from dqs_lightning.cli.errors import InputError, explain
+from dqs_lightning.cli.interpolation import Place, as_yaml, interpolations, reads_environment
 from dqs_lightning.registry import components
 
 DEFAULT_AGENT = agents.DQS
@@ -36,7 +37,20 @@ BASES = (
 
 
 class Parser(LightningArgumentParser):
-    """Raises `InputError` instead of printing the whole usage."""
+    """Raises `InputError` instead of printing the whole usage; remembers interpolations as they were written."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.written: dict[Place, str] = {}
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        if "skip_none" in kwargs:  # Lightning uses the name that jsonargparse has deprecated
+            kwargs["skip_unset"] = kwargs.pop("skip_none")
+        text: str = super().dump(*args, **kwargs)
+        if "${" in text:  # jsonargparse dumps the unresolved configuration in order to resolve it
+            self.written = dict(interpolations(yaml.safe_load(text)))
+            return text
+        return as_yaml(text, {place: value for place, value in self.written.items() if reads_environment(value)})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser that another one runs inside: the outer one explains

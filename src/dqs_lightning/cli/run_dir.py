@@ -1,125 +1,149 @@
-"""The run directory: one place that holds everything of a run."""
+"""The run directory: one place that holds everything of a run, and belongs to one process at a time."""
 
-import csv
-import json
+import contextlib
+import fcntl
 import os
-import platform
-import subprocess
-import sys
+import shutil
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from lightning.fabric.loggers.csv_logs import _ExperimentWriter
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from dqs_lightning.cli.errors import InputError
+from dqs_lightning.files import remove_temporaries
 
 VARIABLE = "DQS_RUN_DIR"
-"""Processes that Lightning starts for the other ranks inherit the first one's choice."""
-
-ROWS_HELD = 16
-"""Rows of metrics.csv that a killed run may lose."""
-
-PACKAGES = ("torch", "lightning", "torchrl", "tensordict", "dm_control", "mujoco", "gymnasium", "jsonargparse", "numpy")
+"""Ranks that Lightning starts take the first one's choice from this environment variable."""
+LOCK = ".lock"
 
 
-def choose(run_dir: str | None, task: str, agent: str, ckpt_path: str | None) -> tuple[Path, Path | None]:
-    """The run's directory and the checkpoint to continue from, if any.
+class RunDir:
+    """The directory of a run and the checkpoint that it continues from, chosen but not yet claimed.
 
-    Without `run_dir` it is runs/<task>/<agent>/<time>. `ckpt_path` is a file, or `auto`: the newest
-    checkpoint of `run_dir`, or of runs/<task>/<agent>/; where there is none, a new run.
+    Without `run_dir` it is runs/<task>/<agent>/<time>, with a number added where that is taken.
+
+    Args:
+        run_dir: the directory; None: a new one.
+        ckpt_path: a checkpoint file, or `auto`: the newest checkpoint of `run_dir`, or of runs/<task>/<agent>/; where
+            there is none, a new run. None: a new run.
+        task: name of the environment.
+        agent: name of the agent.
 
     Raises:
         InputError: when ckpt_path names no file, or run_dir holds a run that this command would write over.
     """
-    family = Path("runs") / task / agent
-    if os.environ.get(VARIABLE):
-        folder = Path(os.environ[VARIABLE])
-    elif run_dir:
-        folder = Path(run_dir)
-        if ckpt_path is None and (folder / "config.yaml").exists():
-            raise InputError(f"--run_dir={run_dir}: holds a run; continue it with --ckpt_path=auto, or name another")
-    else:
-        folder = family / datetime.now().strftime("%Y%m%d-%H%M%S")
-        if ckpt_path == "auto":
-            found = sorted(family.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-            folder = found[-1].parents[1] if found else folder
-    os.environ[VARIABLE] = str(folder)
-    if ckpt_path == "auto":
-        last = folder / "checkpoints" / "last.ckpt"
-        return folder, last if last.is_file() else None
-    if ckpt_path is None:
-        return folder, None
-    if not Path(ckpt_path).is_file():
-        raise InputError(f"--ckpt_path={ckpt_path}: no such file; allowed is a checkpoint's path or auto")
-    return folder, Path(ckpt_path)
 
-
-class _AppendingWriter(ExperimentWriter):
-    """Keeps the rows of the run that it continues, which Lightning's writer deletes."""
-
-    def _check_log_dir_exists(self) -> None:
-        if os.path.isfile(self.metrics_file_path):
-            with open(self.metrics_file_path, newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
-
-
-class RunCSVLogger(CSVLogger):
-    """`metrics.csv` in the run directory itself, continued when the run is."""
-
-    @property
-    def experiment(self) -> _ExperimentWriter:
-        if self._experiment is None:
-            os.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _AppendingWriter(log_dir=self.log_dir)
-        return self._experiment
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        # Lightning writes where step + 1 is a multiple of 100, and updates are logged at even steps: at the end only.
-        super().log_metrics(metrics, step)
-        if len(self.experiment.metrics) >= ROWS_HELD:
-            self.save()
-
-
-def default_loggers(folder: Path) -> list[Logger]:
-    """CSV and TensorBoard, both in the run directory."""
-    return [
-        RunCSVLogger(save_dir=folder, name="", version=""),
-        TensorBoardLogger(save_dir=folder, name="", version="tensorboard"),
-    ]
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, commit, command and machine, for env.json."""
-    versions = {}
-    for package in PACKAGES:
+    def __init__(self, run_dir: str | None, ckpt_path: str | None, task: str, agent: str) -> None:
+        above = inherited()
+        self.owned = above is None and getattr(rank_zero_only, "rank", 0) == 0
+        run_dir = str(above) if above else run_dir
+        if run_dir is None and not self.owned:
+            raise InputError("--run_dir: must be given where another program starts the ranks")
+        self.named = run_dir is not None
+        self.path = Path(run_dir) if run_dir else Path("runs") / task / agent / datetime.now().strftime("%Y%m%d-%H%M%S")
+        self.ckpt_path: Path | None = None
+        self._lock: IO[str] | None = None
+        self._created: list[Path] = []
+        if run_dir is None and ckpt_path == "auto":
+            found = sorted(self.path.parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+            if found:
+                self.path, self.named = found[-1].parents[1], True
+        last = self.path / "checkpoints" / "last.ckpt"
         try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "-"
-    try:
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
-    return {
-        "dqs_lightning": version("dqs-lightning"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "versions": versions,
-        "commit": commit,
-        "command": ["dqs-fit", *sys.argv[1:]],
-    }
+            if ckpt_path == "auto":
+                self.ckpt_path = last if last.is_file() else None
+            elif ckpt_path is not None:
+                self.ckpt_path = Path(ckpt_path)
+                if not self.ckpt_path.is_file():
+                    raise InputError(f"--ckpt_path={ckpt_path}: no such file; allowed is a checkpoint's path or auto")
+            own = self.ckpt_path is not None and last.exists() and last.samefile(self.ckpt_path)
+            held = (self.path / "config.yaml").exists() or last.exists()
+        except OSError as error:  # such as a name that is too long
+            raise self._unusable(error) from error
+        if held and not own and self.owned:
+            if ckpt_path == "auto":  # it was stopped before its first checkpoint: there is nothing to lose
+                return
+            raise InputError(
+                f"--run_dir={self.path}: holds a run; continue it with --ckpt_path=auto, or choose another directory"
+            )
+
+    def claim(self) -> None:
+        """Create the directory and lock it until this process ends.
+
+        Raises:
+            InputError: when it cannot be created or written to, or another process uses it.
+        """
+        if not self.owned:
+            return
+        base, number = self.path, 1
+        while True:
+            try:
+                self._create()
+                self._take_lock()
+                break
+            except OSError as error:
+                raise self._unusable(error) from error
+            except InputError:
+                if self.named:
+                    raise
+                number += 1
+                self.path = base.with_name(f"{base.name}-{number}")
+        remove_temporaries(self.path)
+        remove_temporaries(self.path / "checkpoints")
+        os.environ[VARIABLE] = str(self.path)
+
+    def _create(self) -> None:
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                self._created.append(folder)
+        if not self.named and self.path not in self._created:
+            raise InputError(f"{self.path}: another run has just taken it")
+
+    def _take_lock(self) -> None:
+        lock = (self.path / LOCK).open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip()
+            lock.close()
+            raise InputError(f"--run_dir={self.path}: is in use by process {holder}; wait, or choose another") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(f"--run_dir={self.path}: cannot be used: {error.strerror or error}")
+
+    def discard(self) -> None:
+        """Remove what `claim` created: nothing of the run is to be kept."""
+        if not self.owned:
+            return
+        if self.path in self._created:
+            shutil.rmtree(self.path, ignore_errors=True)
+        elif self._lock is not None and self.ckpt_path is None:
+            for name in ("config.yaml", "env.json"):
+                (self.path / name).unlink(missing_ok=True)
+        for folder in reversed(self._created):
+            with contextlib.suppress(OSError):  # others may have come to use it
+                folder.rmdir()
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes use the directory."""
+        if not self.owned:
+            return
+        os.environ.pop(VARIABLE, None)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
-def write_environment(folder: Path) -> None:
-    """Write env.json; a run that continues adds an entry to the list."""
-    file = folder / "env.json"
-    entries = json.loads(file.read_text()) if file.is_file() else []
-    file.write_text(json.dumps([*entries, describe_environment()], indent=2) + "\n")
+def inherited() -> Path | None:
+    """The run directory of the first rank, in a rank that Lightning started; None in the first one."""
+    value = os.environ.get(VARIABLE)
+    return Path(value) if value and os.environ.get("LOCAL_RANK", "0") != "0" else None

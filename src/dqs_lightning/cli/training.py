@@ -1,7 +1,8 @@
 """The training command: a LightningCLI over one agent and `OnlineData`, with a run directory."""
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import lightning as L
 from jsonargparse import Namespace
@@ -10,16 +11,30 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dqs_callbacks
+from dqs_callbacks import Preempt
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoint, safe_load
-from dqs_lightning.cli import run_dir
+from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, safe_load
+from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
+from dqs_lightning.cli.interpolation import as_yaml, hide_environment
+from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
 from dqs_lightning.cli.parser import ConfigFile, Parser
+from dqs_lightning.cli.provenance import write_environment
+from dqs_lightning.cli.run_dir import RunDir
+from dqs_lightning.clock import Clock
 from dqs_lightning.data import OnlineData
+from dqs_lightning.envs import EnvironmentFailure
+from dqs_lightning.files import atomic_write
+from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.stop_signal import STOP
+
+T = TypeVar("T")
 
 
 class FitCLI(LightningCLI):
     """LightningCLI over one agent and `OnlineData`, with a run directory."""
+
+    parser: Parser
 
     def __init__(self) -> None:
         super().__init__(
@@ -65,10 +80,10 @@ class FitCLI(LightningCLI):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse values out of range, choose the run directory: all before an environment starts."""
+        """Refuse values out of range and choose the run directory, all before an environment starts."""
         config = self.config
         dims: dict[str, Any] = {"observation_dim": 1, "action_dim": 1}
-        build("model", config.model.clone(), **dims)
+        agent = build("model", config.model.clone(), **dims)
         data = build("data", config.data.clone(), OnlineData)
         build("evaluate", config.evaluate.clone(), dqs_callbacks.Evaluate)
         build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
@@ -77,44 +92,81 @@ class FitCLI(LightningCLI):
             callback = build(f"trainer.callbacks.{index}", node.clone())
             if callback.state_key in keys:
                 name = type(callback).__name__
-                raise InputError(f"trainer.callbacks.{index}={name}: stands there a second time with the same settings")
+                raise InputError(f"trainer.callbacks.{index}={name}: is given twice with the same settings")
             if type(callback).state_dict is not Callback.state_dict:  # a checkpoint tells them apart by this key
                 keys.add(callback.state_key)
-        agent = config.model.class_path.rpartition(".")[2].lower()
-        self.run_dir, self.ckpt_path = run_dir.choose(config.run_dir, data.environment.name, agent, config.ckpt_path)
-        config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
+        checked("data", lambda: Clock(data, agent.rollout, world_size=1))
+        self.run_dir = RunDir(config.run_dir, config.ckpt_path, data.environment.name, type(agent).__name__.lower())
+
+    def instantiate_classes(self) -> None:
+        """Construct agent, data and trainer. An environment is started to learn its sizes."""
+        checked("data.environment", super().instantiate_classes)
+        hide_environment(self.parser.written, self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self.config_init.trainer
         self.callbacks: list[Callback] = given.callbacks or []
-        kwargs["default_root_dir"] = str(self.run_dir)
+        self.run_dir.claim()
+        folder = self.run_dir.path
+        self.config.checkpoint.dirpath = str(folder / "checkpoints")
+        self.config_init.checkpoint.dirpath = folder / "checkpoints"
+        kwargs["default_root_dir"] = str(folder)
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given.plugins or [])]
         if given.logger is None or given.logger is True:
-            kwargs["logger"] = run_dir.default_loggers(self.run_dir)
+            kwargs["logger"] = default_loggers(folder)
         try:
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
+            self.run_dir.discard()
             raise InputError(f"trainer: {error}") from error
 
     def fit(self) -> int:
         """Train; returns the exit code."""
-        if self.trainer.is_global_zero:
-            print(self.run_dir, flush=True)
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, self.run_dir / "config.yaml", skip_unset=False, overwrite=True)
-            run_dir.write_environment(self.run_dir)
-        done = None if self.ckpt_path is None else safe_load(self.ckpt_path)["global_step"]
+        STOP.abandon = self._abandon
+        if not any(isinstance(callback, Preempt) and callback.enabled for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            STOP.uninstall()
         try:
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
-        except MisconfigurationException:
-            if self.ckpt_path is None and self.trainer.is_global_zero and self.trainer.global_step == 0:  # no run yet
-                for name in ("config.yaml", "env.json"):
-                    (self.run_dir / name).unlink(missing_ok=True)
+            ckpt_path = self.run_dir.ckpt_path
+            if ckpt_path is not None and continued(ckpt_path, self.model, self.datamodule, self.trainer) is None:
+                print(f"{ckpt_path}: that run was finished already", file=sys.stderr)
+                return DONE
+            if self.trainer.is_global_zero:
+                print(self.run_dir.path, flush=True)
+                self._write_configuration()
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except (InputError, CheckpointError, MisconfigurationException, EnvironmentFailure, SystemExit):
+            if self._nothing_to_keep():
+                self.run_dir.discard()
             raise
-        if self.trainer.global_step == done:
-            print(f"{self.ckpt_path}: that run was finished already; a longer one starts anew", file=sys.stderr)
-        stopped = any(isinstance(c, dqs_callbacks.Preempt) and c.stopped for c in self.callbacks)
-        return STOPPED if stopped else DONE
+        finally:
+            wait_for_ranks(self.trainer)
+            self.run_dir.release()
+        if self.datamodule.finished:
+            return DONE
+        if self.trainer.is_global_zero:
+            done, total = self.datamodule.env_frames, self.datamodule.total_frames
+            again = f"--run_dir={self.run_dir.path} --ckpt_path=auto"
+            print(f"dqs-fit: stopped at {done:,} of {total:,} frames; continue with {again}", file=sys.stderr)
+        return STOPPED
+
+    def _write_configuration(self) -> None:
+        """Write config.yaml, with interpolations as they were written, and env.json."""
+        folder, ckpt_path = self.run_dir.path, self.run_dir.ckpt_path
+        text = as_yaml(self.parser.dump(self.config, skip_unset=False), self.parser.written)
+        atomic_write(text.encode(), folder / "config.yaml")
+        write_environment(folder)
+        if ckpt_path is not None:
+            drop_later_metrics(folder / "metrics.csv", safe_load(ckpt_path)["global_step"])
+
+    def _nothing_to_keep(self) -> bool:
+        """Whether no checkpoint was written or continued."""
+        return self.run_dir.ckpt_path is None and not (self.run_dir.path / "checkpoints" / "last.ckpt").exists()
+
+    def _abandon(self) -> None:
+        for process in started_ranks(self.trainer):
+            process.kill()
+        if self._nothing_to_keep():
+            self.run_dir.discard()
 
 
 def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
@@ -136,5 +188,13 @@ def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
     arguments = {name: build(f"{key}.{name}", value) for name, value in vars(node).items()}
     try:
         return cls(**{**arguments, **extra})
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error
+
+
+def checked(key: str, make: Callable[[], T]) -> T:
+    """Call a function whose ValueError is one of the user's input."""
+    try:
+        return make()
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error

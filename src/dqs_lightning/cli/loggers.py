@@ -1,0 +1,103 @@
+"""Loggers that write into the run directory."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from dqs_lightning.files import append_lines, atomic_write
+
+ROWS_HELD = 16
+"""Rows of metrics.csv that a killed run may lose."""
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Adds to the rows of the run that it continues, which Lightning's writer deletes.
+
+    Rows that cannot be written, as on a full disk, are kept for the next attempt.
+    """
+
+    def _check_log_dir_exists(self) -> None:
+        self.metrics_keys, _ = read_csv(Path(self.metrics_file_path))
+
+    def save(self) -> None:
+        file = Path(self.metrics_file_path)
+        if not self.metrics:
+            return
+        known = list(self.metrics_keys)
+        self._record_new_keys()
+        try:
+            if self.metrics_keys == known and file.is_file():
+                append_lines(_rows(self.metrics_keys, self.metrics), file)
+            else:
+                _, old = read_csv(file)
+                atomic_write(to_csv(self.metrics_keys, [*old, *self.metrics]), file)
+        except OSError as error:
+            self.metrics_keys = known
+            rank_zero_warn(f"{file}: cannot be written ({error}); the rows are kept for the next attempt")
+        else:
+            self.metrics = []
+
+
+class RunCSVLogger(CSVLogger):
+    """`metrics.csv` in the run directory itself, continued when the run is."""
+
+    @property
+    def experiment(self) -> _ExperimentWriter:
+        if self._experiment is None:
+            os.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        # Lightning writes where step + 1 is a multiple of 100, and updates are logged at even steps: at the end only.
+        super().log_metrics(metrics, step)
+        if len(self.experiment.metrics) >= ROWS_HELD:
+            self.experiment.save()
+
+
+def read_csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Header and rows of a file; nothing where there is none."""
+    if not file.is_file():
+        return [], []
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        rows = list(reader)
+        return list(reader.fieldnames or []), rows
+
+
+def _rows(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, header).writerows(rows)
+    return text.getvalue()
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A whole file."""
+    text = io.StringIO()
+    csv.DictWriter(text, header).writeheader()
+    return (text.getvalue() + _rows(header, rows)).encode()
+
+
+def drop_later_metrics(file: Path, updates: int) -> None:
+    """Drop the rows that were written after the checkpoint from which a run continues."""
+    header, rows = read_csv(file)
+    kept = [row for row in rows if int(row["step"]) <= updates]
+    if len(kept) < len(rows):
+        atomic_write(to_csv(header, kept), file)
+
+
+def default_loggers(folder: Path) -> list[Logger]:
+    """CSV and TensorBoard, both in the run directory."""
+    return [
+        RunCSVLogger(save_dir=folder, name="", version=""),
+        TensorBoardLogger(save_dir=folder, name="", version="tensorboard"),
+    ]

@@ -1,0 +1,176 @@
+"""The callback that keeps a run's checkpoint and continues the run from it."""
+
+import contextlib
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from dqs_lightning.agents import Agent
+from dqs_lightning.checkpoint import CheckpointError, NotSavedError, atomic_save, safe_load
+from dqs_lightning.collection_hook import CollectionHook
+from dqs_lightning.data import OnlineData
+from dqs_lightning.envs import EnvironmentFailure
+from dqs_lightning.resume import FINISHED, SETTINGS, apply_changes, changes, check_checkpoint, settings_of
+
+ATTEMPTS = 3
+"""Saves that may fail in a row before the run ends."""
+RETRY_S = 1.0
+"""Seconds between attempts at the last save of a run."""
+DIGESTS = "rank_digests"
+
+
+class RunCheckpoint(CollectionHook, Checkpoint):
+    """Keeps `last.ckpt` and the ranks' own files in `dirpath`, so that the same command continues the run.
+
+    Written every `every_n_updates` updates, at the end, when another callback stops the run, and when an environment
+    fails. As a Lightning `Checkpoint` it acts after all other callbacks, so that it saves their final state. A save
+    that fails, as on a full disk, leaves the previous checkpoint and is attempted again at the next save.
+
+    Args:
+        dirpath: folder of the checkpoints; the command line sets it to the run's `checkpoints/`.
+        every_n_updates: updates between two checkpoints; >= 1.
+
+    Raises:
+        NotSavedError: when three saves in a row fail.
+    """
+
+    def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10_000) -> None:
+        if not every_n_updates >= 1:
+            raise ValueError(f"every_n_updates={every_n_updates}: must be >= 1")
+        self.dirpath = Path(dirpath)
+        self.every_n_updates = every_n_updates
+        self._failures = 0
+        self._own: tuple[Path, str] | None = None  # this rank's file that `last.ckpt` names, and its digest
+        self._digests: list[str] = []
+
+    @staticmethod
+    def rank_file(folder: Path, step: int, frames: int, rank: int) -> Path:
+        """Where a rank keeps its own state at an update and a frame."""
+        return folder / f"step={step}-frames={frames}-rank={rank}.pt"
+
+    def save(self, trainer: L.Trainer, last: bool = False) -> None:
+        """Write a checkpoint now; every rank must call it.
+
+        Args:
+            trainer: of the run.
+            last: of this process: attempt it several times.
+        """
+        for attempt in range(ATTEMPTS if last else 1):
+            if attempt:
+                time.sleep(RETRY_S)
+            if self._save(trainer):
+                self._failures = 0
+                return
+            self._failures += 1
+            if self._failures == ATTEMPTS:
+                raise NotSavedError(
+                    f"{self.dirpath}: {ATTEMPTS} attempts to write a checkpoint failed; the previous one is kept"
+                )
+
+    def _save(self, trainer: L.Trainer) -> bool:
+        """Write this rank's file, then `last.ckpt`; returns whether all ranks succeeded."""
+        data = OnlineData.of(trainer)
+        for logger in trainer.loggers:
+            logger.save()
+        own = self.rank_file(self.dirpath, trainer.global_step, data.env_frames, trainer.global_rank)
+        digest, error = "", None
+        if self._own is not None and self._own[0] == own:
+            digest = self._own[1]
+        else:
+            try:
+                digest = atomic_save(data.rank_state(), own)
+            except OSError as failed:
+                error = failed
+        if self._failed(data, own, error):
+            return False
+        self._digests = _gathered(trainer, digest)
+        try:
+            trainer.save_checkpoint(self.dirpath / "last.ckpt")
+        except OSError as failed:
+            error = failed
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
+        if self._failed(data, own, error):
+            return False
+        self._own = (own, digest)
+        for stale in self.dirpath.glob(f"step=*-rank={trainer.global_rank}.pt"):
+            if stale != own:
+                with contextlib.suppress(OSError):
+                    stale.unlink(missing_ok=True)
+        return True
+
+    def _failed(self, data: OnlineData, own: Path, error: OSError | None) -> bool:
+        """Whether a rank failed; removes this rank's file then, unless the checkpoint on disk names it."""
+        if error is not None:
+            warnings.warn(
+                f"{error.filename or own}: the checkpoint cannot be written ({error.strerror or error}); the previous "
+                "one is kept",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        failed = bool(data.any_rank(error is not None))
+        if failed and (self._own is None or self._own[0] != own):
+            with contextlib.suppress(OSError):
+                own.unlink(missing_ok=True)
+        return failed
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # A stop is saved within the epoch: after it, Lightning counts an unfinished epoch as complete.
+        last = trainer.should_stop or trainer.global_step == trainer.max_steps
+        last = last or batch_idx + 1 >= trainer.num_training_batches
+        if last or trainer.global_step % self.every_n_updates == 0:
+            self.save(trainer, last)
+
+    def on_block_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.should_stop:
+            self.save(trainer, last=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, EnvironmentFailure) and OnlineData.of(trainer).env_frames:
+            self.save(trainer, last=True)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.ckpt_path is None or not isinstance(trainer.datamodule, OnlineData):  # type: ignore[attr-defined]
+            return
+        data, source = OnlineData.of(trainer), str(trainer.ckpt_path)
+        assert isinstance(pl_module, Agent)
+        check_checkpoint(checkpoint, source, trainer.world_size)
+        changed = changes(checkpoint[SETTINGS], settings_of(pl_module, data), source)
+        apply_changes(checkpoint, pl_module, changed)
+        own, digest = own_file(Path(source), checkpoint, trainer.global_rank)
+        data.load_rank_state(safe_load(own, digest=digest))
+        if own.parent.resolve() == self.dirpath.resolve():
+            self._own = (own, digest)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data = OnlineData.of(trainer)
+        checkpoint["world_size"] = trainer.world_size
+        checkpoint[DIGESTS] = self._digests
+        checkpoint[SETTINGS] = settings_of(pl_module, data)
+        checkpoint[FINISHED] = data.finished
+
+
+def own_file(last: Path, checkpoint: dict[str, Any], rank: int) -> tuple[Path, str]:
+    """The file of a rank that belongs to a `last.ckpt`, and the digest that it must have.
+
+    Raises:
+        CheckpointError: when it is not there.
+    """
+    step, frames = checkpoint["global_step"], checkpoint["env_frames"]
+    own = RunCheckpoint.rank_file(last.parent, step, frames, rank)
+    if not own.is_file():
+        raise CheckpointError(f"{own}: no such file; {last.name} cannot be continued without it")
+    return own, checkpoint[DIGESTS][rank]
+
+
+def _gathered(trainer: L.Trainer, digest: str) -> list[str]:
+    """The digests of all ranks' files, in the order of the ranks."""
+    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=trainer.strategy.root_device)
+    everyone = trainer.strategy.all_gather(own).reshape(trainer.world_size, -1)
+    return [bytes(row.tolist()).hex() for row in everyone]
