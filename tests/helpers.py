@@ -1,5 +1,8 @@
 """Small real runs that several tests start."""
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from dqs_lightning.agents import DQS
 from dqs_lightning.checkpoint import AtomicCheckpointIO
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import MLP, Ancestral, Backbone, Importance
-from dqs_lightning.envs import DMControl
+from dqs_lightning.envs import DMControl, Maze
 
 
 def small_data(**changes: Any) -> OnlineData:
@@ -61,3 +64,20 @@ def one_step_batch(reward: Tensor, action: Tensor) -> TensorDict:
         [len(action)],
     )
     return TensorDict({"observation": observation, "action": action, "next": following}, [len(action)])
+
+
+def maze_data(**changes: Any) -> OnlineData:
+    """160 frames of the maze in blocks of 16, 64 of them random, with 16 updates a block."""
+    arguments = {"total_frames": 160, "init_random_frames": 64, "batch_size": 16, "num_envs": 2, **changes}
+    return OnlineData(arguments.pop("environment", None) or Maze(), **arguments)
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Writes beyond so many bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

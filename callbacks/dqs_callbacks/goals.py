@@ -105,6 +105,7 @@ class GoalCoverage(Periodic):
         agent.write({f"eval/{name}": value for name, value in metrics.items()})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero and self._row is not None:
             Console().print(table(self._row, navigation_of(OnlineData.of(trainer).environment, self)))
 

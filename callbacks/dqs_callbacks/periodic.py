@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
+from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.stop_signal import STOP, StopInterrupt
 
 
@@ -20,7 +21,8 @@ class Periodic(Callback, ABC):
 
     Runs with an isolated random state, so training is bitwise identical with and without it; each call has its own
     seed, which depends on the run's seed and the frame alone. Ranks other than zero go on and wait at the next update.
-    A stop signal interrupts the call, which is then made when the run continues.
+    A stop signal interrupts the call, which is then made when the run continues. So it is where an environment fails,
+    which ends the run.
 
     Args:
         every_frames: environment frames between two calls; >= 1.
@@ -32,6 +34,7 @@ class Periodic(Callback, ABC):
         self.every_frames = every_frames
         self._last_frames = 0
         self._interrupted = False
+        self._failure: EnvironmentFailure | None = None
 
     @abstractmethod
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
@@ -57,6 +60,10 @@ class Periodic(Callback, ABC):
         if due or (data.finished and frames > self._last_frames):
             self.evaluate(trainer, pl_module)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._failure is not None:
+            raise self._failure
+
     def evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Call `measure` now, where it is called at all."""
         assert isinstance(pl_module, Agent)
@@ -64,14 +71,21 @@ class Periodic(Callback, ABC):
         if not trainer.is_global_zero:
             return
         self._interrupted = True
-        with contextlib.suppress(StopInterrupt), STOP.interrupting(), isolate_rng():
+        with isolate_rng():  # which restores the random state only where no exception passes it
             seed = (torch.initial_seed() + 1_000_003 + self._last_frames) % 2**31
             torch.manual_seed(seed)
-            try:
-                self.measure(trainer, pl_module, seed)
-            except OSError as error:  # a full disk does not end the run
-                rank_zero_warn(f"{type(self).__name__}: cannot write its file at {self._last_frames} frames: {error}")
-            self._interrupted = False
+            with contextlib.suppress(StopInterrupt), STOP.interrupting():
+                self._measure(trainer, pl_module, seed)
+
+    def _measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
+        try:
+            self.measure(trainer, agent, seed)
+        except EnvironmentFailure as error:  # raised when all ranks have stopped and saved
+            self._failure, trainer.should_stop = error, True
+            return
+        except OSError as error:  # a full disk does not end the run
+            rank_zero_warn(f"{type(self).__name__}: cannot write its file at {self._last_frames} frames: {error}")
+        self._interrupted = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_frames": self._last_frames, "interrupted": self._interrupted}

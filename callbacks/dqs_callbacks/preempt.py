@@ -14,8 +14,7 @@ class Preempt(CollectionHook, Callback):
     """Stops the run on SIGTERM, SIGINT, SIGUSR1 or SIGHUP to any rank; `RunCheckpoint` then saves.
 
     All ranks agree after each update, and during the warm-up after each block of transitions, and stop at the same
-    one. An evaluation is interrupted and is done when the run continues. `stopped` tells that the run is unfinished.
-    A second SIGINT interrupts at once.
+    one. An evaluation is interrupted and is done when the run continues. A second SIGINT interrupts at once.
 
     Args:
         enabled: handle the signals; False leaves them as they are.
@@ -23,7 +22,6 @@ class Preempt(CollectionHook, Callback):
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
-        self.stopped = False
         self._installed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -46,13 +44,12 @@ class Preempt(CollectionHook, Callback):
         self._agree(trainer, pl_module)
 
     def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop all ranks where one of them received a signal."""
-        received = self.enabled and STOP.received is not None
+        """Stop all ranks where one of them received a signal, or is to stop for another reason."""
+        stop = trainer.should_stop or (self.enabled and STOP.received is not None)
         if trainer.world_size > 1:
-            flag = torch.tensor(float(received), device=pl_module.device)
-            received = bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
-        if received:
-            self.stopped = trainer.should_stop = True
+            flag = torch.tensor(float(stop), device=pl_module.device)
+            stop = bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+        trainer.should_stop = stop
 
     def _end(self) -> None:
         STOP.phase = Phase.DONE

@@ -48,7 +48,7 @@ def settings_of(agent: L.LightningModule, data: L.LightningDataModule) -> dict[s
         else:
             found[key] = value
 
-    for section, module in (("model", agent), ("data", data)):
+    for section, module in (("data", data), ("model", agent)):  # the environment before the sizes that follow from it
         for name, value in describe(dict(module.hparams)).items():
             if not name.startswith("_"):
                 add(f"{section}.{name}", value)

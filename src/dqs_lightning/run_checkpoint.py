@@ -53,6 +53,9 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         """Where a rank keeps its own state at an update and a frame."""
         return folder / f"step={step}-frames={frames}-rank={rank}.pt"
 
+    def _own_file(self, trainer: L.Trainer) -> Path:
+        return self.rank_file(self.dirpath, trainer.global_step, OnlineData.of(trainer).env_frames, trainer.global_rank)
+
     def save(self, trainer: L.Trainer, last: bool = False) -> None:
         """Write a checkpoint now; every rank must call it.
 
@@ -77,7 +80,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         data = OnlineData.of(trainer)
         for logger in trainer.loggers:
             logger.save()
-        own = self.rank_file(self.dirpath, trainer.global_step, data.env_frames, trainer.global_rank)
+        own = self._own_file(trainer)
         digest, error = "", None
         if self._own is not None and self._own[0] == own:
             digest = self._own[1]
@@ -133,7 +136,9 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, EnvironmentFailure) and OnlineData.of(trainer).env_frames:
-            self.save(trainer, last=True)
+            saved = self._own is not None and self._own[0] == self._own_file(trainer)
+            if not saved:
+                self.save(trainer, last=True)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.ckpt_path is None or not isinstance(trainer.datamodule, OnlineData):  # type: ignore[attr-defined]

@@ -110,7 +110,7 @@ class StopSignal:
     def _enforce(self) -> None:
         """End the process where the main thread does not."""
         time.sleep(GRACE_S)
-        if self.phase in (Phase.START, Phase.BUILD):
+        if self.installed and self.phase in (Phase.START, Phase.BUILD):
             self.abandon()
             self._exit()
 

@@ -48,7 +48,7 @@ class Parser(LightningArgumentParser):
             kwargs["skip_unset"] = kwargs.pop("skip_none")
         text: str = super().dump(*args, **kwargs)
         if "${" in text:  # jsonargparse dumps the unresolved configuration in order to resolve it
-            self.written = dict(interpolations(yaml.safe_load(text)))
+            self.written.update(interpolations(yaml.safe_load(text)))
             return text
         return as_yaml(text, {place: value for place, value in self.written.items() if reads_environment(value)})
 
