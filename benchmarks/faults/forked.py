@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +19,8 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import arbitrary_address
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -29,6 +32,9 @@ LAUNCHERS = (
 )
 
 
+PROCESSES = ("--data.workers=1", "--data.workers=2", "--data.asynchronous=true")
+"""Arguments with which a command has further processes for its environments."""
+RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 IMPORTED = (
     *LAUNCHERS, "dqs_lightning.cli.fit", "dqs_lightning.cli.training", "dqs_lightning.cli.trust",
     # What a run imports only once it is under way.
@@ -79,8 +85,6 @@ def _command(order: Mapping[str, Any]) -> int:
 
 def _settle(cwd: str, env: Mapping[str, str]) -> None:
     """Take up a working folder and an environment, and set aside what the parent's would have left in modules."""
-    import multiprocessing
-
     import numpy as np
     import torch
 
@@ -95,6 +99,29 @@ def _settle(cwd: str, env: Mapping[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)
     folder = os.getcwd()
     os.register_at_fork(after_in_child=lambda: _close_as_exec_would(folder))
+    if any(argument in PROCESSES for argument in sys.argv):
+        _start_forkserver()
+
+
+def _start_forkserver() -> None:
+    """Start the server of multiprocessing's `forkserver` method as a fork, now, while this process has no threads."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    address = arbitrary_address("AF_UNIX")
+    resource_tracker.ensure_running()  # first, since it unblocks signals
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen()
+        alive, held = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(held)
+            forkserver.main(listener.detach(), alive, [])
+            os._exit(0)
+        os.close(alive)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, held, pid
 
 
 def _close_as_exec_would(folder: str) -> None:

@@ -1,13 +1,13 @@
 """What a study does inside a training process: each hook wraps a function of the framework, named by its path.
 
-A hook is a list [name, settings] in JSON, so that it reaches a forked process and a real one alike. It applies to
-the ranks that its `ranks` lists. Files that it writes are in the folder `marks` of the process's working directory.
+`hook(function, ...)` describes one in JSON, so that it reaches a forked process and a real one alike. It applies to the
+ranks that its `ranks` lists. Files that it writes are in the folder `marks` of the process's working directory.
 """
 
 import functools
-import importlib
 import inspect
 import os
+import pkgutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,15 +18,20 @@ MARKS = Path("marks")
 LOOK_EVERY_S = 0.01
 
 
+def hook(function: Callable[..., None], **settings: Any) -> list[Any]:
+    """Describe the call of a hook, which `apply` makes in another process."""
+    return [f"{function.__module__}:{function.__name__}", settings]
+
+
 def apply(hooks: Iterable[Sequence[Any]]) -> None:
-    """Apply hooks, each a pair of name and settings, to this process.
+    """Apply hooks that `hook` has described to this process.
 
     Raises:
-        AttributeError: when a hook or the function that it wraps does not exist.
+        AttributeError: when the function that one of them wraps does not exist.
     """
     MARKS.mkdir(exist_ok=True)
     for name, settings in hooks:
-        HOOKS[name](**settings)
+        pkgutil.resolve_name(name)(**settings)
 
 
 def rank() -> int:
@@ -43,9 +48,8 @@ def wrap(target: str, ranks: Sequence[int], at: Callable[[Callable[..., Any], tu
     """Replace `module:path.to.function` by a function that calls at(original, arguments, keywords)."""
     if rank() not in ranks:
         return
-    module, _, path = target.partition(":")
-    *owners, name = path.split(".")
-    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    place, _, name = target.rpartition("." if "." in target.partition(":")[2] else ":")
+    owner = pkgutil.resolve_name(place)
     found = inspect.getattr_static(owner, name)
     static = isinstance(found, staticmethod)
     original = found.__func__ if static else found
@@ -145,12 +149,3 @@ def dump_restored(mark: str = "restored", ranks: Sequence[int] = (0, 1)) -> None
         return result
 
     wrap("dqs_lightning.loader:OnlineLoader._start", ranks, at)
-
-
-HOOKS: dict[str, Callable[..., None]] = {
-    "dump_restored": dump_restored,
-    "log_calls": log_calls,
-    "pause": pause,
-    "signal_at": signal_at,
-    "slow": slow,
-}

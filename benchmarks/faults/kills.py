@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from faults.compare import unequal
-from faults.runs import Run
+from faults.hooks import hook, log_calls
+from faults.runs import FORKED, REAL, Run
 from faults.study import Cell, Lab, Outcome, main
 from faults.tasks import RUN, arguments
 
@@ -28,8 +29,8 @@ KILLS = 200
 OTHER_FILE_SYSTEM = Path("/dev/shm")
 SAVES = "saves"
 HOOKS = [
-    ["log_calls", {"target": "dqs_lightning.checkpoint:RunCheckpoint.save", "mark": SAVES, "label": "save"}],
-    ["log_calls", {"target": "dqs_lightning.checkpoint:atomic_save", "mark": SAVES}],
+    hook(log_calls, target="dqs_lightning.checkpoint:RunCheckpoint.save", mark=SAVES, label="save"),
+    hook(log_calls, target="dqs_lightning.checkpoint:atomic_save", mark=SAVES),
 ]
 EVERY = ["--checkpoint.every_n_updates=4"]
 BEGIN = " begin save"
@@ -38,16 +39,18 @@ TEMPORARY = (".*", "*.tmp*", "*.part*")
 
 
 def cells(brief: bool) -> list[Cell]:
-    """Two hundred kills, each with a seed of its own; brief: one of each kind."""
+    """Two hundred kills, each with a seed of its own, and one of each kind of real processes; brief: two of them."""
     kinds = [("1 rank", 1, "all", KILLS // 2)]
     kinds += [(f"2 ranks, {whom}", 2, whom, n) for whom, n in (("all", 50), ("first", 25), ("second", 25))]
     found = []
     for kind, ranks, whom, number in kinds:
-        for index in range(1 if brief else number):
+        for index in range(number):
             elsewhere = index % 2 == 0
-            settings = {"ranks": ranks, "whom": whom, "elsewhere": elsewhere, "seed": len(found)}
+            settings = {"ranks": ranks, "whom": whom, "elsewhere": elsewhere, "seed": len(found), "how": FORKED}
             found.append(Cell(f"{kind}/{'other TMPDIR' if elsewhere else 'own TMPDIR'}/{index:03d}", settings))
-    return found
+    first = [next(cell for cell in found if cell.name.startswith(f"{kind[0]}/")) for kind in kinds]
+    real = [Cell(f"{cell.name}, real process", {**cell.settings, "how": REAL}) for cell in first]
+    return first[:2] if brief else [*found, *real]
 
 
 def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
@@ -61,7 +64,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     try:
         for _ in range(5):
             shutil.rmtree(place / RUN, ignore_errors=True)
-            run = lab.launcher.start(argv, place, ranks=ranks, hooks=HOOKS, tmpdir=tmpdir)
+            run = lab.launcher.start(argv, place, ranks=ranks, hooks=HOOKS, tmpdir=tmpdir, how=settings["how"])
             if strike(
                 run, settings["whom"], save=draw.randint(1, len(begins) - 6), delay_s=draw.uniform(0, 2 * cycle_s)
             ):
@@ -78,7 +81,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
         problems += [f"still running: {name}" for name in again.left]
         problems += [f"unequal: {name}" for name in unequal(reference / RUN, place / RUN, lossy=True)]
         problems += [f"orphan: {path.name}" for path in temporaries(place, tmpdir)]
-        return Outcome(problems, observed)
+        return Outcome(problems, observed, settings["how"])
     finally:
         if settings["elsewhere"]:
             shutil.rmtree(tmpdir, ignore_errors=True)

@@ -17,7 +17,8 @@ import torch
 
 from dqs_lightning.checkpoint import safe_load
 from faults.compare import differences, rank_files, rows, unequal
-from faults.hooks import MARKS
+from faults.hooks import MARKS, dump_restored, hook, signal_at
+from faults.runs import FORKED, REAL
 from faults.study import Cell, Lab, Outcome, main
 from faults.tasks import AGENTS, RUN, TASKS, arguments
 
@@ -38,7 +39,7 @@ NEW_EPISODES = ("rank.envs", "rank.returns", "rank.tail")
 
 
 def cells(brief: bool) -> list[Cell]:
-    """All combinations; brief: one stop of each agent, one with workers, one of two ranks."""
+    """All combinations, compiled losses, and two cells as real processes, against forked references; brief: two."""
     found = []
     for task in TASKS:
         for agent in AGENTS:
@@ -49,14 +50,14 @@ def cells(brief: bool) -> list[Cell]:
                         name = f"{task}/{agent}/{ranks} rank{'s' * (ranks - 1)}/{workers} workers/{stop}"
                         found.append(Cell(name, settings))
     if brief:
-        chosen = (
-            "maze/DQS/1 rank/0 workers/early",
-            "maze/PPO/1 rank/0 workers/middle",
-            "pendulum/SAC/1 rank/0 workers/warm-up",
-        )
+        chosen = ("maze/DQS/1 rank/0 workers/early", "pendulum/PPO/1 rank/2 workers/middle")
         return [cell for cell in found if cell.name in chosen]
-    settings = {"task": "maze", "agent": "DQS", "workers": 0, "ranks": 1, "stop": "middle", "compiled": True}
-    return [*found, Cell("maze/DQS/1 rank/compiled losses/middle", settings)]
+    sample = {"task": "maze", "agent": "DQS", "workers": 0, "ranks": 1, "stop": "middle"}
+    found.append(Cell("maze/DQS/1 rank/compiled losses/middle", {**sample, "compiled": True}))
+    for ranks, workers in ((1, 0), (2, 2)):
+        settings = {**sample, "ranks": ranks, "workers": workers, "how": REAL}
+        found.append(Cell(f"maze/DQS/{ranks} rank{'s' * (ranks - 1)}/{workers} workers/middle, real process", settings))
+    return found
 
 
 def stops(agent: str) -> dict[str, tuple[str, int, tuple[int, ...]]]:
@@ -72,27 +73,30 @@ def stops(agent: str) -> dict[str, tuple[str, int, tuple[int, ...]]]:
 
 def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     task, agent, workers, ranks = (settings[key] for key in ("task", "agent", "workers", "ranks"))
+    how = settings.get("how", FORKED)
     compiled = COMPILED if settings.get("compiled") else []
     argv = arguments(task, agent, ranks, workers, compiled)
     name = f"resume-{task}-{agent}-{ranks}-{workers}{'-compiled' if compiled else ''}"
     reference = lab.reference(name, argv, ranks) / RUN
     target, call, codes = stops(agent)[settings["stop"]]
-    stop = ["signal_at", {"target": target, "call": call}]
-    ended, err = lab.launcher.run(argv, place, ranks=ranks, hooks=[stop])
+    stop = hook(signal_at, target=target, call=call)
+    ended, err = lab.launcher.run(argv, place, ranks=ranks, hooks=[stop], how=how)
     problems = [f"still running: {command}" for command in ended.left]
     if ended.code not in codes:
         problems.append(f"stopped with exit code {ended.code}, expected {codes}: {err.strip()[-400:]}")
-        return Outcome(problems, {"code": ended.code})
+        return Outcome(problems, {"code": ended.code}, how)
     exact = EXACT[task, workers]
     stopped = list(_saved(place / RUN))
-    again, err = lab.launcher.run(argv, place, ranks=ranks, hooks=[] if exact else [["dump_restored", {}]])
+    hooks = [] if exact else [hook(dump_restored)]
+    again, err = lab.launcher.run(argv, place, ranks=ranks, hooks=hooks, how=how)
     if again.code != DONE or again.left:
         problems.append(f"the same command ended with {again}: {err.strip()[-400:]}")
     elif exact:
         problems += [f"unequal: {path}" for path in unequal(reference, place / RUN)]
     else:
         problems += new_episodes_alone(stopped, place, ended.code == DONE) + same_length(reference, place / RUN)
-    return Outcome(problems, {"code": ended.code, "exact": exact, "stopped_at": stopped[0]["global_step"]})
+    observed = {"code": ended.code, "exact": exact, "stopped_at": stopped[0]["global_step"]}
+    return Outcome(problems, observed, how)
 
 
 def _saved(run: Path) -> Iterator[dict[str, Any]]:

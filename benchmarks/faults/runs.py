@@ -25,7 +25,7 @@ FORKED, REAL = "fork", "process"
 def environment(hooks: Sequence[Sequence[Any]] = (), tmpdir: Path | None = None) -> dict[str, str]:
     """This process's environment, with the hooks of a run and without what another run may have left."""
     kept = {name: value for name, value in os.environ.items() if name not in ("DQS_RUN_DIR", "LOCAL_RANK")}
-    paths = [ROOT / "benchmarks", ROOT / "src", ROOT / "callbacks", *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), ROOT / "benchmarks", ROOT / "src", ROOT / "callbacks"]
     own = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1", VARIABLE: json.dumps(list(hooks))}
     return {**kept, **own, **({"TMPDIR": str(tmpdir)} if tmpdir else {})}
 
@@ -68,7 +68,7 @@ class Run:
 
     def processes(self) -> dict[int, str]:
         """Id and command line of each process of the session that still runs."""
-        return {pid: _command_line(pid) for pid in _pids() if _session(pid) == self.pid}
+        return {pid: _command_line(pid) for pid in all_processes() if session_of(pid) == self.pid}
 
     def marked(self, name: str, timeout_s: float = START_S) -> int:
         """Wait until a file of `marks` exists; returns the id of the process that wrote it first.
@@ -174,11 +174,11 @@ class Launcher:
             self._server = None
 
 
-def _pids() -> list[int]:
+def all_processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _session(pid: int) -> int | None:
+def session_of(pid: int) -> int | None:
     """Session of a process; None for one that has ended, and for a zombie."""
     try:
         state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from faults.compare import unequal
+from faults.hooks import hook, pause, slow
 from faults.runs import FORKED, REAL, Run
 from faults.study import Cell, Lab, Outcome, main
 from faults.tasks import RUN, arguments
@@ -48,21 +49,21 @@ class Phase(NamedTuple):
     within_s: float = END_WITHIN_S
 
 
-def pause(target: str, call: int = 1, **settings: Any) -> list[Any]:
-    return ["pause", {"target": target, "call": call, "ranks": [0, 1], **settings}]
+def wait(target: str, call: int = 1, **settings: Any) -> list[Any]:
+    return hook(pause, target=target, call=call, ranks=[0, 1], **settings)
 
 
-SLOW = ["slow", {"target": "dqs_lightning.envs.navigation:PlaneBatch._step", "seconds": 0.5, "calls": 40}]
+SLOW = hook(slow, target="dqs_lightning.envs.navigation:PlaneBatch._step", seconds=0.5, calls=40)
 PHASES = {
     "start-up": Phase([]),
-    "start-up, parsing": Phase([pause("dqs_lightning.cli.training:FitCLI.before_instantiate_classes")], False),
-    "start-up, constructing": Phase([pause("dqs_lightning.cli.training:FitCLI.instantiate_trainer")], False),
-    "building": Phase([pause("dqs_lightning.loader:OnlineLoader._start")]),
-    "warm-up": Phase([pause("dqs_lightning.loader:OnlineLoader._count", 3), SLOW], within_s=OBEY_WITHIN_S),
-    "updates": Phase([pause("dqs_lightning.agents.dqs:DQS.training_step", 22)]),
-    "evaluation": Phase([pause("dqs_callbacks.evaluate:Evaluate.measure", 2), SLOW], False, within_s=OBEY_WITHIN_S),
-    "saving": Phase([pause("dqs_lightning.checkpoint:atomic_save", 2)]),
-    "closing": Phase([pause("dqs_lightning.checkpoint:RunCheckpoint.on_train_end", after=True)]),
+    "start-up, parsing": Phase([wait("dqs_lightning.cli.training:FitCLI.before_instantiate_classes")], False),
+    "start-up, constructing": Phase([wait("dqs_lightning.cli.training:FitCLI.instantiate_trainer")], False),
+    "building": Phase([wait("dqs_lightning.loader:OnlineLoader._start")]),
+    "warm-up": Phase([wait("dqs_lightning.loader:OnlineLoader._count", 3), SLOW], within_s=OBEY_WITHIN_S),
+    "updates": Phase([wait("dqs_lightning.agents.dqs:DQS.training_step", 22)]),
+    "evaluation": Phase([wait("dqs_callbacks.evaluate:Evaluate.measure", 2), SLOW], False, within_s=OBEY_WITHIN_S),
+    "saving": Phase([wait("dqs_lightning.checkpoint:atomic_save", 2)]),
+    "closing": Phase([wait("dqs_lightning.checkpoint:RunCheckpoint.on_train_end", after=True)]),
 }
 STARTING = tuple(name for name in PHASES if name.startswith("start-up"))
 REAL_PHASES = ("updates", "closing")
@@ -80,7 +81,7 @@ def cells(brief: bool) -> list[Cell]:
                     Cell(f"{target}/{phase}/{number}", {**settings, "how": REAL if phase == "start-up" else FORKED})
                 )
     if brief:
-        chosen = ("warm-up/TERM", "updates/USR1", "saving/INT", "start-up, constructing/HUP")
+        chosen = ("start-up, constructing/HUP", "evaluation/TERM", "closing/INT")
         return [cell for cell in found if cell.name in [f"1 rank/{name}" for name in chosen]]
     for phase, target in zip(REAL_PHASES, ("1 rank", "2 ranks, both"), strict=True):
         settings = {"signal": "TERM", "phase": phase, "target": target, "how": REAL}

@@ -19,12 +19,12 @@ AGENTS = {
 TASKS = {
     "cartpole": [
         "--data.environment=DMControl", "--data.environment.domain=cartpole", "--data.environment.task=swingup",
-        "--data.environment.action_repeat=4",
+        "--data.environment.action_repeat=8",
     ],
     "maze": ["--data.environment=Maze"],
     "pendulum": ["--data.environment=Gym", "--data.environment.id=Pendulum-v1"],
 }  # fmt: skip
-REPEAT = {"cartpole": 4}
+REPEAT = {"cartpole": 8}
 BLOCKS, WARM_UP = 24, 8
 """Blocks of a run, and of its random actions; a block is 8 steps of each of 2 environments."""
 
