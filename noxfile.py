@@ -88,6 +88,31 @@ def bench(session: nox.Session) -> None:
         session.run("python", f"benchmarks/{name}.py", "--brief", env={"OMP_NUM_THREADS": "1"})
 
 
+FAULTS = ("kills", "signals", "resume", "nonfinite", "environments")
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Count what the guarantees promise under faults, about two hours; a study's name after -- runs that one alone."""
+    session.install(*PINNED, "-e", ".", *group("test"))
+    study(session, *(session.posargs or FAULTS))
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """See that memory, files, threads and shared memory of 300,000 environment steps do not grow."""
+    session.install(*PINNED, "-e", ".", *group("test"))
+    study(session, "soak")
+
+
+def study(session: nox.Session, *names: str) -> None:
+    """Run studies of benchmarks/faults, then put their counts into the docs; fails when a cell has not passed."""
+    quiet = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "benchmarks"}
+    for name in names:  # all of them, also after one in which a cell has not passed
+        session.run("python", "-m", f"faults.{name}", "--jobs", "2", env=quiet, success_codes=[0, 1])
+    session.run("python", "-m", "faults.tables", env=quiet)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the sdist and from it the wheel, and start the commands where only the wheel is installed."""

@@ -1,0 +1,21 @@
+"""The training command with a study's hooks, in a process of its own: `python -m faults.child ARGUMENTS`."""
+
+import json
+import os
+import sys
+
+from faults import hooks
+
+VARIABLE = "FAULTS_HOOKS"
+
+
+def main() -> int:
+    """Apply the hooks that the environment lists, then run `dqs-fit`; returns its exit code."""
+    hooks.apply(json.loads(os.environ.get(VARIABLE, "[]")))
+    from dqs_lightning.cli import fit
+
+    return fit.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

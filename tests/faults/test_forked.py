@@ -1,0 +1,52 @@
+"""Training commands that are forked end as real ones do, and are compared bit by bit."""
+
+import os
+import shutil
+import signal
+
+import pytest
+from faults.compare import unequal
+from faults.hooks import MARKS, hook, pause
+from faults.study import Lab
+from faults.tasks import RUN, arguments
+
+from dqs_lightning.checkpoint import atomic_save, safe_load
+
+
+@pytest.mark.slow
+def test_what_differs_between_two_runs_is_found(lab: Lab) -> None:
+    run = lab.reference("resume-maze-DQS-1-0", arguments("maze")) / RUN
+    assert unequal(run, run) == []
+    other = lab.work / "changed"
+    shutil.copytree(run, other)
+    checkpoint = safe_load(other / "checkpoints" / "last.ckpt")
+    name, weight = next(iter(checkpoint["state_dict"].items()))
+    weight.view(-1)[0] += 1e-6
+    atomic_save(checkpoint, other / "checkpoints" / "last.ckpt")
+    lines = (other / "scores.jsonl").read_text().splitlines()
+    (other / "scores.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    assert unequal(run, other) == [
+        f"checkpoint: shared.state_dict.{name}",
+        f"scores.jsonl:  (lengths {len(lines)} and {len(lines) - 1})",
+    ]
+    (other / "checkpoints" / "last.ckpt").unlink()
+    assert "no such checkpoint file" in unequal(run, other)[0]
+
+
+@pytest.mark.slow
+def test_a_forked_command_has_its_own_exit_code_streams_and_session(lab: Lab) -> None:
+    refused, err = lab.launcher.run([*arguments("maze"), "--data.total_frames=0"], lab.place("refused"))
+    assert refused.code == 2 and refused.left == [] and "total_frames" in err
+
+
+@pytest.mark.slow
+def test_a_forked_run_can_be_held_and_killed_with_all_of_its_ranks(lab: Lab) -> None:
+    place = lab.place("held")
+    hold = hook(pause, target="dqs_lightning.loader:OnlineLoader._start", ranks=[0, 1])
+    run = lab.launcher.start(arguments("maze", ranks=2), place, ranks=2, hooks=[hold])
+    ranks = {run.marked("paused-0"), run.marked("paused-1")}
+    assert len(ranks) == 2 and set(run.processes()) == ranks
+    os.killpg(run.pid, signal.SIGKILL)
+    ended = run.end(10)
+    assert ended.code == -signal.SIGKILL and ended.left == []
+    assert {path.name for path in (place / MARKS).iterdir()} == {"paused-0", "paused-1"}
