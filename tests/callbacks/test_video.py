@@ -233,7 +233,7 @@ class SmallCards(Cards):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (Gym("Pendulum-v1"), "Video: Pendulum-v1 has no pictures: SerialEnv has no method render"),
+        (Gym("Pendulum-v1"), "Video: Pendulum-v1 has no pictures: GymBatch has no method render"),
         (DMControl("cartpole", "swingup"), "Video: cartpole-swingup cannot be drawn with .*set MUJOCO_GL=egl"),
         (SmallCards(), r"Video: cards cannot be filmed: render gave \(\(8, 8, 3\), 'float64'\)"),
     ],

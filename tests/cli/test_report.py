@@ -119,6 +119,7 @@ def test_the_name_of_every_environment_is_known_without_importing_it() -> None:
         path = f"dqs_lightning.envs.{type(environment).__name__}"
         assert environment_name({"class_path": path, "init_args": arguments}) == environment.name
     assert environment_name({"class_path": "x.Gym", "init_args": {"id": "ALE/Pong-v5"}}) == "ALE-Pong-v5"
+    assert environment_name({"class_path": "x.Gym", "init_args": {"id": "pets:Cat-v0"}}) == "Cat-v0"
     assert environment_name({"class_path": "mine.Pole", "init_args": {}}) == "pole" and environment_name({}) is None
 
 

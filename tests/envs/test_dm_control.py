@@ -1,4 +1,7 @@
-"""Laws of the batched dm_control environment."""
+"""The batched dm_control environment."""
+
+import os
+import warnings
 
 import numpy as np
 import pytest
@@ -92,6 +95,45 @@ def test_actions_span_the_task_s_own_range() -> None:
     env = DMControlBatch("lqr", "lqr_2_1")
     spec = suite.load("lqr", "lqr_2_1").action_spec()
     assert env._low == pytest.approx(spec.minimum) and env._low + 2 * env._half == pytest.approx(spec.maximum)
+
+
+def test_unlimited_actuators_have_finite_actions() -> None:
+    env = DMControl("lqr", "lqr_2_1", action_repeat=1).make(3, seed=0)
+    tensordict = env.reset()
+    tensordict["action"] = torch.tensor([[-1.0], [0.0], [1.0]])
+    step = env.step(tensordict)
+    assert [member.physics.control().tolist() for member in env._envs] == [[-1e10], [0.0], [1e10]]
+    assert step["next", "observation"].isfinite().all() and step["next", "reward"].isfinite().all()
+    steps = env.rollout(50)
+    assert steps["next", "observation"].isfinite().all() and steps["next", "reward"].isfinite().all()
+
+
+def test_a_simulation_that_diverges_ends_its_episode_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DMControlBatch, "_warned", False)
+    env = DMControl("walker", "walk").make(3, seed=0)
+    before = env.rand_step(env.reset())["next"].exclude("reward")
+    env._envs[1].physics.data.qvel[:] = np.nan
+    with pytest.warns(RuntimeWarning, match=r"walker-walk: the simulation of environment 1 diverged.*BADQPOS"):
+        step = env.rand_step(before.clone())
+    after = step["next"]
+    assert env.physics_errors == 1
+    assert after["terminated"].squeeze(-1).tolist() == [False, True, False] and not after["truncated"].any()
+    assert after["reward"][1] == 0 and torch.equal(after["observation"][1], before["observation"][1])
+    assert not torch.equal(after["observation"][0], before["observation"][0])
+    # It goes on with a new episode, and the next divergence is counted without a word.
+    env._envs[0].physics.data.qpos[:] = np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps = env.rollout(20, auto_reset=False, tensordict=env.maybe_reset(after.exclude("reward")))
+    assert env.physics_errors == 2 and steps["next", "observation"].isfinite().all()
+    assert env.rollout(20)["next", "terminated"].sum() == 0
+
+
+@pytest.mark.skipif(os.environ["MUJOCO_GL"] != "disabled", reason="a renderer was chosen")
+def test_a_task_that_draws_needs_a_renderer() -> None:
+    with pytest.raises(ValueError, match=r"^domain=quadruped, task=escape: needs a renderer: set MUJOCO_GL") as found:
+        DMControl("quadruped", "escape").make(1, seed=0)
+    assert "\n" not in str(found.value)
 
 
 def test_unknown_names_are_refused_with_a_suggestion() -> None:

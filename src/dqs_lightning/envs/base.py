@@ -1,12 +1,29 @@
 """What the framework asks of an environment's configuration."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torchrl.envs import EnvBase
 
 
 class EnvironmentFailure(RuntimeError):
     """An environment raised, hung or died; the message names the environment and the cause."""
+
+
+def one_line(error: BaseException) -> str:
+    """The type and the text of an exception, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def refused_by(name: str) -> Iterator[None]:
+    """Turns any exception of an environment's construction into a ValueError: one line that begins with `name`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) if type(error) is ValueError else one_line(error)
+        raise ValueError(f"{name}: {reason}") from error
 
 
 class Environment(ABC):
@@ -37,4 +54,7 @@ class Environment(ABC):
 
         It reads `action` in [-1, 1] and writes float32 `observation` and `reward` [num_envs, 1], and boolean
         `terminated`, `truncated` and `done`.
+
+        Raises:
+            ValueError: when it cannot be constructed or has other spaces; one line that names it and the cause.
         """

@@ -1,22 +1,30 @@
 """The DeepMind Control Suite as one batched TorchRL environment."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from dm_control import suite
+from dm_control.rl.control import PhysicsError
 from dm_env import StepType, TimeStep
 from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtState
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from dqs_lightning.envs.base import Environment
+from dqs_lightning.envs.base import Environment, one_line, refused_by
 from dqs_lightning.registry import nearest
+
+NEEDS_RENDERER = ("quadruped", "escape")
+"""The one task that draws: it uploads the terrain of each episode to the renderer."""
 
 
 class DMControl(Environment):
-    """A task of the suite: flat float32 observation, action in [-1, 1], 1000 frames, never terminated.
+    """A task of the suite: flat float32 observation, action in [-1, 1], episodes of 1000 frames, never terminated.
+
+    The tasks of lqr differ: they terminate when their state reaches zero, and have no time limit. In all tasks, an
+    episode in which the simulation diverges terminates (see `DMControlBatch`).
 
     Args:
         domain: as in `dm_control.suite`, such as walker.
@@ -24,7 +32,8 @@ class DMControl(Environment):
         action_repeat: frames for each action; >= 1.
 
     Raises:
-        ValueError: when the suite has no such domain or task.
+        ValueError: when the suite has no such domain or task. `make` raises it when the task cannot be constructed:
+            quadruped-escape needs a renderer, MUJOCO_GL=egl.
     """
 
     def __init__(self, domain: str = "walker", task: str = "walk", action_repeat: int = 2) -> None:
@@ -42,7 +51,8 @@ class DMControl(Environment):
         return f"{self.domain}-{self.task}"
 
     def make(self, num_envs: int, seed: int) -> "DMControlBatch":
-        return DMControlBatch(self.domain, self.task, num_envs, seed, self.action_repeat)
+        with refused_by(f"domain={self.domain}, task={self.task}"):
+            return DMControlBatch(self.domain, self.task, num_envs, seed, self.action_repeat)
 
 
 class DMControlBatch(EnvBase):
@@ -51,20 +61,30 @@ class DMControlBatch(EnvBase):
     One loop and one TensorDict for all copies is several times cheaper than one wrapped environment each.
     Members are independent: each has its own random stream, seeded with seed + index.
 
+    A step in which the simulation diverges (`PhysicsError`) ends its member's episode as terminated, with reward 0 and
+    the observation of the step before. The first one of a process is a warning.
+
     Args:
         domain: suite domain.
         task: suite task.
         num_envs: batch size.
         seed: of the first member.
         action_repeat: frames for each action.
+
+    Attributes:
+        physics_errors: steps in which the simulation diverged, of all members.
     """
 
     batch_locked = True
+    physics_errors = 0
+    _warned = False
 
     def __init__(self, domain: str, task: str, num_envs: int = 1, seed: int = 0, action_repeat: int = 1) -> None:
         super().__init__(device="cpu", batch_size=[num_envs])
         self._envs = [suite.load(domain, task, task_kwargs={"random": seed + i}) for i in range(num_envs)]
-        self._repeat = action_repeat
+        if (domain, task) == NEEDS_RENDERER:
+            _require_renderer(self._envs[0])
+        self._name, self._repeat = f"{domain}-{task}", action_repeat
         spec = self._envs[0].action_spec()
         self._low = spec.minimum.astype(np.float64)
         self._half = (spec.maximum.astype(np.float64) - self._low) / 2
@@ -106,18 +126,38 @@ class DMControlBatch(EnvBase):
         terminated = np.zeros((count, 1), bool)
         truncated = np.zeros((count, 1), bool)
         for index, env in enumerate(self._envs):
-            total = 0.0
-            for _ in range(self._repeat):
-                step = env.step(actions[index])
-                total += step.reward or 0.0
-                if step.step_type == StepType.LAST:
-                    # The suite tells a true end by discount 0; a time limit keeps discount 1.
-                    terminated[index], truncated[index] = step.discount == 0, step.discount != 0
-                    break
-            reward[index] = total
+            try:
+                step, reward[index] = self._advance(env, actions[index])
+            except PhysicsError as error:
+                self._count(index, error)
+                terminated[index] = True
+                continue
+            if step.step_type == StepType.LAST:
+                # The suite tells a true end by discount 0; a time limit keeps discount 1.
+                terminated[index], truncated[index] = step.discount == 0, step.discount != 0
             self._write(index, step)
         ended, cut = torch.from_numpy(terminated), torch.from_numpy(truncated)
         return self._tensordict(reward=torch.from_numpy(reward), done=ended | cut, terminated=ended, truncated=cut)
+
+    def _advance(self, env: Any, action: np.ndarray) -> tuple[TimeStep, float]:
+        total = 0.0
+        for _ in range(self._repeat):
+            step = env.step(action)
+            total += step.reward or 0.0
+            if step.step_type == StepType.LAST:
+                break
+        return step, total
+
+    def _count(self, index: int, error: PhysicsError) -> None:
+        self.physics_errors += 1
+        if not DMControlBatch._warned:
+            DMControlBatch._warned = True
+            warnings.warn(
+                f"{self._name}: the simulation of environment {index} diverged, and its episode ended as terminated "
+                f"({one_line(error)}); this is said once, further ones are counted in `physics_errors`",
+                RuntimeWarning,
+                stacklevel=1,
+            )
 
     def _tensordict(self, **entries: torch.Tensor) -> TensorDictBase:
         observation = torch.from_numpy(self._observation.copy())
@@ -139,6 +179,13 @@ class DMControlBatch(EnvBase):
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
         """RGB picture [height, width, 3], uint8, of one member; needs MUJOCO_GL=egl or osmesa."""
         return np.asarray(self._envs[index].physics.render(height, width, camera_id=0))
+
+
+def _require_renderer(env: Any) -> None:
+    try:
+        env.physics.contexts  # noqa: B018  (they are made when first looked at)
+    except Exception as error:
+        raise ValueError(f"needs a renderer: set MUJOCO_GL=egl before the command ({one_line(error)})") from error
 
 
 def _model_arrays(model: MjModel) -> dict[str, np.ndarray]:

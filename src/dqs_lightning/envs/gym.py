@@ -1,56 +1,187 @@
-"""Gymnasium environments, through TorchRL's wrapper."""
+"""Gymnasium environments as one batched TorchRL environment."""
 
-from functools import partial
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import gymnasium
-from torchrl.envs import (
-    ActionScaling,
-    CatTensors,
-    Compose,
-    DoubleToFloat,
-    EnvBase,
-    FrameSkipTransform,
-    GymEnv,
-    SerialEnv,
-    TransformedEnv,
-)
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
 
-from dqs_lightning.envs.base import Environment
+from dqs_lightning.envs.base import Environment, EnvironmentFailure, one_line, refused_by
+from dqs_lightning.envs.spaces import ActionBox, FlatObservation
 from dqs_lightning.registry import nearest
 
 
 class Gym(Environment):
-    """A Gymnasium environment of continuous, bounded actions; a dict observation is concatenated.
+    """A Gymnasium environment with a bounded continuous action; its observations and actions are flattened.
+
+    Observations may be a Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these, and become float32
+    (see `gymnasium.spaces.utils.flatten`); images are refused. The action must be a Box of floats, of any shape.
 
     Args:
-        id: the registered id, such as Pendulum-v1.
-        action_repeat: frames for each action; >= 1.
+        id: the registered id, such as Pendulum-v1. In `module:Name-v0`, the module is not imported: it must have
+            registered the name already.
+        action_repeat: frames for each action; >= 1. It ends with the episode. Frames that the environment itself
+            skips count as one.
+        kwargs: further arguments of `gymnasium.make`: the environment's own, and `max_episode_steps`.
+        action_low: what -1 stands for, one number or one for each dimension of the flat action: for an environment
+            without finite bounds of its own. Where those are narrower, they hold.
+        action_high: what 1 stands for.
 
     Raises:
-        ValueError: when Gymnasium knows no such id.
+        ValueError: when Gymnasium knows no such id, or a bound is not finite. `make` raises it when the environment
+            cannot be constructed, or has spaces other than those above.
     """
 
-    def __init__(self, id: str = "Pendulum-v1", action_repeat: int = 1) -> None:
+    def __init__(
+        self,
+        id: str = "Pendulum-v1",
+        action_repeat: int = 1,
+        kwargs: dict[str, Any] | None = None,
+        action_low: float | list[float] | None = None,
+        action_high: float | list[float] | None = None,
+    ) -> None:
         super().__init__(action_repeat)
-        if id not in gymnasium.registry:
+        for key, bound in (("action_low", action_low), ("action_high", action_high)):
+            if not all(math.isfinite(number) for number in (bound if isinstance(bound, Sequence) else [bound or 0])):
+                raise ValueError(f"{key}={bound}: must be finite")
+        module, _, registered = id.rpartition(":")
+        if registered not in gymnasium.registry:
+            if module:
+                raise ValueError(
+                    f"id={id}: {registered} is not registered with Gymnasium; {module} must be a package with an "
+                    "entry point of dqs_lightning.components, or be named by --trust on the command line"
+                )
             hint = nearest(id, gymnasium.registry)
             raise ValueError(f"id={id}: not registered with Gymnasium{f'; did you mean {hint}?' if hint else ''}")
-        self.id = id
+        self.id, self.kwargs = id, kwargs
+        self.action_low, self.action_high = action_low, action_high
+        self._spec = gymnasium.registry[registered]  # another process may not have registered it
 
     @property
     def name(self) -> str:
-        return self.id.replace("/", "-")
+        return self.id.rpartition(":")[2].replace("/", "-")
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
-        return SerialEnv(num_envs, [partial(self._one, seed + index) for index in range(num_envs)])
+        with refused_by(f"id={self.id}"), ExitStack() as opened:
+            envs = []
+            for _ in range(num_envs):
+                envs.append(gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})))
+                opened.callback(envs[-1].close)
+            observation = FlatObservation(envs[0].observation_space)
+            action = ActionBox(envs[0].action_space, self.action_low, self.action_high)
+            batch = GymBatch(self.id, envs, observation, action, seed, self.action_repeat)
+            opened.pop_all()
+        return batch
 
-    def _one(self, seed: int) -> EnvBase:
-        env = GymEnv(self.id, categorical_action_encoding=True)
-        keys = [key for key in env.observation_spec.keys(True, True) if key not in ("pixels",)]
-        transforms = [FrameSkipTransform(self.action_repeat)] if self.action_repeat > 1 else []
-        if keys != ["observation"]:
-            transforms.append(CatTensors(in_keys=keys, out_key="observation", del_keys=True))
-        transforms += [DoubleToFloat(), ActionScaling()]
-        wrapped = TransformedEnv(env, Compose(*transforms))
-        wrapped.set_seed(seed)
-        return wrapped
+
+class GymBatch(EnvBase):
+    """Copies of one Gymnasium environment, stepped in turn, written into one TensorDict.
+
+    The step that ends an episode returns its final observation. The member then rests, with reward 0, until it is
+    reset. Its first reset is seeded with seed + index, later ones continue its random stream.
+
+    Args:
+        name: of the environment, for messages.
+        envs: the copies, all of the same spaces.
+        observation: flattens observations.
+        action: maps actions from [-1, 1].
+        seed: of the first member.
+        action_repeat: frames for each action, fewer where the episode ends.
+
+    Raises:
+        EnvironmentFailure: when a member raises, or returns an observation that its space does not have.
+    """
+
+    batch_locked = True
+
+    def __init__(
+        self,
+        name: str,
+        envs: Sequence[gymnasium.Env[Any, Any]],
+        observation: FlatObservation,
+        action: ActionBox,
+        seed: int = 0,
+        action_repeat: int = 1,
+    ) -> None:
+        count = len(envs)
+        super().__init__(device="cpu", batch_size=[count])
+        self._name, self._envs, self._repeat = name, envs, action_repeat
+        self._flat, self._box = observation, action
+        self._observation = np.zeros((count, observation.size), np.float32)
+        self._terminated, self._truncated = np.zeros((count, 1), bool), np.zeros((count, 1), bool)
+        self._set_seed(seed)
+        self.is_closed = False
+
+        flag = Categorical(2, shape=(count, 1), dtype=torch.bool)
+        self.observation_spec = Composite(observation=Unbounded(shape=(count, observation.size)), shape=(count,))
+        self.action_spec = Bounded(-1, 1, shape=(count, action.size), dtype=torch.float32)
+        self.reward_spec = Unbounded(shape=(count, 1))
+        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(count,))
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        chosen = list(range(len(self._envs)))
+        if tensordict is not None and "_reset" in tensordict:
+            chosen = tensordict["_reset"].reshape(-1).nonzero().flatten().tolist()
+        for index in chosen:
+            seed, self._seeds[index] = self._seeds[index], None
+            try:
+                self._observation[index] = self._flat(self._envs[index].reset(seed=seed)[0])
+            except Exception as error:
+                raise self._failure(index, "reset", error) from error
+            self._terminated[index] = self._truncated[index] = False
+        return self._tensordict()
+
+    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
+        return next_tensordict_out  # TorchRL completes flags and shapes here; `_step` has them all
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        actions = self._box(tensordict.get("action"))
+        reward = np.zeros((len(self._envs), 1), np.float32)
+        for index, resting in enumerate((self._terminated | self._truncated).ravel().tolist()):
+            if not resting:
+                try:
+                    reward[index] = self._advance(index, actions[index, ...])
+                except Exception as error:
+                    raise self._failure(index, "step", error) from error
+        return self._tensordict(reward=torch.from_numpy(reward))
+
+    def _advance(self, index: int, action: np.ndarray) -> float:
+        """Rewards of the frames of one action, summed."""
+        env, total = self._envs[index], 0.0
+        for _ in range(self._repeat):
+            observation, reward, terminated, truncated, _ = env.step(action.copy())  # which it may change
+            total += float(reward)
+            if terminated or truncated:
+                break
+        self._observation[index] = self._flat(observation)
+        self._terminated[index], self._truncated[index] = terminated, truncated
+        return total
+
+    def _failure(self, index: int, call: str, error: Exception) -> EnvironmentFailure:
+        return EnvironmentFailure(f"{self._name}: environment {index} failed in {call}: {one_line(error)}")
+
+    def _tensordict(self, **entries: torch.Tensor) -> TensorDictBase:
+        entries["observation"] = torch.from_numpy(self._observation.copy())
+        entries["terminated"] = torch.from_numpy(self._terminated.copy())
+        entries["truncated"] = torch.from_numpy(self._truncated.copy())
+        entries["done"] = torch.from_numpy(self._terminated | self._truncated)
+        # Without checks of shapes and devices, which are as the specs say: they take as long as a cheap environment.
+        return TensorDict._new_unsafe(entries, batch_size=self.batch_size, device=self.device)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seeds = [None if seed is None else seed + index for index in range(len(self._envs))]
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Closes all members, the others too where one fails to."""
+        if not self.is_closed:
+            super().close(raise_if_closed=raise_if_closed)
+            with ExitStack() as stack:
+                for env in self._envs:
+                    stack.callback(env.close)

@@ -101,7 +101,7 @@ def environment_name(environment: Mapping[str, Any]) -> str | None:
         case {"label": str(label)}:
             return label
         case {"id": str(name)}:
-            return name.replace("/", "-")
+            return name.rpartition(":")[2].replace("/", "-")
         case {"num_modes": count}:
             return f"mixture-{count}"
     return str(environment["class_path"]).rpartition(".")[2].lower() if "class_path" in environment else None

@@ -1,0 +1,124 @@
+"""Gymnasium spaces as flat arrays: observations as float32 numbers, actions from [-1, 1]."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces.utils import flatdim, flatten
+from numpy.typing import NDArray
+from torch import Tensor
+
+Bound = float | Sequence[float] | None
+"""Of every dimension of an action, of each, or the space's own."""
+
+
+class FlatObservation:
+    """Flattens the observations of a space, in the order of `gymnasium.spaces.utils.flatten`.
+
+    Discrete numbers become one-hot; a Dict's parts follow one another in the order of its keys, which Gymnasium sorts.
+
+    Args:
+        space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these.
+
+    Attributes:
+        size: how many numbers an observation has.
+
+    Raises:
+        ValueError: for another space, an image, or a space without numbers; the message names the part.
+    """
+
+    def __init__(self, space: Space[Any]) -> None:
+        _check_observation(space, "observation")
+        self.space, self.size = space, flatdim(space)
+        if not self.size:
+            raise ValueError("observation has no numbers; must have 1 or more")
+        self._is_box = isinstance(space, Box)
+        self._shape: tuple[int, ...] = space.shape if isinstance(space, Box) else (self.size,)
+
+    def __call__(self, observation: Any) -> NDArray[Any]:
+        """The numbers of one observation, [size].
+
+        Raises:
+            ValueError: when the observation does not have the shape of the space, or holds something else than numbers.
+        """
+        values = np.asarray(observation if self._is_box else flatten(self.space, observation))
+        if values.shape != self._shape or values.dtype.kind not in "fiub":
+            raise ValueError(f"observation of shape {values.shape} and {values.dtype}; must be numbers {self._shape}")
+        return values.ravel()
+
+
+class ActionBox:
+    """Maps actions in [-1, 1] onto a Box: -1 to its low and 1 to its high, in each dimension.
+
+    The result has the dtype of the space and is cut to its bounds in that dtype, so that the space contains it.
+
+    Args:
+        space: a Box of floats.
+        low: lower bounds, one number or one for each dimension; of these and the space's own, the larger one holds.
+        high: upper bounds likewise, of which the smaller one holds.
+
+    Attributes:
+        size: how many numbers an action has.
+
+    Raises:
+        ValueError: for another space, or when a dimension's bounds are infinite or leave no room.
+    """
+
+    def __init__(self, space: Space[Any], low: Bound = None, high: Bound = None) -> None:
+        if not isinstance(space, Box) or space.dtype.kind != "f":
+            kind = f"Box of {space.dtype}" if isinstance(space, Box) else type(space).__name__
+            raise ValueError(f"its action space is a {kind}; must be a Box of floats")
+        self.shape, self.dtype, self.size = space.shape, space.dtype, flatdim(space)
+        if not self.size:
+            raise ValueError("its action has no numbers; must have 1 or more")
+        own_low, own_high = space.low.ravel(), space.high.ravel()
+        self.low = own_low if low is None else np.maximum(own_low, self._given("action_low", low))
+        self.high = own_high if high is None else np.minimum(own_high, self._given("action_high", high))
+        infinite = np.flatnonzero(~(np.isfinite(self.low) & np.isfinite(self.high)))
+        if infinite.size:
+            raise ValueError(
+                f"its action has infinite bounds in {infinite.size} of {self.size} dimensions (first: {infinite[0]}); "
+                "must be finite: set action_low and action_high"
+            )
+        empty = np.flatnonzero((self.low >= self.high) & (own_low < own_high))
+        if empty.size:
+            at = empty[0]
+            raise ValueError(
+                f"action_low and action_high leave {self.low[at]} to {self.high[at]} in dimension {at}; low must be "
+                f"below high, within the environment's own {own_low[at]} to {own_high[at]}"
+            )
+        low64, high64 = self.low.astype(np.float64), self.high.astype(np.float64)
+        self._middle, self._half = high64 / 2 + low64 / 2, high64 / 2 - low64 / 2  # no overflow
+
+    def _given(self, name: str, bound: float | Sequence[float]) -> NDArray[Any]:
+        with np.errstate(over="ignore"):  # what the dtype cannot hold is infinite, and no bound
+            values = np.asarray(bound, dtype=self.dtype)
+        if values.ndim and values.shape != (self.size,):
+            raise ValueError(f"{name} has length {values.size}; must be one number, or one for each of {self.size}")
+        return values
+
+    def __call__(self, action: Tensor) -> NDArray[Any]:
+        """Actions [n, size] on the CPU as actions of the space [n, *shape]."""
+        # The cut comes last: rounding to the dtype may leave the Box.
+        exact = self._middle + self._half * action.numpy()
+        cut: NDArray[Any] = np.minimum(np.maximum(exact.astype(self.dtype), self.low), self.high)
+        return cut.reshape(len(cut), *self.shape)
+
+
+def _check_observation(space: Space[Any], name: str) -> None:
+    if isinstance(space, Dict | Tuple):
+        parts = space.spaces.items() if isinstance(space, Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            _check_observation(part, f"{name}.{key}")
+    elif not isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
+        allowed = "Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+        raise ValueError(f"{name} is a {type(space).__name__}; must be {allowed}")
+    elif isinstance(space, Box) and _is_image(space):
+        raise ValueError(f"{name} is an image {space.shape} of uint8; must be numbers without images")
+
+
+def _is_image(space: Box) -> bool:
+    whole = bool((space.low == 0).all() and (space.high == 255).all())
+    return space.dtype == np.uint8 and len(space.shape) >= 3 and whole
