@@ -16,9 +16,13 @@ class Preempt(Callback):
 
     The handler only sets a flag; the ranks agree on it after each update. `stopped` then says that the run is
     unfinished. A second signal acts as it would without this callback.
+
+    Args:
+        enabled: false switches it off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
         self.stopped = False
         self._asked = False
         self._previous: dict[int, Any] = {}
@@ -28,7 +32,8 @@ class Preempt(Callback):
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        if self.enabled:
+            self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.collecting import Ahead, behaviour
+from dqs_lightning.finite import check_block, check_replay
 from dqs_lightning.multistep import STEPS, MultiStep
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class OnlineLoader:
             blocks = iter(collector)
             while self.blocks < self.num_blocks:
                 block = next(blocks).select(*TRANSITION, ("next", "done"))
+                check_block(block, self.env_frames, self.frames_per_block // block.shape[-1], self.rank)
                 self._count(block)
                 self._pending = self._epochs(block) if self.agent.rollout else self._replayed(block)
                 yield from self._drain()
@@ -180,7 +182,7 @@ class OnlineLoader:
         else:
             collector = Collector(
                 self._env,
-                behaviour(self.agent),
+                behaviour(self.agent, lambda: self.env_frames),
                 frames_per_batch=self.steps_per_block,
                 total_frames=-1,
                 init_random_frames=random_steps or None,
@@ -224,6 +226,7 @@ class OnlineLoader:
         self.blocks = state["blocks"]
         if state["replay"] is not None:
             replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)
+            check_replay(replay)
             capacity, oldest = self.replay_buffer.storage.max_size, state["writer"]["_cursor"] % len(replay)
             if len(replay) == capacity:  # as it lay: samples are drawn by place
                 self.replay_buffer.extend(replay)
