@@ -9,8 +9,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import DQS
 from dqs_lightning.checkpoint import AtomicCheckpointIO
@@ -81,3 +82,42 @@ def files_up_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class FaultyMaze(Maze):
+    """A maze one of whose members gives a value once.
+
+    Args:
+        source: "observation", at the first reset; "reward" or "next observation", at a step.
+        value: what is given.
+        step: of all steps, from 1; of those that are taken at once for all members.
+        member: index of the member.
+    """
+
+    def __init__(self, source: str, value: float, step: int = 3, member: int = 1) -> None:
+        super().__init__()
+        self.source, self.value, self.step, self.member = source, value, step, member
+
+    def make(self, num_envs: int, seed: int) -> EnvBase:
+        env = super().make(num_envs, seed)
+        if num_envs <= self.member:
+            return env
+        at_reset, at_step = env._reset, env._step
+        steps = 0
+
+        def reset(tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+            out = at_reset(tensordict, **kwargs)
+            if steps == 0 and self.source == "observation":
+                out["observation"][self.member, 0] = self.value
+            return out
+
+        def step(tensordict: TensorDictBase) -> TensorDictBase:
+            nonlocal steps
+            steps += 1
+            out = at_step(tensordict)
+            if steps == self.step and self.source != "observation":
+                out[self.source.removeprefix("next ")][self.member, 0] = self.value
+            return out
+
+        env._reset, env._step = reset, step
+        return env

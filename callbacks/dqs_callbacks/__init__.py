@@ -2,7 +2,7 @@
 
 from dqs_callbacks.diagnostics import Diagnostics
 from dqs_callbacks.evaluate import Evaluate
-from dqs_callbacks.finite_guard import FiniteGuard, NonFiniteError
+from dqs_callbacks.finite_guard import FiniteGuard
 from dqs_callbacks.goals import GoalCoverage
 from dqs_callbacks.landscape import ActionLandscape
 from dqs_callbacks.preempt import Preempt
@@ -11,6 +11,7 @@ from dqs_callbacks.start_from import StartFrom
 from dqs_callbacks.throughput import Throughput
 from dqs_callbacks.trajectories import Trajectories
 from dqs_callbacks.video import CannotFilmError, Video
+from dqs_lightning.finite import NonFiniteError
 
 __all__ = [
     "ActionLandscape",

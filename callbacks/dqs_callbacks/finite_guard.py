@@ -1,31 +1,94 @@
-"""Stops a run before a non-finite value reaches the weights."""
+"""Stops a run before a non-finite value reaches the weights or a checkpoint."""
 
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from tensordict import TensorDictBase
+from torch import Tensor
 from torch.optim import Optimizer
 
-
-class NonFiniteError(RuntimeError):
-    """A gradient is NaN or infinite; the message names the update and the parameters."""
+from dqs_lightning.agents import Agent
+from dqs_lightning.finite import ALLOWED, MAX_MAGNITUDE, SOURCES, NonFiniteError, first_refused
 
 
 class FiniteGuard(Callback):
-    """Checks every gradient before each optimizer step; raises `NonFiniteError` with the weights still whole."""
+    """Checks gradients and the agent's `watched` scalars before each optimizer step, and weights before each save.
+
+    Raises `NonFiniteError` on all ranks in the same update, with the weights, the optimizer's state and the last
+    checkpoint as they were. The message names the first refused number in the order of the data flow: of the batch,
+    the weights, the targets and losses, the gradients. (Collected transitions are checked by `OnlineData` itself,
+    before they are stored.) It synchronises with the device once in each update, and more often only when it raises.
+
+    Args:
+        enabled: false switches it off.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._batch: TensorDictBase | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = batch
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = None
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        # Those that this step would take into the weights. Names are looked up only when there is one to tell.
+        if not self.enabled:
+            return
+        watched = pl_module.watched if isinstance(pl_module, Agent) else {}
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # One number for all gradients: a NaN or an infinity anywhere makes the sum of the norms non-finite.
         norms: Any = torch._foreach_norm([p.grad for p in stepped])
-        if math.isfinite(torch.stack(norms).sum().item()):
+        bad = ~(torch.stack([*norms, *watched.values()]).abs().amax() <= MAX_MAGNITUDE)
+        if trainer.world_size > 1:  # losses are each rank's own
+            bad = trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
+        if not bad:
             return
         names = {parameter: name for name, parameter in pl_module.named_parameters()}
-        bad = [names.get(p, "a parameter") for p, norm in zip(stepped, norms, strict=True) if not torch.isfinite(norm)]
-        raise NonFiniteError(
-            f"update {trainer.global_step}: non-finite gradient in {', '.join(bad[:4])}"
-            f"{f' and {len(bad) - 4} more' if len(bad) > 4 else ''}; the weights are those of the update before"
+        gradients = (
+            (f"norm of the gradient of {names.get(p, 'a parameter')}", norm)
+            for p, norm in zip(stepped, norms, strict=True)
         )
+        found = (
+            first_refused(self._data())
+            or first_refused(_weights(pl_module))
+            or first_refused(watched.items())
+            or first_refused(gradients)
+            or "another rank has found a non-finite value, which its own message names"
+        )
+        raise NonFiniteError(
+            f"update {trainer.global_step}: {found}; {ALLOWED}. "
+            "The weights are those of the update before, and the last checkpoint is kept"
+        )
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self.enabled:
+            return
+        found = first_refused(_weights(pl_module)) or first_refused(
+            (f"{key} of the optimizer", value)
+            for state in checkpoint["optimizer_states"]
+            for entries in state["state"].values()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        )
+        if found:
+            raise NonFiniteError(f"update {trainer.global_step}: {found}; not saved, and the last checkpoint is kept")
+
+    def _data(self) -> Iterator[tuple[str, Tensor]]:
+        batch = self._batch
+        if batch is not None:
+            yield from ((f"{name} in the batch", batch[key]) for key, name in SOURCES.items() if key in batch)
+
+
+def _weights(agent: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and the statistics of the observations. Other buffers may hold an infinity rightly."""
+    yield from agent.named_parameters()
+    if isinstance(agent, Agent):
+        yield from agent.observation_norm.named_buffers(prefix="observation_norm")

@@ -6,15 +6,50 @@ from collections.abc import Callable, Iterator
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
 from torchrl.collectors import AsyncCollector
 from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
+from dqs_lightning.finite import MAX_MAGNITUDE, check_step, magnitude
 
 
-def behaviour(agent: Agent) -> TensorDictModule:
-    """The agent as a collector's policy: observation to action."""
-    return TensorDictModule(agent, in_keys=["observation"], out_keys=["action"])
+class Behaviour(nn.Module):
+    """Computes a collector's actions [..., d] for observations [..., o], and refuses what is not finite.
+
+    An environment may fail at such an action, and an agent at such an observation; the error then names the cause.
+    On a GPU it waits for the actions, as the environments would do next.
+
+    Args:
+        agent: acts.
+        frames: gives the environment frames before the present block, for the message; None: they are not known.
+
+    Raises:
+        NonFiniteError: naming the environment, for an action that is not finite, or the observation that led to it.
+    """
+
+    def __init__(self, agent: Agent, frames: Callable[[], int] | None = None) -> None:
+        super().__init__()
+        self.agent, self.frames = agent, frames
+
+    def forward(self, observation: Tensor) -> Tensor:
+        try:
+            action: Tensor = self.agent(observation)
+        except Exception:
+            self._check("observation", observation)
+            raise
+        if not magnitude(action) <= MAX_MAGNITUDE:
+            self._check("observation", observation)
+            self._check("action", action)
+        return action
+
+    def _check(self, source: str, values: Tensor) -> None:
+        check_step(source, values, f"after frame {self.frames():,}: " if self.frames else "")
+
+
+def behaviour(agent: Agent, frames: Callable[[], int] | None = None) -> TensorDictModule:
+    """The agent as a collector's policy; `frames` as in `Behaviour`."""
+    return TensorDictModule(Behaviour(agent, frames), in_keys=["observation"], out_keys=["action"])
 
 
 class Seeded:

@@ -16,6 +16,7 @@ from dqs_lightning.agents import Agent
 from dqs_lightning.clock import Clock
 from dqs_lightning.collecting import Ahead, behaviour
 from dqs_lightning.envs import EnvironmentFailure
+from dqs_lightning.finite import NonFiniteError, check_block, check_replay
 from dqs_lightning.multistep import STEPS, MultiStep
 
 if TYPE_CHECKING:
@@ -103,14 +104,17 @@ class OnlineLoader:
             self._env = self._ahead = None
 
     def _collect(self, blocks: Iterator[TensorDictBase]) -> TensorDictBase:
-        """The next block. Where it fails on one rank, all ranks drop theirs and raise, so that their clocks agree."""
-        failure: EnvironmentFailure | None = None
+        """Return the next block. Where it fails on one rank, all drop theirs and raise, so that their clocks agree."""
+        failure: EnvironmentFailure | NonFiniteError | None = None
         try:
             block = next(blocks).select(*TRANSITION, ("next", "done"))
-        except EnvironmentFailure as error:
+            frames_per_step = self.clock.frames_per_block // block.shape[-1]
+            check_block(block, self.clock.frames, frames_per_step, self.rank)
+        except (EnvironmentFailure, NonFiniteError) as error:
             failure = error
-        if self.any_rank(failure is not None):
-            raise failure or EnvironmentFailure("an environment of another rank failed")
+        kinds = (EnvironmentFailure, NonFiniteError)
+        if kind := self.any_rank(0 if failure is None else 1 + isinstance(failure, NonFiniteError)):
+            raise failure or kinds[kind - 1]("another rank has failed and gives the cause")
         return block
 
     def _drain(self) -> Iterator[TensorDictBase]:
@@ -180,7 +184,7 @@ class OnlineLoader:
         else:
             collector = Collector(
                 self._env,
-                behaviour(self.agent),
+                behaviour(self.agent, lambda: self.clock.frames),
                 frames_per_batch=self.clock.steps_per_block,
                 total_frames=-1,
                 init_random_frames=random_steps or None,
@@ -218,6 +222,7 @@ class OnlineLoader:
         self.clock.frames = state["frames"]
         if state["replay"] is not None:
             replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)
+            check_replay(replay)
             capacity, oldest = self.replay_buffer.storage.max_size, state["writer"]["_cursor"] % len(replay)
             if len(replay) == capacity:  # as it lay: samples are drawn by place
                 self.replay_buffer.extend(replay)

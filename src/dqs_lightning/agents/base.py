@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ class Agent(L.LightningModule, ABC):
     observation_norm: nn.Module
     rollout: Rollout | None = None
     """None: the agent learns from a replay buffer."""
+    watched: dict[str, Tensor]
+    """Detached scalars of the present update, in the order of the data flow; `FiniteGuard` checks them."""
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class Agent(L.LightningModule, ABC):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.max_grad_norm, self.best_of = max_grad_norm, best_of
         self.observation_norm = ObservationNorm(observation_dim) if normalise_observations else nn.Identity()
+        self.watched = {}
         self._sums: dict[str, Tensor] = {}
         self._recorded = 0
 
@@ -134,19 +138,27 @@ class Agent(L.LightningModule, ABC):
         mean: Tensor = value if self._trainer is None else self.trainer.strategy.reduce(value, reduce_op="mean")
         return mean
 
-    def update(self, loss: Tensor) -> None:
-        """One backward, clipping, one optimizer step. `global_step` counts these."""
+    def update(self, loss: Tensor, watched: Mapping[str, Tensor] | None = None) -> None:
+        """One backward, clipping, one optimizer step. `global_step` counts these.
+
+        Args:
+            loss: a scalar.
+            watched: scalars on which it depends, in the order of the data flow, by the names that an error message
+                gives them: the step is not taken when one of them, the loss or a gradient is not finite.
+        """
         self.zero_grad()
         self.manual_backward(loss)
-        self.descend()
+        self.descend({**(watched or {}), "loss": loss})
 
-    def descend(self) -> None:
-        """Clipping and one optimizer step with the gradients that are there."""
+    def descend(self, watched: Mapping[str, Tensor]) -> None:
+        """Clipping and one optimizer step with the gradients that are there; `watched` as in `update`."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
+        self.watched = {name: value.detach() for name, value in watched.items()}
         if self.max_grad_norm is not None:
-            for group in optimizer.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+            for index, group in enumerate(optimizer.param_groups):  # afterwards an infinite norm has become 0
+                norm = nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+                self.watched[f"norm of the gradient of parameter group {index}"] = norm
         optimizer.step()
 
     @torch.no_grad()

@@ -38,6 +38,7 @@ from dqs_lightning.diffusion import (
     match,
     path_entropy,
 )
+from dqs_lightning.finite import magnitude
 from dqs_lightning.multistep import STEPS
 from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
@@ -270,21 +271,24 @@ class DQS(Agent):
         temperature = self.temperature()
         at_next, at_here = self.paths(batch)
         outputs = self.critic.outputs(self.observation_norm(batch["observation"]), batch["action"])
-        critic_loss = self.critic_loss.loss(outputs, self.critic_target(batch, temperature, at_next))
-        loss, metrics = critic_loss, {"critic_loss": critic_loss, "q": outputs.mean()}
+        target = self.critic_target(batch, temperature, at_next)
+        loss = critic_loss = self.critic_loss.loss(outputs, target)
+        metrics = {"critic_target": magnitude(target), "q": outputs.mean(), "critic_loss": critic_loss}
         if self.amortised:
             score_loss, estimate = self.score_loss(batch, temperature, at_here)
             # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
-            loss, metrics = loss + score_loss, {**metrics, "score_loss": score_loss, "ess": estimate.ess.mean()}
+            loss = loss + score_loss
+            metrics |= {"score_target": magnitude(estimate.denoised), "score_loss": score_loss}
+            metrics["ess"] = estimate.ess.mean()
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         if self.cuda_graph:
             metrics = self.captured(batch)
-            self.descend()
+            self.descend(metrics)
         else:
             loss, metrics = self.fused_losses(batch)
-            self.update(loss)
+            self.update(loss, metrics)
         self.take_in(batch["observation"])
         soft_update(self.target_critic, self.critic, self.tau)
         self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")))

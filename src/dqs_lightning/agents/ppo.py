@@ -10,6 +10,7 @@ from torchrl.objectives.value import GAE
 
 from dqs_lightning.agents.base import Agent, Rollout
 from dqs_lightning.diffusion import MLP, Backbone
+from dqs_lightning.finite import magnitude
 from dqs_lightning.networks import FeedForward
 
 
@@ -128,14 +129,17 @@ class PPO(Agent):
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         found = self.loss(batch)
-        self.update(found["loss_objective"] + found["loss_critic"] + found["loss_entropy"])
-        self.record(
-            critic_loss=found["loss_critic"],
-            actor_loss=found["loss_objective"],
-            entropy=found["entropy"],
-            kl=found["kl_approx"],
-            clip_fraction=found["clip_fraction"],
-        )
+        metrics = {
+            "critic_loss": found["loss_critic"],
+            "actor_loss": found["loss_objective"],
+            "entropy": found["entropy"],
+            "kl": found["kl_approx"],
+            "clip_fraction": found["clip_fraction"],
+        }
+        loss = found["loss_objective"] + found["loss_critic"] + found["loss_entropy"]
+        from_rollout = {name: magnitude(batch[name]) for name in ("value_target", "advantage")}
+        self.update(loss, {**from_rollout, **metrics})
+        self.record(**metrics)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam for policy and value, clipped together."""

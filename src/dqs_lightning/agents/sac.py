@@ -9,6 +9,7 @@ from torchrl.objectives import SACLoss, SoftUpdate
 
 from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
+from dqs_lightning.finite import magnitude
 from dqs_lightning.networks import FeedForward
 
 
@@ -85,12 +86,14 @@ class SAC(TwinCritic):
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
         found = self.loss(batch)
+        metrics = {
+            "critic_loss": found["loss_qvalue"],
+            "actor_loss": found["loss_actor"],
+            "temperature": found["alpha"],
+            "entropy": found["entropy"],
+        }
         # Each of the three has parameters of its own: one backward serves them all, and plain DDP.
-        self.update(found["loss_qvalue"] + found["loss_actor"] + found["loss_alpha"])
+        loss = found["loss_qvalue"] + found["loss_actor"] + found["loss_alpha"]
+        self.update(loss, {"td_error": magnitude(batch["td_error"]), **metrics})
         targets.step()
-        self.record(
-            critic_loss=found["loss_qvalue"],
-            actor_loss=found["loss_actor"],
-            temperature=found["alpha"],
-            entropy=found["entropy"],
-        )
+        self.record(**metrics)

@@ -8,6 +8,7 @@ from torchrl.objectives import SoftUpdate, TD3Loss
 
 from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
+from dqs_lightning.finite import magnitude
 from dqs_lightning.networks import FeedForward
 
 
@@ -86,15 +87,18 @@ class TD3(TwinCritic):
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
         acts = (self.global_step + 1) % self.policy_delay == 0
-        loss, _ = self.loss.value_loss(batch)
-        self.record(critic_loss=loss)
-        if acts or self.trainer.world_size > 1:  # DDP wants the same graph at each update
-            loss = loss + self.loss.actor_loss(batch)[0]
+        critic_loss, found = self.loss.value_loss(batch)
+        watched = {"critic_target": magnitude(found["target_value"]), "critic_loss": critic_loss}
+        loss = critic_loss
+        if acts or self.trainer.world_size > 1:  # DDP requires the same graph at each update
+            watched["actor_loss"] = self.loss.actor_loss(batch)[0]
+            loss = critic_loss + watched["actor_loss"]
         self.zero_grad()
         self.manual_backward(loss)
         if not acts:
             for parameter in self.loss.actor_network_params.values(True, True):
                 parameter.grad = None  # Adam passes it over, where a gradient of zero would still move by momentum
-        self.descend()
+        self.descend(watched)
         if acts:
             targets.step()
+        self.record(critic_loss=critic_loss)

@@ -1,0 +1,100 @@
+"""The numbers that a run refuses, and checks of what is collected before anything uses it."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+MAX_MAGNITUDE = math.sqrt(torch.finfo(torch.float32).max)
+"""1.8e19. The square of a larger number is infinite in float32, and with it losses, norms and Adam's second moment."""
+
+ALLOWED = f"allowed are numbers up to {MAX_MAGNITUDE:.2g} in magnitude"
+
+SOURCES: dict[NestedKey, str] = {
+    "observation": "observation",
+    "action": "action",
+    ("next", "reward"): "reward",
+    ("next", "observation"): "next observation",
+}
+"""What is checked of a transition, in the order in which it comes about, and its name in messages."""
+
+
+class NonFiniteError(RuntimeError):
+    """A number is NaN, infinite or larger than `MAX_MAGNITUDE`; the message names its source and the step."""
+
+
+def magnitude(value: Tensor) -> Tensor:
+    """Returns the largest absolute value as a detached scalar, NaN if there is one. No device-to-host sync."""
+    return value.detach().abs().amax()
+
+
+def refused(value: Tensor) -> Tensor:
+    """Returns where a tensor is NaN, infinite or larger than `MAX_MAGNITUDE`, of its shape."""
+    return ~(value.detach().abs() <= MAX_MAGNITUDE)
+
+
+def first_refused(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Returns "NAME is VALUE" of the first tensor with a refused number, or None. One device-to-host sync for each."""
+    for name, value in named:
+        if value.is_floating_point() and (bad := value.detach()[refused(value)]).numel():
+            return f"{name} is {bad[0].item():.4g}"
+    return None
+
+
+def check_step(source: str, values: Tensor, when: str = "") -> None:
+    """Checks what one step gives for each environment, [..., n]; a message begins with `when`.
+
+    Raises:
+        NonFiniteError: naming the first environment with a refused number.
+    """
+    rows = values.flatten(0, -2)
+    if places := refused(rows).nonzero().tolist():
+        env, component = places[0]
+        raise NonFiniteError(f"{when}{_entry(source, rows, env, component)}; {ALLOWED}. The last checkpoint is kept")
+
+
+def check_block(block: TensorDictBase, frames: int, frames_per_step: int, rank: int = 0) -> None:
+    """Checks transitions on the CPU as they were collected.
+
+    Args:
+        block: [..., T] with the keys of `SOURCES`, the last dimension in time's order.
+        frames: environment frames before the block.
+        frames_per_step: environment frames of one step of all environments, over all ranks.
+        rank: of the process that collected it.
+
+    Raises:
+        NonFiniteError: naming the first refused number in time: its source, environment, step and frame.
+    """
+    if torch.stack(torch._foreach_norm([block[key] for key in SOURCES], math.inf)).amax() <= MAX_MAGNITUDE:
+        return
+    numbers = {name: block[key].flatten(0, block.ndim - 2) for key, name in SOURCES.items()}  # [environments, T, n]
+    steps = block.shape[-1]
+    step, place, env, component = min(
+        (step, place, env, component)
+        for place, values in enumerate(numbers.values())
+        for env, step, component in refused(values).nonzero().tolist()
+    )
+    source, values = list(numbers.items())[place]
+    raise NonFiniteError(
+        f"frame {frames + (step + 1) * frames_per_step:,}{f', rank {rank}' if rank else ''}: "
+        f"{_entry(source, values[:, step], env, component)}, at step {step + 1} of {steps} in the block, of which "
+        f"none is used; {ALLOWED}. The last checkpoint is kept"
+    )
+
+
+def check_replay(replay: TensorDictBase) -> None:
+    """Checks the transitions [N] of a checkpoint.
+
+    Raises:
+        NonFiniteError: naming the source of the first refused number.
+    """
+    if found := first_refused((f"{name} in the replay buffer", replay[key]) for key, name in SOURCES.items()):
+        raise NonFiniteError(f"{found}, so this checkpoint cannot be continued; {ALLOWED}")
+
+
+def _entry(source: str, rows: Tensor, env: int, component: int) -> str:
+    """An entry of rows [environments, n] in words."""
+    name = f"{source}[{component}]" if rows.shape[-1] > 1 else source
+    return f"{name} of environment {env} is {rows[env, component].item():.4g}"
