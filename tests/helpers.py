@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.checkpoint import AtomicCheckpointIO
+from dqs_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import MLP, Ancestral, Backbone, Importance
 from dqs_lightning.envs import DMControl
@@ -61,3 +61,11 @@ def one_step_batch(reward: Tensor, action: Tensor) -> TensorDict:
         [len(action)],
     )
     return TensorDict({"observation": observation, "action": action, "next": following}, [len(action)])
+
+
+def saved_run(folder: Path, agent: L.LightningModule | None = None, **changes: Any) -> Path:
+    """A run directory with the checkpoint of a run of a few updates; returns the folder."""
+    data = small_data(total_frames=480, **changes)
+    agent = agent or DQS(data.observation_dim, data.action_dim, **small((8,)))
+    trainer(folder, [RunCheckpoint(str(folder / "checkpoints"))]).fit(agent, data)
+    return folder
