@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import set_parsing_settings
 from provenance import about
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -32,7 +31,7 @@ from torchrl.envs.utils import step_mdp
 from dqs_lightning.agents import DQS, SquaredError, load_agent
 from dqs_lightning.agents.backups import BestOf
 from dqs_lightning.checkpoint import checkpoint_of, load_run, safe_load
-from dqs_lightning.cli.trust import trusted_packages
+from dqs_lightning.cli.trust import restrict_imports
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import MLP, SimBa
 from dqs_lightning.envs import Environment
@@ -68,7 +67,7 @@ def load(run: Path) -> tuple[DQS, Environment, TensorDictBase, dict[str, Any]]:
     agent = load_agent(path)
     if not isinstance(agent, DQS):
         raise SystemExit(f"{run}: holds a {type(agent).__name__}; allowed is a DQS")
-    environment = OnlineData.load_from_checkpoint(path, weights_only=True).environment
+    environment = OnlineData.load_from_checkpoint(path).environment
     shared = load_run(path)
     own = safe_load(RunCheckpoint.rank_file(path.parent, shared["global_step"], 0))
     replay = TensorDict.from_dict(own["replay"], auto_batch_size=True, batch_dims=1)
@@ -169,7 +168,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write JSON; rows that it holds are not measured again")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
+    restrict_imports([])
     known, environment, replay, origin = load(options.run)
     held = options.out and options.out.exists()
     results = json.loads(options.out.read_text()) if held else {"about": about(), "run": origin, "rows": {}}

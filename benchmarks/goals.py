@@ -51,7 +51,7 @@ def done_runs(sweeps: list[Path]) -> dict[str, list[Path]]:
 def exactly(run: Path) -> dict[str, list[float]]:
     """Goals' shares among episodes that reach one: of the run's policy, and of the optimum at its temperature."""
     checkpoint = checkpoint_of(run)
-    agent, maze = load_agent(checkpoint), OnlineData.load_from_checkpoint(checkpoint, weights_only=True).environment
+    agent, maze = load_agent(checkpoint), OnlineData.load_from_checkpoint(checkpoint).environment
     assert isinstance(agent, DQS) and isinstance(maze, Maze)
     oracle = Oracle(maze, float(agent.temperature()), agent.discount)
     shares = {}

@@ -18,6 +18,7 @@ from dqs_lightning.checkpoint import AtomicCheckpointIO
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import MLP, Ancestral, Backbone, Importance
 from dqs_lightning.envs import DMControl, Maze
+from dqs_lightning.run_checkpoint import RunCheckpoint
 
 
 def small_data(**changes: Any) -> OnlineData:
@@ -121,3 +122,11 @@ class FaultyMaze(Maze):
 
         env._reset, env._step = reset, step
         return env
+
+
+def saved_run(folder: Path, agent: L.LightningModule | None = None, **changes: Any) -> Path:
+    """A run directory with the checkpoint of a run of a few updates; returns the folder."""
+    data = small_data(total_frames=480, **changes)
+    agent = agent or DQS(data.observation_dim, data.action_dim, **small((8,)))
+    trainer(folder, [RunCheckpoint(str(folder / "checkpoints"))]).fit(agent, data)
+    return folder

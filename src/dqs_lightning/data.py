@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -11,10 +11,11 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import CheckpointError
+from dqs_lightning.checkpoint import CheckpointError, load_run
 from dqs_lightning.collection_hook import CollectionHook
 from dqs_lightning.envs import Environment
 from dqs_lightning.loader import OnlineLoader
+from dqs_lightning.restore import UntrustedNameError, saved_arguments
 
 
 class OnlineData(L.LightningDataModule):
@@ -99,6 +100,40 @@ class OnlineData(L.LightningDataModule):
         self._loader: OnlineLoader | None = None
         self._restored: dict[str, Any] | None = None
         self._continues = False
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the data of a checkpoint's run, without its replay; no code that the file names is run.
+
+        Args:
+            checkpoint_path: of a run's `last.ckpt`.
+            map_location: has no effect: no tensors are loaded.
+            hparams_file: must be None: the arguments are those in the checkpoint.
+            weights_only: has no effect: the file is read as tensors and plain values.
+            kwargs: arguments of the class that replace the saved ones.
+
+        Raises:
+            CheckpointError: when the file is no run's checkpoint, or names a class that is neither registered nor of a
+                package that `restore.trust` was called with.
+            ValueError: for a `hparams_file`.
+        """
+        if hparams_file is not None:
+            raise ValueError(f"hparams_file={hparams_file}: must be left out")
+        try:
+            saved = saved_arguments(load_run(checkpoint_path), cls.CHECKPOINT_HYPER_PARAMS_KEY, cls)
+            return cls(**{**saved, **kwargs})
+        except UntrustedNameError as error:
+            raise CheckpointError(f"{checkpoint_path}: {error}") from error
+        except (TypeError, ValueError) as error:
+            hint = "a package that registers an environment is imported by --trust PACKAGE"
+            raise CheckpointError(f"{checkpoint_path}: its data cannot be built here: {error}; {hint}") from error
 
     @staticmethod
     def of(trainer: L.Trainer) -> "OnlineData":

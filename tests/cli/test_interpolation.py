@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint import CheckpointError, safe_load
 from dqs_lightning.cli import fit
 from dqs_lightning.cli.interpolation import as_yaml, interpolations
+from dqs_lightning.data import OnlineData
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SECRET = "correct-horse-battery"
@@ -41,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "r"
 
 
-def test_no_file_of_the_run_holds_the_secret(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_file_of_the_run_holds_the_secret(run: Path) -> None:
     files = [path for path in run.rglob("*") if path.is_file()]
     assert {"config.yaml", "hparams.yaml", "last.ckpt"} <= {path.name for path in files}
     assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
@@ -51,3 +52,12 @@ def test_no_file_of_the_run_holds_the_secret(run: Path, capsys: pytest.CaptureFi
     settings = safe_load(run / "checkpoints" / "last.ckpt")["settings"]
     assert settings["data.environment.label"] == "${oc.env:TOKEN}"
     assert settings["model.temperature.over_updates"] == 128
+
+
+def test_a_checkpoint_takes_the_value_from_the_environment_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    monkeypatch.setenv("TOKEN", "another")
+    assert OnlineData.load_from_checkpoint(last).environment.label == "another"
+    monkeypatch.delenv("TOKEN")
+    with pytest.raises(CheckpointError, match=r"its data cannot be built here: .*'TOKEN' not found"):
+        OnlineData.load_from_checkpoint(last)

@@ -1,9 +1,10 @@
 """Agents: LightningModules that learn from batches of transitions."""
 
 from dqs_lightning.agents.backups import Backup, Plain, Soft
-from dqs_lightning.agents.base import Agent, load_agent
+from dqs_lightning.agents.base import Agent
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles, SquaredError
 from dqs_lightning.agents.dqs import DQS
+from dqs_lightning.agents.loading import load_agent
 from dqs_lightning.agents.ppo import PPO
 from dqs_lightning.agents.sac import SAC
 from dqs_lightning.agents.td3 import TD3

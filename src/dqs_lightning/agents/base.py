@@ -1,13 +1,11 @@
 """What every agent is: a LightningModule with manual optimization that owns no environment and no buffer."""
 
-import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import lightning as L
 import torch
@@ -16,12 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from dqs_lightning.checkpoint import CheckpointError, load_run
 from dqs_lightning.networks import ObservationNorm
-from dqs_lightning.registry import components, describe
-
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-"""Lightning's own constructor from class paths, which `load_from_checkpoint` looks up by this name."""
+from dqs_lightning.registry import describe
 
 
 class Rollout(NamedTuple):
@@ -187,11 +181,42 @@ class Agent(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["agent"] = type(self).__name__
         checkpoint["metric_sums"], checkpoint["recorded"] = dict(self._sums), self._recorded
+        checkpoint["agent_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["env_frames"] = getattr(getattr(self.trainer, "datamodule", None), "env_frames", 0)
         # Components as class path and arguments: plain values, which load without running code from the file.
         for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
             if key in checkpoint:
-                checkpoint[key] = {**describe(checkpoint[key]), "_instantiator": INSTANTIATOR}
+                checkpoint[key] = describe(checkpoint[key])
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the agent of a checkpoint; no code that the file names is run.
+
+        Args:
+            checkpoint_path: of a run's `last.ckpt`.
+            map_location: device of the agent; None: CPU.
+            hparams_file: must be None: the arguments are those in the checkpoint.
+            strict: must be None or True: every parameter must be in the checkpoint.
+            weights_only: has no effect: the file is read as tensors and plain values.
+            kwargs: arguments of the class that replace the saved ones.
+
+        Raises:
+            CheckpointError: see `load_agent`.
+            ValueError: for a `hparams_file`, or `strict=False`.
+        """
+        from dqs_lightning.agents.loading import restore  # which needs this module
+
+        if hparams_file is not None or strict is False:
+            raise ValueError(f"hparams_file={hparams_file}, strict={strict}: must be left out")
+        return restore(cls, checkpoint_path, "cpu" if map_location is None else map_location, **kwargs)
 
     def write(self, metrics: dict[str, float]) -> None:
         """Send metrics to every logger and to `Trainer.callback_metrics`, with `env_frames` as an axis.
@@ -204,21 +229,3 @@ class Agent(L.LightningModule, ABC):
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.global_step)
-
-
-def load_agent(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Agent:
-    """The agent of a checkpoint, whatever its class, from the file alone. Its class must be imported.
-
-    Raises:
-        CheckpointError: when the file holds no agent of a known class, or one whose parameters are others.
-    """
-    name = load_run(path).get("agent")
-    known = components(Agent)
-    if name not in known:
-        raise CheckpointError(f"{path}: holds an agent of class {name}; known are {', '.join(known)}")
-    try:
-        agent: Agent = known[name].load_from_checkpoint(Path(path), map_location=map_location, weights_only=True)
-    except (RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: does not fit the {name} of this version: {said}") from error
-    return agent.eval()

@@ -7,15 +7,31 @@ import warnings
 from collections.abc import Sequence
 from ctypes.util import find_library
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
+from dqs_lightning.cli.escape import printable, printable_lines
+from dqs_lightning.cli.writing import existing_folder
+
+if TYPE_CHECKING:  # torch is imported once the arguments have been checked
+    from torchrl.envs import EnvBase
+
+    from dqs_lightning.agents import Agent
+    from dqs_lightning.envs import Environment
+
+TRUST_HELP = "a further package whose classes the checkpoint may name; may be repeated"
+
+
+MAX_EPISODES = 10_000
+MAX_DRAWS = 100_000
+MAX_SEED = 2**32 - 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="dqs-eval", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dqs-eval", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
     parser.add_argument("--episodes", type=int, default=10, help="episodes, side by side (default 10)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the environments and of the policy")
@@ -25,11 +41,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     policy.add_argument("--random", action="store_true", help="uniformly random actions instead of the policy")
     parser.add_argument("--video", action="store_true", help="write videos/eval.mp4 of the first episode")
     parser.add_argument("--device", default="cpu", help="where the policy runs (default cpu)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
     options = parser.parse_args(arguments)
-    if options.episodes < 1:
-        parser.error(f"--episodes={options.episodes}: allowed is 1 or more")
-    if options.best_of is not None and options.best_of < 1:
-        parser.error(f"--best_of={options.best_of}: allowed is 1 or more")
+    largest = {"episodes": MAX_EPISODES, "best_of": MAX_DRAWS, "seed": MAX_SEED - options.episodes}
+    for name, most in largest.items():
+        value, least = getattr(options, name), 0 if name == "seed" else 1
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name}={value}: must be {least} to {most}")
     return options
 
 
@@ -41,10 +59,13 @@ def existing_checkpoint(run_or_ckpt: Path) -> Path:
     """
     from dqs_lightning.checkpoint import checkpoint_of
 
-    path = checkpoint_of(run_or_ckpt)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; give a run directory or a checkpoint file")
-    return path
+    try:
+        path = checkpoint_of(run_or_ckpt)
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise InputError(f"{run_or_ckpt}: {error.strerror or error}") from error
+    raise InputError(f"{path}: no such checkpoint; give a run directory or a checkpoint file")
 
 
 def choose_renderer() -> None:
@@ -64,41 +85,79 @@ def choose_renderer() -> None:
     )
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        InputError: when torch does not know it, or cannot hold a tensor on it.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # of each backend another
+        raise InputError(f"--device={name}: {' '.join(str(error).split())[:200]}") from error
+
+
+def make_environments(path: Path, environment: "Environment", agent: "Agent", options: argparse.Namespace) -> "EnvBase":
+    """The environments of the evaluation.
+
+    Raises:
+        InputError: when they cannot be made here, or are not those of the agent.
+    """
+    try:
+        env = environment.make(options.episodes, options.seed)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"{path}: its environment {environment.name} cannot be made here: {reason}") from error
+    sizes = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
+    if sizes != (agent.observation_dim, agent.action_dim):
+        raise InputError(
+            f"{path}: its environment has {sizes[0]} observations and {sizes[1]} actions, its agent "
+            f"{agent.observation_dim} and {agent.action_dim}"
+        )
+    return env
+
+
 def evaluate(path: Path, options: argparse.Namespace) -> str:
     """Run the episodes of a checkpoint's policy; returns what to print."""
     import torch
-    from jsonargparse import set_parsing_settings
 
     from dqs_callbacks.video import CannotFilmError, check_films, film
-    from dqs_lightning.agents import load_agent
+    from dqs_lightning.agents import Agent, load_agent
     from dqs_lightning.checkpoint import CheckpointError, load_run
-    from dqs_lightning.cli.trust import trusted_packages
+    from dqs_lightning.cli.trust import restrict_imports
     from dqs_lightning.data import OnlineData
     from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
 
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
+    check_device(options.device)
+    restrict_imports(options.trust)
     try:
         frames = load_run(path).get("env_frames")
-        environment = OnlineData.load_from_checkpoint(path, weights_only=True).environment
+        environment = OnlineData.load_from_checkpoint(path).environment
         agent = load_agent(path, options.device)
     except CheckpointError as error:
         raise InputError(str(error)) from error
-    torch.manual_seed(options.seed)
-    env = environment.make(options.episodes, options.seed)
-    policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
+    if options.best_of is not None and type(agent).q_value is Agent.q_value:
+        raise InputError(f"--best_of={options.best_of}: {type(agent).__name__} has no Q(s, a) to choose by")
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     video = run / "videos" / "eval.mp4"
     if options.video:
+        existing_folder(f"--video: {video}", video.parent)
         try:
             check_films(environment)
         except CannotFilmError as error:
             raise InputError(f"--video: {error}") from error
+    torch.manual_seed(options.seed)
+    env = make_environments(path, environment, agent, options)
+    policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
     returns = film(env, policy, video, episodes=1).returns if options.video else episode_returns(env, policy)
     env.close(raise_if_closed=False)
     mean, (low, high) = mean_with_interval(returns)
-    kind = "random policy" if options.random else f"{type(agent).__name__} at {frames:,} frames"
+    trained = f"{frames:,}" if isinstance(frames, int) else "an unknown number of"
+    kind = "random policy" if options.random else f"{type(agent).__name__} at {trained} frames"
     interval = f"95 % interval [{low:.1f}, {high:.1f}]"
-    lines = [f"{environment.name}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
+    lines = [f"{printable(environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
     if options.video:
         lines.append(str(video))
     return "\n".join(lines)
@@ -121,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("MUJOCO_GL", "disabled")
         print(evaluate(path, options))
     except InputError as error:
-        print(f"dqs-eval: {error}", file=sys.stderr)
+        print(printable_lines(f"dqs-eval: {error}"), file=sys.stderr)
         return BAD_INPUT
     return DONE
 

@@ -12,9 +12,8 @@ import importlib.util
 import json
 import logging
 import os
-import statistics
 import sys
-import time
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -29,7 +28,11 @@ from torch import Tensor, nn
 from dqs_lightning.agents import DQS, Agent, load_agent
 from dqs_lightning.checkpoint import CheckpointError, load_run
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
-from dqs_lightning.cli.evaluate import existing_checkpoint
+from dqs_lightning.cli.escape import printable_lines
+from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
+from dqs_lightning.cli.latency import latencies
+from dqs_lightning.cli.trust import restrict_imports
+from dqs_lightning.cli.writing import existing_folder
 
 TOLERANCE = 1e-5
 """Largest difference from the agent itself, in units of the action, with which a graph is kept."""
@@ -40,22 +43,36 @@ Act = Callable[..., Tensor]
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="dqs-export", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="dqs-export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
     parser.add_argument("--out", type=Path, required=True, help="the file; its suffix decides: .onnx or .pt2")
     parser.add_argument("--deterministic", action="store_true", help="the noise-free policy; it takes no noise")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
     return parser.parse_args(arguments)
 
 
-def check_target(out: Path) -> None:
-    """Raises InputError when `out` cannot be written: another suffix, a directory, or packages that are missing."""
+def check_target(out: Path) -> Path:
+    """Return the existing folder in which `out` can be written, or its folder made.
+
+    Raises:
+        InputError: for another suffix, a path that is no file or cannot be written, or packages that are missing.
+    """
     if out.suffix not in (".onnx", ".pt2"):
         raise InputError(f"--out={out}: allowed is a file that ends in .onnx or .pt2")
-    if out.is_dir():
-        raise InputError(f"--out={out}: is a directory; allowed is a file")
+    there = existing_folder(f"--out={out}", out.parent)
+    try:
+        if out.is_dir():
+            raise InputError(f"--out={out}: is a directory; allowed is a file")
+        if out.exists() and not out.is_file():
+            raise InputError(f"--out={out}: is no regular file")
+    except OSError as error:
+        raise InputError(f"--out={out}: {error.strerror or error}") from error
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if out.suffix == ".onnx" and missing:
         raise InputError(f'--out={out}: needs {", ".join(missing)}; run pip install "dqs-lightning[export]"')
+    return there
 
 
 class Policy(nn.Module):
@@ -129,7 +146,10 @@ def write(policy: Policy, path: Path, facts: dict[str, str]) -> None:
 
 
 def load(path: Path) -> Act:
-    """The policy in a file that `write` wrote, on as many threads as torch has."""
+    """The policy in a file that `write` wrote, on as many threads as torch has.
+
+    Only for files that you trust: a `.pt2` holds expressions that `torch.export.load` evaluates as code.
+    """
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     import onnxruntime
@@ -155,17 +175,6 @@ def difference(act: Act, policy: Policy, agent: Agent, batch: int) -> float:
     return (act(observation, *policy.noise(batch)) - expected).abs().max().item()
 
 
-def latencies(*calls: Callable[[], object], repeats: int = 50) -> list[float]:
-    """Median milliseconds of each call; they take turns, so that a machine that slows down slows all of them."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, times in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return [1e3 * statistics.median(times) for times in seconds]
-
-
 def export(path: Path, out: Path, deterministic: bool = False) -> str:
     """Write the policy of a checkpoint and compare what was written with the agent; returns what to print.
 
@@ -187,25 +196,27 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
         policy = Policy(agent, deterministic)
         facts = policy.facts()
         if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
-            facts["task"] = OnlineData.load_from_checkpoint(path, weights_only=True).environment.name
+            facts["task"] = OnlineData.load_from_checkpoint(path).environment.name
     except CheckpointError as error:
         raise InputError(str(error)) from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     try:
-        write(policy, temporary, facts)
-        act = load(temporary)
-        distance = max(difference(act, policy, agent, batch) for batch in (1, 17))  # neither is the size of the trace
-        if not distance <= TOLERANCE:  # so, NaN is refused
-            raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, allowed is {TOLERANCE:.0e}")
-        observation = torch.randn(1, policy.observation_dim)
-        noise = policy.noise(1)
-        exported, eager = latencies(
-            lambda: act(observation, *noise), lambda: agent.act(observation, deterministic, best_of=1)
-        )
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        # In a folder that only this user can open: the file is read back, and a .pt2 that is read can run code.
+        with tempfile.TemporaryDirectory(prefix=".dqs-export-", dir=check_target(out)) as place:
+            temporary = Path(place) / f"policy{out.suffix}"
+            write(policy, temporary, facts)
+            act = load(temporary)
+            distance = max(difference(act, policy, agent, batch) for batch in (1, 17))  # neither is the trace's size
+            if not distance <= TOLERANCE:  # so, NaN is refused
+                raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, allowed is {TOLERANCE:.0e}")
+            observation = torch.randn(1, policy.observation_dim)
+            noise = policy.noise(1)
+            exported, eager = latencies(
+                lambda: act(observation, *noise), lambda: agent.act(observation, deterministic, best_of=1)
+            )
+            out.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary, out)
+    except OSError as error:
+        raise InputError(f"--out={out}: cannot be written: {error.strerror or error}") from error
     inputs = f"observation [batch, {policy.observation_dim}]"
     if policy.draws:
         inputs += f", noise [{policy.draws}, batch, {policy.action_dim}]"
@@ -224,14 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_target(options.out)
         path = existing_checkpoint(options.run_or_ckpt)
-        from jsonargparse import set_parsing_settings
-
-        from dqs_lightning.cli.trust import trusted_packages
-
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
+        restrict_imports(options.trust)
         print(export(path, options.out, options.deterministic))
     except InputError as error:
-        print(f"dqs-export: {error}", file=sys.stderr)
+        print(printable_lines(f"dqs-export: {error}"), file=sys.stderr)
         return BAD_INPUT
     return DONE
 

@@ -26,13 +26,12 @@ def main() -> int:
 
 def train() -> int:
     """Run the command; returns its exit code."""
-    from jsonargparse import set_parsing_settings
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from dqs_callbacks import NonFiniteError
     from dqs_lightning.checkpoint import CheckpointError, NotSavedError
     from dqs_lightning.cli.training import FitCLI
-    from dqs_lightning.cli.trust import trusted_packages
+    from dqs_lightning.cli.trust import restrict_imports, trust_option
     from dqs_lightning.envs import EnvironmentFailure
 
     STOP.phase = Phase.BUILD
@@ -40,7 +39,7 @@ def train() -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages(sys.argv[1:]))
+        restrict_imports(trust_option(sys.argv[1:]))
         return FitCLI().fit()
     except SystemExit as stop:  # also that of --help
         if stop.code != STOPPED:

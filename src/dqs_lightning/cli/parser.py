@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from dqs_lightning import agents, diffusion, envs, temperature
 from dqs_lightning.cli.errors import InputError, explain
 from dqs_lightning.cli.interpolation import Place, as_yaml, interpolations, reads_environment
+from dqs_lightning.cli.reading import BoundedLoader
 from dqs_lightning.registry import components
 
 DEFAULT_AGENT = agents.DQS
@@ -101,7 +102,7 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield option, value if equals else next(iter(args[index + 1 :]), "")
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(BoundedLoader):
     """YAML in which a key may stand once only."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -1,14 +1,59 @@
-"""The packages whose classes a configuration may name."""
+"""The packages whose classes a configuration or a checkpoint may name."""
 
+import importlib
+from collections.abc import Sequence
 from itertools import pairwise
 
+from jsonargparse import set_parsing_settings
+
+from dqs_lightning import restore
+from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.escape import printable
 from dqs_lightning.registry import load_entry_points
 
-TRUSTED = ["dqs_lightning", "dqs_callbacks", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "torchrl"]
+TRUSTED = [
+    "dqs_lightning",
+    "dqs_callbacks",
+    *(
+        f"lightning.pytorch.{family}"
+        for family in ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
+    ),
+    "lightning.fabric.plugins",  # where Lightning defines most of its plugins
+]
 """Always trusted; packages with an entry point and those that --trust names are added."""
 
+REFUSED = ["*", "dqs_lightning.agents.loading", "dqs_lightning.cli", "lightning.pytorch.callbacks.lambda_function"]
+"""Everything else; of what is trusted, functions and the callback that calls whatever function a file names."""
 
-def trusted_packages(arguments: list[str]) -> list[str]:
-    """Packages that a command line trusts. The key `trust` of a configuration file has no effect."""
-    given = [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == "--trust"]
-    return [*TRUSTED, *load_entry_points(), *given]
+
+def trust_option(arguments: Sequence[str]) -> list[str]:
+    """Packages that a command line names by --trust. The key `trust` of a configuration file has no effect."""
+    return [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == "--trust"]
+
+
+def restrict_imports(given: Sequence[str]) -> None:
+    """Let files name only classes of trusted packages, from now on in this process, and import the added packages.
+
+    Args:
+        given: packages that --trust names. Those with an entry point are added too.
+
+    Raises:
+        InputError: when an added package cannot be imported, or is no name of a package.
+    """
+    for name in given:
+        if not all(part.isidentifier() for part in name.split(".")) or name.partition(".")[0] == "jsonargparse":
+            raise InputError(f"--trust={name}: must be the import name of a package, such as my_package")
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise InputError(f"--trust={name}: cannot be imported: {printable(error)}") from error
+    try:
+        added = [*load_entry_points(), *given]
+    except Exception as error:
+        raise InputError(f"a package that registers components cannot be imported: {printable(error)}") from error
+    set_parsing_settings(
+        import_path_denylist=REFUSED,
+        import_path_allowlist=[*TRUSTED, *added],
+        instantiate_subclass_spec_in_any=False,  # an argument of type Any takes a class path as a plain value
+    )
+    restore.trust(added)

@@ -1,6 +1,6 @@
 """What a decision costs: the policies in the runs' checkpoints, timed on this machine."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from dqs_lightning.cli.errors import InputError
@@ -13,8 +13,12 @@ Decisions = Mapping[tuple[str, str], tuple[float, float]]
 """Median milliseconds of one decision and of `BATCH` at once, by task and method."""
 
 
-def time_decisions(groups: Groups) -> Decisions:
+def time_decisions(groups: Groups, trust: Sequence[str] = ()) -> Decisions:
     """Time the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
+
+    Args:
+        groups: runs by task and method.
+        trust: packages whose classes the checkpoints may name, beside the registered components.
 
     Raises:
         InputError: when no run has a checkpoint, or one cannot be read.
@@ -29,14 +33,13 @@ def time_decisions(groups: Groups) -> Decisions:
         raise InputError(f"--time-actions: none of the runs has {CHECKPOINT}")
     # Torch is not needed for the rest of a report.
     import torch
-    from jsonargparse import set_parsing_settings
 
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint import CheckpointError
-    from dqs_lightning.cli.export import latencies
-    from dqs_lightning.cli.trust import trusted_packages
+    from dqs_lightning.cli.latency import latencies
+    from dqs_lightning.cli.trust import restrict_imports
 
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
+    restrict_imports(trust)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

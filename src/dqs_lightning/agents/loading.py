@@ -1,0 +1,60 @@
+"""Agents from checkpoints."""
+
+import os
+from typing import Any, TypeVar
+
+import torch
+
+from dqs_lightning.agents.base import Agent
+from dqs_lightning.checkpoint import CheckpointError, load_run
+from dqs_lightning.registry import components
+from dqs_lightning.restore import UntrustedNameError, named_class, saved_arguments
+
+AnyAgent = TypeVar("AnyAgent", bound=Agent)
+
+
+def load_agent(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Agent:
+    """Return the agent of a checkpoint, whatever its class, from the file alone; no code that the file names is run.
+
+    Its class and those of its components must be registered, which is to be imported, or of a package that
+    `restore.trust` was called with.
+
+    Args:
+        path: of a run's `last.ckpt`.
+        map_location: device of the agent.
+
+    Raises:
+        CheckpointError: when the file holds no agent of a known class, or one whose parameters are others.
+    """
+    return restore(Agent, path, map_location).eval()
+
+
+def restore(base: type[AnyAgent], path: Any, map_location: Any, **changes: Any) -> AnyAgent:
+    """Return the agent of a checkpoint, which must be a `base`, with changed arguments; see `load_agent`."""
+    checkpoint = load_run(path)
+    try:
+        cls = _agent_class(checkpoint, base)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    try:
+        agent = cls(**{**saved_arguments(checkpoint, cls.CHECKPOINT_HYPER_PARAMS_KEY, cls), **changes})
+        agent.on_load_checkpoint(checkpoint)
+        agent.load_state_dict(checkpoint["state_dict"])
+    except UntrustedNameError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: does not fit the {cls.__name__} of this version: {said}") from error
+    return agent.to(map_location)
+
+
+def _agent_class(checkpoint: dict[str, Any], base: type[AnyAgent]) -> type[AnyAgent]:
+    name, path = checkpoint.get("agent"), str(checkpoint.get("agent_class", ""))
+    known = components(base)
+    if path.partition(".")[0] in ("", __name__.partition(".")[0]):  # ours: the name holds even if the module moved
+        found: type | None = known.get(name) if isinstance(name, str) else None
+    else:
+        found = named_class(path)
+    if found is None or not issubclass(found, base):
+        raise ValueError(f"holds an agent of class {str(name)[:100]}; known are {', '.join(known)}")
+    return found

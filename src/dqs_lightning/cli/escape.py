@@ -1,0 +1,46 @@
+"""Texts from files, such as names of runs, made harmless for a terminal, Markdown and pictures."""
+
+import re
+from typing import Any
+
+LONGEST = 200
+"""Characters of a text that are shown."""
+
+_MARKDOWN = re.compile(r"[\\`*~|$\[\]]|(?<!\w)_|_(?!\w)")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def printable(value: Any, longest: int | None = LONGEST) -> str:
+    """Return a value as one line of visible characters.
+
+    Control characters (among them those that move a terminal's cursor), line breaks, invisible and directional marks
+    and lone surrogates are written as escapes such as \\x1b, so that the text can be encoded and printed anywhere.
+
+    Args:
+        value: usually a text; anything else as `str` shows it.
+        longest: characters that are kept; None: all.
+    """
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a list that contains itself
+        text = f"<{type(value).__name__}>"
+    if longest is not None and len(text) > longest:
+        text = text[: longest - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def markdown(text: str) -> str:
+    """Return a text that Markdown shows as it is: no HTML, links, emphasis, code, mathematics or table cells."""
+    escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)
+    return "".join(_HTML.get(c, c) for c in escaped)
+
+
+def label(text: str, longest: int = 60) -> str:
+    """Return a text that Matplotlib draws as it is: no mathematics, and no name that a legend would leave out."""
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
+
+
+def printable_lines(text: str) -> str:
+    """Return a message of a few lines, each as `printable` shows it, whole."""
+    return "\n".join(printable(line, longest=None) for line in text.split("\n"))

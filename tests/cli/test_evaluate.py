@@ -1,0 +1,232 @@
+"""`dqs-eval` and `dqs-export` refuse what they cannot read, in one line, before an environment is made."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import saved_run, small, small_data
+
+from dqs_lightning import restore
+from dqs_lightning.agents import PPO
+from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.cli import evaluate, export
+from dqs_lightning.envs import DMControl
+
+Refusal = Callable[..., str]
+COMMANDS = {"dqs-eval": (evaluate.main, []), "dqs-export": (export.main, ["--out=policy.pt2"])}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def without_q(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = small_data(total_frames=480)
+    agent = PPO(data.observation_dim, data.action_dim, **small((8,)), rollout_steps=64)
+    return saved_run(tmp_path_factory.mktemp("ppo"), agent)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(restore, "_trusted", set())
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_poles"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def refusal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusal:
+    """The line in which a command refuses its arguments; nothing is written, and no environment is made."""
+
+    def make(*_: object) -> None:
+        raise AssertionError("an environment was made")
+
+    def call(command: str, *arguments: str) -> str:
+        main, more = COMMANDS[command]
+        before = sorted(here.rglob("*"))
+        with monkeypatch.context() as patched:
+            patched.setattr(DMControl, "make", make)
+            try:
+                code = main([*arguments, *more])
+            except SystemExit as stop:
+                code = stop.code
+        out, err = capsys.readouterr()
+        assert code == 2 and out == "" and sorted(here.rglob("*")) == before
+        line = err.splitlines()[-1]
+        assert line.startswith(f"{command}: ") and len(err.splitlines()) <= 8, err
+        return line
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--episodes=0"], "--episodes=0: must be 1 to 10000"),
+        (["--episodes=100000000"], "--episodes=100000000: must be 1 to 10000"),
+        (["--seed=-1"], "--seed=-1: must be 0 to 4294967285"),
+        (["--seed=1180591620717411303424"], "must be 0 to 4294967285"),
+        (["--seed=4294967295"], "--seed=4294967295: must be 0 to 4294967285"),
+        (["--best_of=0"], "--best_of=0: must be 1 to 100000"),
+        (["--device=nonsense"], "--device=nonsense: "),
+        (["--device=meta"], "--device=meta: "),
+        (["--device=cuda:9999"], "--device=cuda:9999: "),
+        (["--device="], "--device=: "),
+        (["--episode=3"], "unrecognized arguments: --episode=3"),
+        (["--determ"], "unrecognized arguments: --determ"),
+        (["--trust=no-package"], "--trust=no-package: must be the import name of a package"),
+        (["--trust=my_missing"], "--trust=my_missing: cannot be imported: No module named 'my_missing'"),
+    ],
+)
+def test_bad_options_of_an_evaluation_are_refused(
+    saved: Path, refusal: Refusal, arguments: list[str], said: str
+) -> None:
+    assert said in refusal("dqs-eval", str(saved), *arguments)
+
+
+def test_the_largest_seed_is_accepted(saved: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = small_data(environment=DMControl("cartpole", "swingup", action_repeat=500))
+    content = safe_load(saved / "checkpoints" / "last.ckpt")
+    content["datamodule_hyper_parameters"]["environment"]["init_args"]["action_repeat"] = data.environment.action_repeat
+    torch.save(content, here / "short.ckpt")
+    assert evaluate.main([str(here / "short.ckpt"), "--episodes=2", "--seed=4294967293"]) == 0
+    assert "DQS at 480 frames  return" in capsys.readouterr().out
+
+
+def test_the_best_of_several_actions_needs_a_q(without_q: Path, refusal: Refusal) -> None:
+    assert "--best_of=4: PPO has no Q(s, a) to choose by" in refusal("dqs-eval", str(without_q), "--best_of=4")
+
+
+def test_abbreviated_options_of_an_export_are_refused(saved: Path, refusal: Refusal) -> None:
+    assert "unrecognized arguments: --determ" in refusal("dqs-export", str(saved), "--determ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_no_checkpoint_of_a_run_is_refused(saved: Path, here: Path, refusal: Refusal, command: str) -> None:
+    whole = (saved / "checkpoints" / "last.ckpt").read_bytes()
+    content = safe_load(saved / "checkpoints" / "last.ckpt")
+    (here / "empty").write_bytes(b"")
+    (here / "half").write_bytes(whole[: len(whole) // 2])
+    (here / "utf16").write_bytes("data: 5".encode("utf-16"))
+    (here / "yaml").write_text("data: 5")
+    (here / "folder").mkdir()
+    (here / "loop").symlink_to(here / "loop")
+    torch.save([1, 2], here / "list")
+    torch.save({**content, "state_dict": {}}, here / "no weights")
+    torch.save({**content, "state_dict": 5}, here / "number")
+    torch.save({name: value for name, value in content.items() if "hyper" not in name}, here / "bare")
+    environment = {"class_path": "dqs_lightning.envs.Gym", "init_args": {"id": "Nobody-v0"}}
+    said = {
+        **{name: "not a readable checkpoint" for name in ("empty", "half", "utf16", "yaml")},
+        "list": "not a run's checkpoint; allowed is its last.ckpt",
+        next((saved / "checkpoints").glob("step=*-rank=0.pt")): "not a run's checkpoint; allowed is its last.ckpt",
+        "folder": "folder/checkpoints/last.ckpt: no such checkpoint",
+        "loop": "loop: no such checkpoint",
+        "nowhere": "nowhere: no such checkpoint",
+        "x" * 5000: "File name too long",
+        "no weights": "does not fit the DQS of this version: ",
+        "number": "does not fit the DQS of this version: ",
+        "bare": "holds no arguments of ",
+    }
+    for name, text in said.items():
+        assert text in refusal(command, str(name)), name
+    content["datamodule_hyper_parameters"]["environment"] = environment
+    torch.save(content, here / "gym")
+    assert "gym: its data cannot be built here: Gym: id=Nobody-v0: not registered" in (line := refusal(command, "gym"))
+    assert line.endswith("a package that registers an environment is imported by --trust PACKAGE")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_package_that_was_trusted_in_training_has_to_be_trusted_again(
+    saved: Path, here: Path, refusal: Refusal, command: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    content = safe_load(saved / "checkpoints" / "last.ckpt")
+    pole = {"class_path": "my_poles.poles.Pole", "init_args": {}}
+    content["datamodule_hyper_parameters"]["environment"] = pole
+    torch.save(content, here / "a.ckpt")
+    hint = "names my_poles.poles.Pole, which is neither imported nor of a trusted package; if you trust my_poles, add"
+    assert hint in refusal(command, "a.ckpt")
+    assert "--trust=my_poles: cannot be imported: No module named 'my_poles'" in refusal(
+        command, "a.ckpt", "--trust", "my_poles"
+    )
+    folder = here / "my_poles"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    source = "class Pole(DMControl):\n    def __init__(self): super().__init__('cartpole', 'swingup', 500)\n"
+    (folder / "poles.py").write_text(f"from dqs_lightning.envs import DMControl\n{source}")
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert hint in refusal(command, "a.ckpt")
+    if command == "dqs-export":  # which comes as far as its file
+        monkeypatch.setattr(export, "write", full)
+        assert "policy.pt2: cannot be written: No space" in refusal(command, "a.ckpt", "--trust=my_poles")
+    else:
+        assert evaluate.main(["a.ckpt", "--trust=my_poles", "--episodes=2"]) == 0
+        assert capsys.readouterr().out.startswith("cartpole-swingup  DQS at 480 frames  return ")
+
+
+def full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_an_agent_of_another_environment_is_refused(
+    saved: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = safe_load(saved / "checkpoints" / "last.ckpt")
+    content["datamodule_hyper_parameters"]["environment"]["init_args"] |= {"domain": "walker", "task": "walk"}
+    torch.save(content, here / "a.ckpt")
+    assert evaluate.main(["a.ckpt"]) == 2
+    said = "its environment has 24 observations and 6 actions, its agent 5 and 1"
+    assert said in capsys.readouterr().err
+
+
+def test_an_environment_that_cannot_be_made_is_refused(
+    saved: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(*_: Any) -> None:
+        raise OSError("no such\ndisplay \x1b[2J")
+
+    monkeypatch.setattr(DMControl, "make", make)
+    assert evaluate.main([str(saved)]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("its environment cartpole-swingup cannot be made here: OSError: no such display \\x1b[2J\n")
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("file/policy.pt2", "file is not a folder"),
+        ("loop/policy.pt2", "loop is not a folder"),
+        ("x" * 300 + "/policy.pt2", "a part of the path is too long"),
+        ("x" * 300 + ".pt2", "File name too long"),
+        ("pipe.pt2", "is no regular file"),
+        ("folder.pt2", "is a directory"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_refused(
+    saved: Path, here: Path, refusal: Refusal, out: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").touch()
+    (here / "loop").symlink_to(here / "loop")
+    (here / "folder.pt2").mkdir()
+    export.os.mkfifo(here / "pipe.pt2")
+    monkeypatch.setitem(COMMANDS, "dqs-export", (export.main, [f"--out={out}"]))
+    assert said in refusal("dqs-export", str(saved))
+
+
+@pytest.mark.parametrize("out", ["policy.pt2", "new/deep/policy.pt2"])
+def test_a_disk_that_is_full_leaves_nothing_and_the_old_file(
+    saved: Path, here: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (here / "policy.pt2").write_text("old")
+    monkeypatch.setattr(export, "write", full)
+    monkeypatch.setitem(COMMANDS, "dqs-export", (export.main, [f"--out={out}"]))
+    assert f"--out={out}: cannot be written: No space left on device" in refusal("dqs-export", str(saved))
+    assert (here / "policy.pt2").read_text() == "old"

@@ -1,0 +1,48 @@
+"""Nested values that expand without end are refused at once."""
+
+from typing import Any
+
+import pytest
+
+from dqs_lightning.bounded import MAX_DEPTH, MAX_VALUES, check_bounded
+
+
+def doubled(times: int) -> list[Any]:
+    """A list of two entries, both of which are a list of two entries, and so on: few objects, 2^times values."""
+    value: list[Any] = [0]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def itself() -> list[Any]:
+    value: list[Any] = []
+    value.append({"key": value})
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (doubled(40), f"more than {MAX_VALUES:,} values"),
+        (["x" * 10_000] * 10_000, f"more than {MAX_VALUES:,} values"),
+        (nested(MAX_DEPTH + 1), f"deeper than {MAX_DEPTH} levels"),
+        (itself(), f"deeper than {MAX_DEPTH} levels"),
+        ([[nested(40)], [[nested(40)] * 2] * 2, (shared := nested(60)), [[[[[[shared]]]]]]], "deeper than"),
+    ],
+)
+def test_what_expands_without_end_is_refused(value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_bounded(value)
+
+
+@pytest.mark.parametrize("value", [doubled(10), nested(MAX_DEPTH), {"a": [1, "x", None, {(1, 2): {3}}]}, 5, None])
+def test_ordinary_values_pass(value: Any) -> None:
+    check_bounded(value)
