@@ -161,7 +161,7 @@ class OnlineLoader:
         torch.manual_seed(seed)
         blocks = self.clock.frames // self.clock.frames_per_block
         first = (seed + blocks) % 2**31  # a process that takes up a run must not have the first one's episodes
-        make = data.env_maker(data.num_envs, first if data.asynchronous else seed)
+        make = data.env_maker(data.num_envs, first)
         self._env = None if data.asynchronous else make()
         if state is not None and self._env is not None and state["envs"] is not None:
             self._env.restore(state["envs"])

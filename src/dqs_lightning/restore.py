@@ -70,7 +70,7 @@ def construct(value: Any) -> Any:
         ValueError: when a class refuses its arguments; it names the class.
     """
     if isinstance(value, str) and "${oc.env:" in value:  # saved as written, so that no secret is in the file
-        return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
+        return OmegaConf.select(OmegaConf.create({"value": value}), "value")
     if isinstance(value, list | tuple):
         return [construct(item) for item in value]
     if not isinstance(value, Mapping):
