@@ -170,8 +170,47 @@ def test_an_energy_that_breaks_later_is_named() -> None:
         calls.append(1)
         return bumps(x) * (float("nan") if len(calls) > 20 else 1.0)
 
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"update \d: a value of log_prob is not finite; the weights are those"):
         fit(BoltzmannSampler(2, backbone=MLP((16,))), breaks, 300)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_energy_that_is_nan_in_a_rare_region_leaves_the_weights_as_they_were(seed: int) -> None:
+    found: list[list[Tensor]] = []
+
+    def rare(x: Tensor) -> Tensor:
+        bad = (x - 0.8).abs().amax(-1) < 0.008
+        if bad.any():
+            found.append([p.detach().clone() for p in sampler.parameters()])
+        return torch.where(bad, torch.nan, -x.square().sum(-1) / (2 * 0.3**2))
+
+    torch.manual_seed(seed)
+    sampler = BoltzmannSampler(2, backbone=MLP((16,)))
+    with pytest.raises(ValueError, match=r"update \d+: a value of log_prob is not finite"):
+        sampler.fit(rare, 60, batch_size=64, progress=False)
+    assert all(torch.equal(p, before) for p, before in zip(sampler.parameters(), found[0], strict=True))
+    assert all(p.isfinite().all() for p in sampler.parameters())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("estimator", ["MultiStart", "TargetScore", "QScore", "PosteriorMode"])
+def test_values_are_checked_whatever_the_estimator_makes_of_them(estimator: str, value: float) -> None:
+    """Those that follow the gradient alone make nothing of the value."""
+
+    def rare(x: Tensor) -> Tensor:
+        return torch.where((x[..., 0] - 0.3).abs() < 0.02, value, -x.square().sum(-1))
+
+    sampler = BoltzmannSampler(1, energy_estimator=estimator, backbone=MLP((16,)))
+    with pytest.raises(ValueError, match=r"update \d+: a value of log_prob is not finite"):
+        fit(sampler, rare, 60, batch_size=64)
+    assert all(p.isfinite().all() for p in sampler.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    sampler = BoltzmannSampler(2, energy_estimator="QScore", backbone=MLP((16,)))
+    with pytest.raises(ValueError, match=r"update 0: the gradient of the loss is not finite"):
+        fit(sampler, lambda x: -(x - x).sum(-1).abs().sqrt(), 3)
+    assert all(p.isfinite().all() for p in sampler.parameters())
 
 
 def test_conditions_that_do_not_fit() -> None:

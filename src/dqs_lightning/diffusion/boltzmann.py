@@ -12,12 +12,16 @@ from dqs_lightning.diffusion.backbones import MLP, Backbone
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning
 from dqs_lightning.diffusion.entropy import entropy, log_prob
 from dqs_lightning.diffusion.estimators import EnergyEstimator
+from dqs_lightning.diffusion.finite_steps import FiniteSteps
 from dqs_lightning.diffusion.guided import MultiStart
 from dqs_lightning.diffusion.matching import NoisedPoints, OnPath, match
 from dqs_lightning.diffusion.samplers import MomentMatched, Path, Sampler
 from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
 from dqs_lightning.registry import component
+
+CHECKED_EVERY = 100
+"""Updates between two looks at whether all values were finite, on devices that have to be waited for."""
 
 
 class BoltzmannSampler(nn.Module):
@@ -80,7 +84,8 @@ class BoltzmannSampler(nn.Module):
     ) -> "BoltzmannSampler":
         """Train on the energy; call it again to go on. Returns self.
 
-        Adam, with the step size constant for the first half and falling to 2 % of it in the second.
+        Adam, with the step size constant for the first half and falling to 2 % of it in the second. No update is made
+        with a value that is not finite; on a GPU this is noticed after up to 100 further updates, which change nothing.
 
         Args:
             log_prob: unnormalised log density, differentiable where the estimator wants a gradient:
@@ -93,7 +98,8 @@ class BoltzmannSampler(nn.Module):
             progress: show a bar.
 
         Raises:
-            ValueError: when conditions do not fit, or log_prob's result has the wrong shape or is not finite.
+            ValueError: when conditions do not fit, or log_prob's result has the wrong shape or is not finite; the
+                message names the update, and the weights are those before it.
         """
         if steps < 1 or batch_size < 1:
             raise ValueError(f"steps={steps} and batch_size={batch_size}: allowed is 1 or more")
@@ -103,6 +109,7 @@ class BoltzmannSampler(nn.Module):
         if batch_size < points.points:
             raise ValueError(f"batch_size={batch_size}: allowed is {points.points} or more, the points of one law")
         optimizer = torch.optim.Adam(self.denoiser.parameters(), lr, fused=True)
+        finite_steps = FiniteSteps(optimizer)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: max(0.02, min(1.0, 2 * (1 - i / steps))))
         like = next(self.parameters()).new_empty(batch_size // points.points, self.dim)
         for step in self._progress(steps, progress):
@@ -116,16 +123,15 @@ class BoltzmannSampler(nn.Module):
                 self.noise_schedule,
                 generator,
             )
-            energy = self._standard(log_prob, condition)
+            energy = finite_steps.watch(self._standard(log_prob, condition))
             loss, _ = match(self.denoiser, condition, self.energy_estimator, energy, x, sigma, self._support, generator)
-            if step % 100 == 0 and not torch.isfinite(loss):
-                raise ValueError(
-                    f"the loss is {loss.item()} after {step} updates: log_prob gave values that are not finite"
-                )
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            finite_steps.step()
             decay.step()
+            if like.device.type == "cpu" or step % CHECKED_EVERY == 0:
+                finite_steps.check()
+        finite_steps.check()
         return self
 
     @torch.no_grad()
