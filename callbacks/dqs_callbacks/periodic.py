@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
+from dqs_lightning.ranges import at_least
 
 
 class Periodic(Callback, ABC):
@@ -23,8 +24,7 @@ class Periodic(Callback, ABC):
     """
 
     def __init__(self, every_frames: int) -> None:
-        if every_frames < 1:
-            raise ValueError(f"every_frames={every_frames}: allowed is 1 or more")
+        at_least("every_frames", every_frames, 1)
         self.every_frames = every_frames
         self._last_frames = 0
 

@@ -14,6 +14,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from dqs_lightning.ranges import at_least
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read or continued; the message names the file."""
@@ -97,8 +99,7 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10_000) -> None:
-        if every_n_updates < 1:
-            raise ValueError(f"every_n_updates={every_n_updates}: allowed is 1 or more")
+        at_least("every_n_updates", every_n_updates, 1)
         self.dirpath = Path(dirpath)
         self.every_n_updates = every_n_updates
         self._saved_at = -1

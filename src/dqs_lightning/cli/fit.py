@@ -8,31 +8,22 @@ import warnings
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
-from dqs_lightning.cli.errors import BAD_INPUT, DIVERGED, InputError
+from dqs_lightning.cli.errors import reported
 
 
+@reported("dqs-fit")
 def main() -> int:
     """Console entry point."""
     from jsonargparse import set_parsing_settings
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from dqs_callbacks import NonFiniteError
-    from dqs_lightning.checkpoint import CheckpointError
     from dqs_lightning.cli.training import FitCLI
     from dqs_lightning.cli.trust import trusted_packages
 
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    try:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages(sys.argv[1:]))
-        return FitCLI().fit()
-    except (InputError, CheckpointError, MisconfigurationException) as error:
-        print(f"dqs-fit: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except NonFiniteError as error:
-        print(f"dqs-fit: diverged: {error}", file=sys.stderr)
-        return DIVERGED
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages(sys.argv[1:]))
+    return FitCLI().fit()
 
 
 if __name__ == "__main__":

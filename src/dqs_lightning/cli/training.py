@@ -4,7 +4,6 @@ import sys
 from typing import Any
 
 import lightning as L
-from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -13,6 +12,7 @@ import dqs_callbacks
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoint, safe_load
 from dqs_lightning.cli import run_dir
+from dqs_lightning.cli.checks import check, check_seed
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.parser import ConfigFile, Parser
 from dqs_lightning.data import OnlineData
@@ -64,22 +64,14 @@ class FitCLI(LightningCLI):
         for key in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        check_seed(self.config.seed_everything)
+
     def before_instantiate_classes(self) -> None:
-        """Refuse values out of range, choose the run directory: all before an environment starts."""
+        """Refuse what cannot run, then choose the run directory: all before an environment starts."""
         config = self.config
-        dims: dict[str, Any] = {"observation_dim": 1, "action_dim": 1}
-        build("model", config.model.clone(), **dims)
-        data = build("data", config.data.clone(), OnlineData)
-        build("evaluate", config.evaluate.clone(), dqs_callbacks.Evaluate)
-        build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
-        keys: set[str] = set()
-        for index, node in enumerate(config.trainer.callbacks or []):
-            callback = build(f"trainer.callbacks.{index}", node.clone())
-            if callback.state_key in keys:
-                name = type(callback).__name__
-                raise InputError(f"trainer.callbacks.{index}={name}: stands there a second time with the same settings")
-            if type(callback).state_dict is not Callback.state_dict:  # a checkpoint tells them apart by this key
-                keys.add(callback.state_key)
+        data = check(config)
         agent = config.model.class_path.rpartition(".")[2].lower()
         self.run_dir, self.ckpt_path = run_dir.choose(config.run_dir, data.environment.name, agent, config.ckpt_path)
         config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
@@ -115,26 +107,3 @@ class FitCLI(LightningCLI):
             print(f"{self.ckpt_path}: that run was finished already; a longer one starts anew", file=sys.stderr)
         stopped = any(isinstance(c, dqs_callbacks.Preempt) and c.stopped for c in self.callbacks)
         return STOPPED if stopped else DONE
-
-
-def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
-    """Construct a parsed component, so that its own checks of its arguments run; errors name the whole key.
-
-    Raises:
-        InputError: when a class refuses its arguments.
-    """
-    if isinstance(node, list):
-        return [build(f"{key}.{index}", item) for index, item in enumerate(node)]
-    if not isinstance(node, Namespace):
-        return node
-    if cls is None:
-        if "class_path" not in node:
-            return node.as_dict()
-        module, _, name = node.class_path.rpartition(".")
-        cls = getattr(__import__(module, fromlist=[name]), name)
-        node = node.get("init_args") or Namespace()
-    arguments = {name: build(f"{key}.{name}", value) for name, value in vars(node).items()}
-    try:
-        return cls(**{**arguments, **extra})
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error
