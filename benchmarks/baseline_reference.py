@@ -26,7 +26,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
-from dqs_lightning.cli.parser import config_chain
+from dqs_lightning.cli.config_file import config_chain
 from dqs_lightning.cli.provenance import describe_environment
 from dqs_lightning.envs import DMControl
 from dqs_lightning.evaluation import episode_returns, mean_with_interval

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dqs_lightning.agents import DQS
 from dqs_lightning.diffusion import OnPath
+from dqs_lightning.ranges import at_least
 
 SAMPLES = 64
 """Actions a state, of which the best and the mean are compared."""
@@ -36,8 +37,7 @@ class Diagnostics(Callback):
 
     def __init__(self, every_updates: int = 1000, states: int = 64) -> None:
         for name, value in (("every_updates", every_updates), ("states", states)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: allowed is 1 or more")
+            at_least(name, value, 1)
         self.every_updates, self.states = every_updates, states
         self._observation: Tensor | None = None
 

@@ -12,6 +12,7 @@ from dqs_callbacks.rows import Rows, drop_later_rows
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
 from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
+from dqs_lightning.ranges import at_least
 
 
 class Evaluate(Periodic):
@@ -40,10 +41,9 @@ class Evaluate(Periodic):
         path: str | None = None,
     ) -> None:
         super().__init__(every_frames)
-        if episodes < 2:
-            raise ValueError(f"episodes={episodes}: allowed is 2 or more")
-        if best_of is not None and best_of < 1:
-            raise ValueError(f"best_of={best_of}: allowed is 1 or more, or null")
+        at_least("episodes", episodes, 2)
+        if best_of is not None:
+            at_least("best_of", best_of, 1)
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
         self.at_start, self.path = at_start, path
         self._rows = Rows()

@@ -16,6 +16,7 @@ from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import Environment, Navigation
 from dqs_lightning.envs.mixture import mmd
 from dqs_lightning.evaluation import policy_of
+from dqs_lightning.ranges import at_least
 from dqs_lightning.registry import components
 
 EXACT = 2000
@@ -64,8 +65,7 @@ class GoalCoverage(Periodic):
 
     def __init__(self, every_frames: int = 10_000, rollouts: int = 100, deterministic: bool = False) -> None:
         super().__init__(every_frames)
-        if rollouts < 1:
-            raise ValueError(f"rollouts={rollouts}: allowed is 1 or more")
+        at_least("rollouts", rollouts, 1)
         self.rollouts, self.deterministic = rollouts, deterministic
         self._rows = Rows()
         self._row: dict[str, Any] | None = None

@@ -20,6 +20,7 @@ from dqs_callbacks.pictures import publish
 from dqs_lightning.agents import DQS, Agent
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import Tanh
+from dqs_lightning.ranges import at_least, finite
 
 CELLS = 81
 """Points a side at which Q is evaluated."""
@@ -85,10 +86,12 @@ class ActionLandscape(Periodic):
     ) -> None:
         super().__init__(every_frames)
         for name, value, least in (("states", states, 1), ("samples", samples, 2), ("trails", trails, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value}: allowed is {least} or more")
+            at_least(name, value, least)
         if observations is not None and (not observations or len({len(o) for o in observations}) != 1):
             raise ValueError(f"observations={observations}: allowed are one or more of the same length, or null")
+        for observation in observations or ():
+            for number in observation:
+                finite("observations", number)
         self.observations, self.states = observations, states
         self.samples, self.trails, self.animate = samples, trails, animate
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
+from dqs_lightning.ranges import at_least
 from dqs_lightning.stop_signal import STOP, StopInterrupt
 
 
@@ -29,8 +30,7 @@ class Periodic(Callback, ABC):
     """
 
     def __init__(self, every_frames: int) -> None:
-        if not every_frames >= 1:
-            raise ValueError(f"every_frames={every_frames}: must be >= 1")
+        at_least("every_frames", every_frames, 1)
         self.every_frames = every_frames
         self._last_frames = 0
         self._interrupted = False

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dqs_lightning.data import OnlineData
+from dqs_lightning.ranges import positive
 
 
 class FramesProgress(ProgressBar):
@@ -22,8 +23,7 @@ class FramesProgress(ProgressBar):
     def __init__(self, refresh_s: float = 0.5, line_s: float = 60.0) -> None:
         super().__init__()
         for name, value in (("refresh_s", refresh_s), ("line_s", line_s)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: allowed is a number > 0")
+            positive(name, value)
         self.refresh_s, self.line_s = refresh_s, line_s
         self._enabled = True
         self._console = Console(stderr=True)

@@ -18,6 +18,7 @@ from dqs_lightning.agents import Agent
 from dqs_lightning.coverage import entropy_of, goal_shares
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import Navigation
+from dqs_lightning.ranges import at_least
 
 Panel = tuple[int, Tensor, Tensor]
 """Frames, positions [T + 1, n, 2], goals [n]."""
@@ -41,8 +42,7 @@ class Trajectories(Periodic):
     ) -> None:
         super().__init__(every_frames)
         for name, value in (("rollouts", rollouts), ("panels", panels)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: allowed is 1 or more")
+            at_least(name, value, 1)
         self.rollouts, self.panels, self.deterministic = rollouts, panels, deterministic
         self._kept: list[Panel] = []
 

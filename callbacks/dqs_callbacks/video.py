@@ -23,6 +23,7 @@ from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import Environment
 from dqs_lightning.evaluation import Policy, episode_returns, policy_of
+from dqs_lightning.ranges import at_least
 
 
 class CannotFilmError(MisconfigurationException):
@@ -72,13 +73,12 @@ class Video(Periodic):
     ) -> None:
         super().__init__(every_frames)
         for name, value in (("episodes", episodes), ("fps", fps)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: allowed is 1 or more")
+            at_least(name, value, 1)
         for name, value in (("width", width), ("height", height)):
-            if value < 16 or value % 2:  # the colours of mp4 are halved in both directions
-                raise ValueError(f"{name}={value}: allowed is an even number, 16 or more")
-        if max_steps is not None and max_steps < 1:
-            raise ValueError(f"max_steps={max_steps}: allowed is 1 or more, or null")
+            if not value >= 16 or value % 2:  # the colours of mp4 are halved in both directions
+                raise ValueError(f"{name}={value}: must be an even number >= 16")
+        if max_steps is not None:
+            at_least("max_steps", max_steps, 1)
         self.episodes, self.width, self.height, self.fps = episodes, width, height, fps
         self.deterministic, self.max_steps = deterministic, max_steps
 

@@ -1,6 +1,5 @@
 """LightningDataModule for online RL: environment, run length, updates per environment step."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -15,6 +14,7 @@ from dqs_lightning.checkpoint import CheckpointError, load_run
 from dqs_lightning.collection_hook import CollectionHook
 from dqs_lightning.envs import Environment
 from dqs_lightning.loader import OnlineLoader
+from dqs_lightning.ranges import at_least, positive
 from dqs_lightning.restore import UntrustedNameError, saved_arguments
 
 
@@ -76,8 +76,7 @@ class OnlineData(L.LightningDataModule):
             n_steps=n_steps,
         )
         for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: allowed is 1 or more")
+            at_least(name, value, 1)
         if workers and (workers < 0 or num_envs % workers):
             raise ValueError(f"workers={workers}: allowed is 0 or a divisor of num_envs={num_envs}")
         if workers and asynchronous:
@@ -85,8 +84,7 @@ class OnlineData(L.LightningDataModule):
         for name, value in (("init_random_frames", init_random_frames), ("learning_starts", learning_starts)):
             if not 0 <= value < total_frames:
                 raise ValueError(f"{name}={value}: allowed is 0 to below {total_frames=}")
-        if not 0 < updates_per_step < math.inf:
-            raise ValueError(f"updates_per_step={updates_per_step}: allowed is a finite number > 0")
+        positive("updates_per_step", updates_per_step)
         self.save_hyperparameters()
         self.environment = environment
         self.total_frames, self.init_random_frames = total_frames, init_random_frames

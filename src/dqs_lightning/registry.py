@@ -35,10 +35,28 @@ def components(base: type[T]) -> dict[str, type[T]]:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that `name` most likely meant, if any is close."""
+    """The allowed name that `name` most likely meant, if any is close: one edit away, or alike for the most part."""
     by_lower = {candidate.lower(): candidate for candidate in allowed}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
-    return by_lower[close[0]] if close else None
+    name = name.lower()
+    close = [lower for lower in by_lower if abs(len(lower) - len(name)) <= 1 and edits(name, lower) <= 1]
+    if close:
+        return by_lower[max(close, key=lambda lower: difflib.SequenceMatcher(None, name, lower).ratio())]
+    alike = difflib.get_close_matches(name, list(by_lower), n=1, cutoff=0.6)
+    return by_lower[alike[0]] if alike else None
+
+
+def edits(a: str, b: str) -> int:
+    """Characters to insert, delete, replace, or exchange with their neighbour, that turn `a` into `b`."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        earlier, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, earlier[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def component(name: str, value: T | str | None, base: type[T], default: type[T]) -> T:

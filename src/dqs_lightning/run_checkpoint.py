@@ -15,6 +15,7 @@ from dqs_lightning.checkpoint import CheckpointError, NotSavedError, atomic_save
 from dqs_lightning.collection_hook import CollectionHook
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
+from dqs_lightning.ranges import at_least
 from dqs_lightning.resume import FINISHED, SETTINGS, apply_changes, changes, check_checkpoint, settings_of
 
 ATTEMPTS = 3
@@ -40,10 +41,8 @@ class RunCheckpoint(CollectionHook, Checkpoint):
     """
 
     def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10_000) -> None:
-        if not every_n_updates >= 1:
-            raise ValueError(f"every_n_updates={every_n_updates}: must be >= 1")
         self.dirpath = Path(dirpath)
-        self.every_n_updates = every_n_updates
+        self.every_n_updates = at_least("every_n_updates", every_n_updates, 1)
         self._failures = 0
         self._own: tuple[Path, str] | None = None  # this rank's file that `last.ckpt` names, and its digest
         self._digests: list[str] = []

@@ -322,13 +322,13 @@ def test_log_volume() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_candidates": 0, "policy_actions": 0}, "num_candidates=0: allowed is 1 or more"),
-        ({"num_candidates": 0}, "num_candidates=0: allowed is 16 or more"),
-        ({"num_candidates": 15}, "num_candidates=15: allowed is 16 or more"),
-        ({"policy_actions": -1}, "policy_actions=-1: allowed is 0 or more"),
-        ({"widths": ()}, "widths=[]: allowed are one or more numbers > 0"),
-        ({"widths": (0.1, 0.0)}, "widths=[0.1, 0.0]: allowed are one or more numbers > 0"),
-        ({"clip": 0.0}, "clip=0.0: allowed is a number > 0"),
+        ({"num_candidates": 0, "policy_actions": 0}, "num_candidates=0: must be >= 1"),
+        ({"num_candidates": 0}, "num_candidates=0: must be >= 16"),
+        ({"num_candidates": 15}, "num_candidates=15: must be >= 16"),
+        ({"policy_actions": -1}, "policy_actions=-1: must be >= 0"),
+        ({"widths": ()}, "widths=[]: must be one or more finite numbers > 0"),
+        ({"widths": (0.1, 0.0)}, "widths=[0.1, 0.0]: must be one or more finite numbers > 0"),
+        ({"clip": 0.0}, "clip=0.0: must be a finite number > 0"),
         ({"uniform_share": 0.0}, "uniform_share=0.0: allowed is 0 < uniform_share <= 1"),
         ({"uniform_share": 1.1}, "uniform_share=1.1: allowed is 0 < uniform_share <= 1"),
     ],
@@ -340,5 +340,5 @@ def test_bad_arguments_are_refused(cls: type[Soft], arguments: dict[str, float],
 
 @pytest.mark.parametrize("cls", [BestOf, Entropic])
 def test_what_averages_or_picks_needs_an_action(cls: type[Entropic]) -> None:
-    with pytest.raises(ValueError, match="policy_actions=0: allowed is 1 or more"):
+    with pytest.raises(ValueError, match="policy_actions=0: must be >= 1"):
         cls(policy_actions=0)

@@ -112,5 +112,5 @@ def test_the_table_shows_every_goal_of_a_maze() -> None:
 @pytest.mark.parametrize("make", [GoalCoverage, Trajectories])
 def test_refuses_numbers_out_of_range(make: type) -> None:
     for changes in ({"every_frames": 0}, {"rollouts": 0}):
-        with pytest.raises(ValueError, match="allowed is 1 or more"):
+        with pytest.raises(ValueError, match="must be >= 1"):
             make(**changes)

@@ -85,10 +85,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one seed": ({"seeds": 3}, "seeds=3: must be a list"),
     "negative seed": ({"seeds": [-1]}, "seeds=-1: allowed are whole numbers from 0"),
     "a truth as seed": ({"seeds": [True]}, "seeds=True: allowed are whole numbers"),
-    "seed twice": ({"seeds": [1, 2, 1]}, "seeds: 1 stands there a second time"),
-    "variant twice": ({"variants": {"a": [], "A": []}}, "variants: a stands there a second time"),
+    "seed twice": ({"seeds": [1, 2, 1]}, "seeds: 1 is given twice"),
+    "variant twice": ({"variants": {"a": [], "A": []}}, "variants: a is given twice"),
     "variant called as a path": ({"variants": {"../a": []}}, r"variants.\.\./a: a name has letters"),
-    "variant called as a number": ({"variants": {0.5: []}}, r'variants.0.5: .*put it in quotes: "0.5"'),
+    "variant called as a number": (
+        {"variants": {0.5: []}},
+        r'line \d+: key 0.5: must be text; put it in quotes: "0.5"',
+    ),
     "variant without a list": (
         {"variants": {"a": "model.backup=Plain"}},
         "variants.a=model.backup=Plain: must be a list",
@@ -98,7 +101,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"overrides": ["--model.backup=Plain"]},
         "overrides=--model.backup=Plain: must be an option",
     ),
-    "override twice": ({"overrides": ["data.num_envs=1", "data.num_envs=2"]}, "data.num_envs stands there a second"),
+    "override twice": ({"overrides": ["data.num_envs=1", "data.num_envs=2"]}, "data.num_envs is given twice"),
     "the seed as override": ({"overrides": ["seed_everything=1"]}, "overrides=seed_everything=1: a sweep may not set"),
     "trust": ({"overrides": ["trust=stranger"]}, "overrides=trust=stranger: a sweep may not set"),
     "missing config": (
@@ -124,10 +127,10 @@ def test_a_wrong_file_is_refused_and_nothing_is_made(file: Path, case: str, caps
 
 def test_files_that_cannot_be_read_are_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main([str(file)]) == 2
-    assert f"dqs-sweep: sweep: {file}: no such file" in capsys.readouterr().err
+    assert f"dqs-sweep: {file}: no such file" in capsys.readouterr().err
     file.write_text("seeds: [0]\nseeds: [1]\n")
     assert sweep.main([str(file)]) == 2
-    assert "line 2: key seeds stands there a second time" in capsys.readouterr().err
+    assert "line 2: key seeds is given twice" in capsys.readouterr().err
     (file.parent / "pole.yaml").write_text("extends: pole.yaml\n")
     assert sweep.main([str(written(file))]) == 2
     assert "tasks.pole: " in (err := capsys.readouterr().err) and "is extended twice" in err

@@ -15,8 +15,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 
+from dqs_lightning.cli.checks import build
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.training import build
 from dqs_lightning.coverage import path_words
 from dqs_lightning.envs import PointMaze
 from dqs_lightning.envs.point_maze import TWO_GOALS, PointMazeBatch

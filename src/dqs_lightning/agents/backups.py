@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dqs_lightning.diffusion import LogProb, Support
 from dqs_lightning.diffusion.estimators import gradient_of
+from dqs_lightning.ranges import all_positive, at_least, positive
 
 
 def log_volume(support: Support, dim: int) -> float:
@@ -97,8 +98,7 @@ class BestOf(Backup):
     """
 
     def __init__(self, policy_actions: int = 4) -> None:
-        if policy_actions < 1:
-            raise ValueError(f"policy_actions={policy_actions}: allowed is 1 or more")
+        at_least("policy_actions", policy_actions, 1)
         self.policy_actions = int(policy_actions)
 
     def value(self, state: State) -> Tensor:
@@ -135,21 +135,19 @@ class MixtureBackup(Backup):
         clip: float | None = 1.0,
         uniform_share: float = 0.25,
     ) -> None:
-        if policy_actions < 0:
-            raise ValueError(f"policy_actions={policy_actions}: allowed is 0 or more")
-        if not widths or not min(widths) > 0:
-            raise ValueError(f"widths={list(widths)}: allowed are one or more numbers > 0")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip={clip}: allowed is a number > 0, or null for no gradient step")
+        at_least("policy_actions", policy_actions, 0)
+        all_positive("widths", widths)
+        if clip is not None:
+            positive("clip", clip)
         if not 0 < uniform_share <= 1:
             raise ValueError(f"uniform_share={uniform_share}: allowed is 0 < uniform_share <= 1")
         self.num_candidates, self.policy_actions = int(num_candidates), int(policy_actions)
         self.widths, self.clip, self.uniform_share = tuple(widths), clip, float(uniform_share)
         components = len(self.widths) * self.policy_actions
         self._each = int(num_candidates * (1 - uniform_share)) // components if components else 0
-        if num_candidates < 1 or (components and uniform_share < 1 and not self._each):
+        if not 1 <= num_candidates < math.inf or (components and uniform_share < 1 and not self._each):
             least = math.ceil(components / (1 - uniform_share)) if components else 1
-            raise ValueError(f"num_candidates={num_candidates}: allowed is {least} or more")
+            raise ValueError(f"num_candidates={num_candidates}: must be >= {least}")
         self._uniform = self.num_candidates - components * self._each
 
     def _candidates(self, state: State) -> tuple[Tensor, Tensor]:
@@ -234,8 +232,7 @@ class Entropic(Backup):
     """
 
     def __init__(self, policy_actions: int = 4) -> None:
-        if policy_actions < 1:
-            raise ValueError(f"policy_actions={policy_actions}: allowed is 1 or more")
+        at_least("policy_actions", policy_actions, 1)
         self.policy_actions = int(policy_actions)
 
     def value(self, state: State) -> Tensor:

@@ -15,6 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from dqs_lightning.networks import ObservationNorm
+from dqs_lightning.ranges import at_least, positive
 from dqs_lightning.registry import describe
 
 
@@ -65,10 +66,9 @@ class Agent(L.LightningModule, ABC):
         normalise_observations: bool = False,
     ) -> None:
         super().__init__()
-        if best_of < 1:
-            raise ValueError(f"best_of={best_of}: allowed is 1 or more")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm={max_grad_norm}: allowed is a number > 0, or null for no clipping")
+        at_least("best_of", best_of, 1)
+        if max_grad_norm is not None:
+            positive("max_grad_norm", max_grad_norm)
         self.automatic_optimization = False
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.max_grad_norm, self.best_of = max_grad_norm, best_of

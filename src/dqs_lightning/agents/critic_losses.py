@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dqs_lightning.ranges import at_least
+
 
 class CriticLoss(ABC):
     """How the critics' outputs are fitted to the return. Q is the mean of a critic's outputs, whatever the loss.
@@ -69,8 +71,7 @@ class Quantiles(CriticLoss):
     policy_actions = 1
 
     def __init__(self, num: int = 25, dropped: int = 2) -> None:
-        if not num >= 1:
-            raise ValueError(f"num={num}: allowed is 1 and more")
+        at_least("num", num, 1)
         if not 0 <= dropped < num:
             raise ValueError(f"dropped={dropped}: allowed is 0 to num - 1 = {num - 1}")
         self.num, self.dropped, self.outputs = num, dropped, num

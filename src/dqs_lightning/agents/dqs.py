@@ -1,7 +1,6 @@
 """Diffusion Q-Sampling: an actor-critic whose policy is a diffusion model of exp(Q(s, a) / T) (arXiv 2410.01312)."""
 
 import copy
-import math
 from functools import partial
 
 import torch
@@ -41,6 +40,7 @@ from dqs_lightning.diffusion import (
 from dqs_lightning.finite import magnitude
 from dqs_lightning.multistep import STEPS
 from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
+from dqs_lightning.ranges import not_negative, positive
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
 
@@ -111,13 +111,11 @@ class DQS(Agent):
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
         for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: allowed is a number > 0")
+            positive(name, value)
         for name, value in (("discount", discount), ("tau", tau)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
-        if not 0 <= exploration_noise < math.inf:
-            raise ValueError(f"exploration_noise={exploration_noise}: allowed is 0 or more")
+        not_negative("exploration_noise", exploration_noise)
         if inner_precision not in INNER_PRECISIONS:
             raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
         if not amortised and isinstance(temperature, TargetESS):

@@ -12,6 +12,7 @@ from dqs_lightning.agents.base import Agent, Rollout
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
 from dqs_lightning.networks import FeedForward
+from dqs_lightning.ranges import at_least, not_negative, positive
 
 
 class PPO(Agent):
@@ -61,20 +62,17 @@ class PPO(Agent):
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, normalise_observations=normalise_observations)
         for name, count in (("rollout_steps", rollout_steps), ("epochs", epochs), ("minibatch_size", minibatch_size)):
-            if count < 1:
-                raise ValueError(f"{name}={count}: allowed is 1 or more")
+            at_least(name, count, 1)
         if minibatch_size > rollout_steps:
             raise ValueError(f"minibatch_size={minibatch_size}: allowed is up to rollout_steps={rollout_steps}")
         for name, value in (("learning_rate", learning_rate), ("value_coefficient", value_coefficient)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: allowed is a number > 0")
+            positive(name, value)
         for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: allowed is 0 to 1")
         if not 0 < clip < 1:
             raise ValueError(f"clip={clip}: allowed is above 0 and below 1")
-        if not entropy_coefficient >= 0:
-            raise ValueError(f"entropy_coefficient={entropy_coefficient}: allowed is 0 or more")
+        not_negative("entropy_coefficient", entropy_coefficient)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         self.learning_rate = learning_rate

@@ -11,6 +11,7 @@ from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
 from dqs_lightning.networks import FeedForward
+from dqs_lightning.ranges import finite, positive
 
 
 class SAC(TwinCritic):
@@ -52,8 +53,9 @@ class SAC(TwinCritic):
         super().__init__(
             observation_dim, action_dim, learning_rate, discount, tau, max_grad_norm, best_of, normalise_observations
         )
-        if not initial_temperature > 0:
-            raise ValueError(f"initial_temperature={initial_temperature}: allowed is a number > 0")
+        positive("initial_temperature", initial_temperature)
+        if target_entropy is not None:
+            finite("target_entropy", target_entropy)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         policy = nn.Sequential(FeedForward(observation_dim, 2 * action_dim, actor_backbone), NormalParamExtractor())

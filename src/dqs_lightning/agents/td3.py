@@ -10,6 +10,7 @@ from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
 from dqs_lightning.networks import FeedForward
+from dqs_lightning.ranges import at_least, not_negative
 
 
 class TD3(TwinCritic):
@@ -58,10 +59,8 @@ class TD3(TwinCritic):
         )
         noises = {"exploration_noise": exploration_noise, "policy_noise": policy_noise, "noise_clip": noise_clip}
         for name, value in noises.items():
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: allowed is 0 or more")
-        if policy_delay < 1:
-            raise ValueError(f"policy_delay={policy_delay}: allowed is 1 or more")
+            not_negative(name, value)
+        at_least("policy_delay", policy_delay, 1)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         self.exploration_noise, self.policy_delay = exploration_noise, policy_delay

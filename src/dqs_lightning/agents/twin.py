@@ -11,6 +11,7 @@ from torchrl.objectives import LossModule, SoftUpdate
 from dqs_lightning.agents.base import Agent
 from dqs_lightning.diffusion import Backbone
 from dqs_lightning.networks import ObservationNorm, QNetwork
+from dqs_lightning.ranges import positive
 
 
 class TwinCritic(Agent):
@@ -47,8 +48,7 @@ class TwinCritic(Agent):
         normalise_observations: bool,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate={learning_rate}: allowed is a number > 0")
+        positive("learning_rate", learning_rate)
         if not 0 <= discount <= 1:
             raise ValueError(f"discount={discount}: allowed is 0 to 1")
         if not 0 < tau <= 1:

@@ -1,75 +1,111 @@
-"""Bad input, said in a few lines: the key, the value, what is allowed, and the nearest name."""
+"""Exit codes of the commands, and the one place in which a command's errors become messages."""
 
-import inspect
-import re
-from collections.abc import Iterable
-
-from dqs_lightning.registry import components, nearest
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ParamSpec
 
 DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED = 0, 2, 3, 4, 5, 75
 """Exit codes. A run that ended with ENVIRONMENT_FAILED, NOT_SAVED or STOPPED is continued by the same command."""
 
+MAX_LINES = 5
+"""Lines of a message."""
 
-_COMPONENT = (
-    r"Expected a dot import path string: (\S+)",
-    r"Import path does not correspond[\s\S]*?Given value: (\S+)",
-    r"Importing '(\S+?)' is not allowed",
-    r"Problem with given class_path '(\S+)'",
+MAX_LINE_CHARACTERS = 500
+"""Characters of a message's line."""
+
+_EXPECTED = (
+    ("dqs_lightning.cli.errors", "InputError", BAD_INPUT, ""),
+    ("dqs_lightning.checkpoint", "CheckpointError", BAD_INPUT, ""),
+    ("lightning.fabric.utilities.exceptions", "MisconfigurationException", BAD_INPUT, ""),
+    ("omegaconf.errors", "OmegaConfBaseException", BAD_INPUT, ""),
+    ("yaml", "YAMLError", BAD_INPUT, ""),
+    ("dqs_lightning.checkpoint", "NotSavedError", NOT_SAVED, ""),
+    ("dqs_lightning.finite", "NonFiniteError", DIVERGED, "diverged: "),
+    ("dqs_lightning.envs", "EnvironmentFailure", ENVIRONMENT_FAILED, ""),
 )
+"""Module, exception, exit code, and what is put before its message. A module that was never imported raised nothing."""
+
+_FILE_ERRORS = {
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+"""What is wrong with a file that a user named; a full disk is no fault of the command line."""
+
+P = ParamSpec("P")
 
 
 class InputError(ValueError):
     """Input that is refused before any work starts; its text is what the user sees."""
 
 
-def explain(message: str, keys: Iterable[str], bases: Iterable[type]) -> str:
-    """Say what the parser means in at most five short lines.
+def reported(prog: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Decorator of a command's `main`: prints expected errors in a few lines on standard error.
+
+    Expected are the exceptions of `_EXPECTED`, and errors of files or folders that the command line names. Any other
+    exception is a fault of the program and keeps its traceback.
 
     Args:
-        message: jsonargparse's message: nested blocks that name a part of the key each, over hundreds of lines.
-        keys: every key that the parser knows, for a suggestion.
-        bases: base classes of all components, for their names and arguments.
+        prog: the command's name, with which the message starts.
     """
-    families: dict[str, dict[str, type]] = {_key_of(base): components(base) for base in bases}
-    key = ".".join(re.findall(r"^[ -]*Parser key \"([\w.]+)\"", message, re.MULTILINE))
-    if found := re.search(r"unrecognized arguments: (--)?([\w.]+)", message):
-        return _unknown(f"--{found[2]}: no such option", found[2], keys)
-    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        return _unknown(f"{found[1]}.{found[2]}: no such key", f"{found[1]}.{found[2]}", keys)
-    if found := re.search(r"Option '([\w.]+)' is not accepted", message):
-        own = (cls for family in families.values() for cls in family.values() if cls.__module__.startswith("dqs_"))
-        allowed = {name for cls in own for name in inspect.signature(cls).parameters} if key else keys
-        return _unknown(f"{key}.{found[1]}: no such key".lstrip("."), found[1], allowed)
-    if found := re.search(r"Expected an? (.+?)\. Got value: (.*)", message):
-        return f"{key}={found[2]}: must be {_type_names(found[1])}"
-    nested = re.findall(r"NestedArg\(key='([\w.]+)'", message)
-    for pattern in _COMPONENT:
-        if found := re.search(pattern, message):
-            if nested and "." not in key:
-                key = f"{key}.{nested[-1].removesuffix('.help')}"
-            family = families.get(key.rpartition(".")[2], {})
-            listed = f"; allowed is one of {', '.join(family)}" if 0 < len(family) < 12 else ""
-            if "not allowed" in message:
-                listed = "; only trusted packages are imported: see --trust"
-            return _unknown(f"{key}={found[1]}: no such component{listed}", found[1].rpartition(".")[2], family)
-    expected = dict.fromkeys(re.findall(r"Expected an? (?!.*path)(.+)", message))
-    values = re.findall(r"Given value: (.+)", message)
-    if expected and values:
-        return f"{key}={values[0]}: must be {_type_names(' or '.join(expected))}"
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    return "\n".join(line[:200] for line in lines[:4])
+
+    def decorate(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def command(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except Exception as error:
+                arguments = next((list(given) for given in args if isinstance(given, list | tuple)), sys.argv[1:])
+                found = expected(error, arguments)
+                if found is None:
+                    raise
+                code, message = found
+                print(f"{prog}: {message}", file=sys.stderr)
+                return code
+
+        return command
+
+    return decorate
 
 
-def _key_of(base: type) -> str:
-    """The configuration key under which a base's components stand: NoiseSchedule, noise_schedule."""
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", base.__name__).lower()
-    return {"agent": "model", "callback": "callbacks"}.get(snake, snake)
+def expected(error: Exception, arguments: Sequence[str]) -> tuple[int, str] | None:
+    """The exit code and the message of an expected error; None for any other.
+
+    Args:
+        error: what was raised.
+        arguments: the command line's, among which a file's name is looked for.
+    """
+    for module, name, code, before in _EXPECTED:
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and isinstance(error, kind):
+            return code, before + short(str(error))
+    if isinstance(error, OSError) and error.errno in _FILE_ERRORS and error.filename is not None:
+        file = os.fsdecode(error.filename)
+        if any(_names(argument, file) for argument in arguments):
+            return BAD_INPUT, short(f"{file}: {error.strerror}")
+    return None
 
 
-def _type_names(text: str) -> str:
-    return re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text).replace("NoneType", "null")
+def short(message: str) -> str:
+    """A message of at most MAX_LINES lines, in which control characters are escaped."""
+    lines = [line.rstrip() for line in message.split("\n") if line.strip()]
+    lines = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines]
+    return "\n".join(
+        line if len(line) <= MAX_LINE_CHARACTERS else f"{line[: MAX_LINE_CHARACTERS - 3]}..."
+        for line in lines[:MAX_LINES]
+    )
 
 
-def _unknown(text: str, wanted: str, allowed: Iterable[str]) -> str:
-    found = nearest(wanted, allowed)
-    return f"{text}\nDid you mean {found}?" if found else text
+def shown(value: object, most: int = 100) -> str:
+    """A value as a message shows it: null for None, and no longer than `most` characters."""
+    text = "null" if value is None else value if isinstance(value, str) else repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _names(argument: str, file: str) -> bool:
+    """Whether a command-line argument names a file, or a folder above it."""
+    value = argument.partition("=")[2] if argument.startswith("-") else argument
+    return bool(value) and Path(os.path.abspath(file)).is_relative_to(os.path.abspath(value))

@@ -8,31 +8,32 @@ import warnings
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
-from dqs_lightning.cli.errors import BAD_INPUT, DIVERGED, DONE, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED, InputError
+from dqs_lightning.cli.errors import DONE, STOPPED, reported
 from dqs_lightning.stop_signal import STOP, Phase, started_by_another_rank
+
+
+@reported("dqs-fit")
+def command() -> int:
+    """Run the command; expected errors become messages and exit codes."""
+    installed = STOP.install(Phase.START)
+    try:
+        return train()
+    finally:
+        if installed:
+            STOP.uninstall()
 
 
 def main() -> int:
     """Console entry point. Stop signals are handled before the long imports begin."""
-    installed = STOP.install(Phase.START)
-    try:
-        code = train()
-    finally:
-        if installed:
-            STOP.uninstall()
+    code = command()
     # All ranks end alike. One that Lightning started ends with 0: at any other code Lightning kills the first rank.
     return DONE if started_by_another_rank() else code
 
 
 def train() -> int:
     """Run the command; returns its exit code."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from dqs_callbacks import NonFiniteError
-    from dqs_lightning.checkpoint import CheckpointError, NotSavedError
     from dqs_lightning.cli.training import FitCLI
     from dqs_lightning.cli.trust import restrict_imports, trust_option
-    from dqs_lightning.envs import EnvironmentFailure
 
     STOP.phase = Phase.BUILD
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
@@ -46,18 +47,6 @@ def train() -> int:
             raise
         print("dqs-fit: stopped before training began", file=sys.stderr)
         return STOPPED
-    except (InputError, CheckpointError, MisconfigurationException) as error:
-        print(f"dqs-fit: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except NonFiniteError as error:
-        print(f"dqs-fit: diverged: {error}", file=sys.stderr)
-        return DIVERGED
-    except EnvironmentFailure as error:
-        print(f"dqs-fit: {error}", file=sys.stderr)
-        return ENVIRONMENT_FAILED
-    except NotSavedError as error:
-        print(f"dqs-fit: {error}", file=sys.stderr)
-        return NOT_SAVED
 
 
 if __name__ == "__main__":

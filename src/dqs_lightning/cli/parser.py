@@ -1,22 +1,26 @@
-"""The command line's parser: strict configuration files that may extend one another, short errors."""
+"""The command line's parser: short errors that name the key at fault."""
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace, set_loader
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from dqs_lightning import agents, diffusion, envs, temperature
-from dqs_lightning.cli.errors import InputError, explain
+from dqs_lightning.cli.config_file import config_chain, integral, load_yaml
+from dqs_lightning.cli.errors import InputError, shown
+from dqs_lightning.cli.faults import Source, explain, parsers_own, raise_fault
 from dqs_lightning.cli.interpolation import Place, as_yaml, interpolations, reads_environment
-from dqs_lightning.cli.reading import BoundedLoader
-from dqs_lightning.registry import components
+from dqs_lightning.cli.schema import Setting, tree_of
+from dqs_lightning.registry import components, nearest
 
 DEFAULT_AGENT = agents.DQS
 
@@ -37,11 +41,22 @@ BASES = (
 )
 
 
+TEXT_OPTIONS = ("-c", "--config", "--run_dir", "--ckpt_path", "--trust")
+"""Options whose values are text even where they look like numbers."""
+
+set_loader("omegaconf+", load_yaml, (yaml.YAMLError,))
+
+
 class Parser(LightningArgumentParser):
-    """Raises `InputError` instead of printing the whole usage; remembers interpolations as they were written."""
+    """Raises `InputError` instead of printing the usage. Options cannot be abbreviated.
+
+    Attributes:
+        written: interpolations as they were written, by their place.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._given: list[str] = []
         self.written: dict[Place, str] = {}
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
@@ -56,11 +71,36 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser that another one runs inside: the outer one explains
             super().error(message, ex)
-        raise InputError(explain(str(message), [action.dest for action in self._actions], BASES)) from ex
+        if (said := explain(str(message))) is None:
+            raise_fault(tree_of(self), sources(self._given))
+            said = parsers_own(str(message))
+        raise InputError(said) from ex
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        args = sys.argv[1:] if args is None else list(args)
-        return super().parse_args([*args, *own_defaults(args)], *rest, **kwargs)
+        if not self.exit_on_error:
+            return super().parse_args(args, *rest, **kwargs)
+        self._given = with_integers(sys.argv[1:] if args is None else args)
+        further = own_defaults(self._given)
+        try:
+            config = super().parse_args([*self._given, *further], *rest, **kwargs)
+        except InputError:
+            raise
+        except OmegaConfBaseException as error:
+            raise InputError(self._interpolation(error)) from error
+        except Exception:  # what jsonargparse did not expect: refused where the input is at fault
+            raise_fault(tree_of(self), sources(self._given))
+            raise
+        for key, entry in tree_of(self).items():
+            if not isinstance(entry, Setting) and not isinstance(config.get(key), Namespace):
+                raise InputError(f"{key}={shown(config.get(key))}: must hold keys and values")
+        return config
+
+    def _interpolation(self, error: OmegaConfBaseException) -> str:
+        key, reason = getattr(error, "full_key", None) or "${...}", (str(error).splitlines() or [""])[0]
+        near = None
+        if isinstance(error, InterpolationKeyError) and (missing := re.search(r"'(.+)'", reason)):
+            near = nearest(missing[1], [action.dest for action in self._actions])
+        return f"{key}: {reason}" + (f"\nDid you mean {near}?" if near else "")
 
 
 def own_defaults(args: Sequence[str]) -> list[str]:
@@ -94,70 +134,35 @@ def own_defaults(args: Sequence[str]) -> list[str]:
     ]
 
 
+def sources(args: Sequence[str]) -> Iterator[Source]:
+    """What the files and options of a command line say, in the order in which they are read."""
+    for option, value in _options(args):
+        if option in ("-c", "--config"):
+            for content in reversed(config_chain(Path(value)).values()):
+                yield Source({key: said for key, said in content.items() if key != "extends"})
+        elif option.startswith("--") and option not in ("--print_config", "--help"):
+            yield Source.of_option(option.removesuffix(".help"), value)
+
+
+def with_integers(args: Sequence[str]) -> list[str]:
+    """Arguments in which a number such as 1e6 is written as an integer, which settings of both kinds take."""
+    written: list[str] = []
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if arg.startswith("--") and equals and option not in TEXT_OPTIONS:
+            arg = f"{option}={integral(value)}"
+        elif written and written[-1].startswith("--") and written[-1] not in TEXT_OPTIONS:
+            arg = integral(arg)
+        written.append(arg)
+    return written
+
+
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Options and their values, written with = or with a space."""
     for index, arg in enumerate(args):
-        if arg.startswith("-"):
+        if re.match(r"--?[A-Za-z_]", arg):
             option, equals, value = arg.partition("=")
             yield option, value if equals else next(iter(args[index + 1 :]), "")
-
-
-class _StrictLoader(BoundedLoader):
-    """YAML in which a key may stand once only."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                mark = key_node.start_mark
-                raise InputError(f"{mark.name}, line {mark.line + 1}: key {key} stands there a second time")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file as a mapping.
-
-    Raises:
-        InputError: when it is missing, empty, not YAML, not a mapping, or names a key twice.
-    """
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        there = f"; {path.parent} has {', '.join(near[:12])}" if near else ""
-        raise InputError(f"--config={path}: no such file{there}")
-    try:
-        with path.open() as stream:
-            content = yaml.load(stream, _StrictLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"--config={path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
-    if not content:
-        raise InputError(f"--config={path}: the file is empty")
-    if not isinstance(content, dict):
-        raise InputError(f"--config={path}: must hold keys and values, not a {type(content).__name__}")
-    return content
-
-
-def config_chain(path: Path) -> dict[Path, dict[str, Any]]:
-    """A configuration file and those that it extends, by path, in the order of their precedence: the file first.
-
-    `extends` names one file or several, relative to the file; of several a later one overrides an earlier one.
-
-    Raises:
-        InputError: see `read_config`; and when a file is reached twice, as when it extends itself.
-    """
-    chain: dict[Path, dict[str, Any]] = {}
-
-    def visit(file: Path) -> None:
-        if file.resolve() in {known.resolve() for known in chain}:
-            raise InputError(f"--config={path}: {file} is extended twice")
-        chain[file] = read_config(file)
-        bases = chain[file].get("extends") or []
-        for base in reversed([bases] if isinstance(bases, str) else bases):
-            visit(file.parent / base)
-
-    visit(path)
-    return chain
 
 
 class ConfigFile(ActionConfigFile):

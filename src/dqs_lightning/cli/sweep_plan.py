@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dqs_lightning.cli.config_file import config_chain, read_config
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.parser import config_chain, read_config
 from dqs_lightning.registry import nearest
 
 KEYS = ("config", "tasks", "seeds", "variants", "overrides")
@@ -59,10 +59,10 @@ def read_sweep(file: Path) -> dict[str, Any]:
     try:
         content = read_config(file)
     except InputError as error:
-        raise InputError(f"sweep: {str(error).removeprefix('--config=')}") from error
+        raise InputError(str(error).removeprefix("--config=")) from error
     for key in content:
         if key not in KEYS:
-            found = nearest(str(key), KEYS)
+            found = nearest(key, KEYS)
             hint = f"\nDid you mean {found}?" if found else ""
             raise InputError(f"{file}: {key}: no such key; allowed are {', '.join(KEYS)}{hint}")
     try:
@@ -135,9 +135,8 @@ def _mapping(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise InputError(f"{key}={value}: must be one or more of NAME: VALUE")
     for name in value:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            quoted = "" if isinstance(name, str) else f' (put it in quotes: "{name}")'
-            raise InputError(f"{key}.{name}: a name has letters, digits and ._+-, a letter or digit first{quoted}")
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{key}.{name}: a name has letters, digits and ._+-, a letter or digit first")
     _refuse_twice(key, (name.lower() for name in value))  # one folder where the disk ignores case
     return value
 
@@ -173,7 +172,7 @@ def _refuse_twice(key: str, items: Iterable[Any]) -> None:
     seen = set()
     for item in items:
         if item in seen:
-            raise InputError(f"{key}: {item} stands there a second time")
+            raise InputError(f"{key}: {item} is given twice")
         seen.add(item)
 
 

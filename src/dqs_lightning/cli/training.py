@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import lightning as L
-from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -14,6 +13,7 @@ import dqs_callbacks
 from dqs_callbacks import Preempt
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, safe_load
+from dqs_lightning.cli.checks import check, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.interpolation import as_yaml, hide_environment
@@ -21,7 +21,6 @@ from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
 from dqs_lightning.cli.parser import ConfigFile, Parser
 from dqs_lightning.cli.provenance import write_environment
 from dqs_lightning.cli.run_dir import RunDir
-from dqs_lightning.clock import Clock
 from dqs_lightning.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.files import atomic_write
@@ -54,7 +53,7 @@ class FitCLI(LightningCLI):
         parser = Parser(
             prog="dqs-fit",
             description="Train an agent. Exit codes: 0 done, 2 bad input, 3 diverged, "
-            "75 stopped (run again with --ckpt_path=auto).",
+            "4 an environment failed, 5 checkpoints cannot be written, 75 stopped (continue with --ckpt_path=auto).",
             **kwargs,
         )
         parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file; may be repeated.")
@@ -79,24 +78,16 @@ class FitCLI(LightningCLI):
         for key in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        check_seed(self.config.seed_everything)
+
     def before_instantiate_classes(self) -> None:
-        """Refuse values out of range and choose the run directory, all before an environment starts."""
+        """Refuse what cannot run, and choose the run directory, all before an environment starts."""
         config = self.config
-        dims: dict[str, Any] = {"observation_dim": 1, "action_dim": 1}
-        agent = build("model", config.model.clone(), **dims)
-        data = build("data", config.data.clone(), OnlineData)
-        build("evaluate", config.evaluate.clone(), dqs_callbacks.Evaluate)
-        build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
-        keys: set[str] = set()
-        for index, node in enumerate(config.trainer.callbacks or []):
-            callback = build(f"trainer.callbacks.{index}", node.clone())
-            if callback.state_key in keys:
-                name = type(callback).__name__
-                raise InputError(f"trainer.callbacks.{index}={name}: is given twice with the same settings")
-            if type(callback).state_dict is not Callback.state_dict:  # a checkpoint tells them apart by this key
-                keys.add(callback.state_key)
-        checked("data", lambda: Clock(data, agent.rollout, world_size=1))
-        self.run_dir = RunDir(config.run_dir, config.ckpt_path, data.environment.name, type(agent).__name__.lower())
+        data = check(config)
+        agent = config.model.class_path.rpartition(".")[2].lower()
+        self.run_dir = RunDir(config.run_dir, config.ckpt_path, data.environment.name, agent)
 
     def instantiate_classes(self) -> None:
         """Construct agent, data and trainer. An environment is started to learn its sizes."""
@@ -167,29 +158,6 @@ class FitCLI(LightningCLI):
             process.kill()
         if self._nothing_to_keep():
             self.run_dir.discard()
-
-
-def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
-    """Construct a parsed component, so that its own checks of its arguments run; errors name the whole key.
-
-    Raises:
-        InputError: when a class refuses its arguments.
-    """
-    if isinstance(node, list):
-        return [build(f"{key}.{index}", item) for index, item in enumerate(node)]
-    if not isinstance(node, Namespace):
-        return node
-    if cls is None:
-        if "class_path" not in node:
-            return node.as_dict()
-        module, _, name = node.class_path.rpartition(".")
-        cls = getattr(__import__(module, fromlist=[name]), name)
-        node = node.get("init_args") or Namespace()
-    arguments = {name: build(f"{key}.{name}", value) for name, value in vars(node).items()}
-    try:
-        return cls(**{**arguments, **extra})
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error
 
 
 def checked(key: str, make: Callable[[], T]) -> T:

@@ -7,6 +7,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from dqs_lightning.ranges import at_least
+
 Activation = Callable[[Tensor], Tensor]
 Apply = Callable[[nn.Linear, Tensor], Tensor]
 """How a linear layer is applied: `layer(hidden)`, or the same in a shorter precision."""
@@ -52,8 +54,10 @@ class MLP(Backbone):
     """
 
     def __init__(self, hidden: Sequence[int] = (256, 256), layer_norm: bool = False) -> None:
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden={list(hidden)}: allowed is one or more widths of at least 1")
+        if not hidden:
+            raise ValueError("hidden=[]: must be one or more widths >= 1")
+        for width in hidden:
+            at_least("hidden", width, 1)
         self.hidden, self.layer_norm = tuple(int(width) for width in hidden), layer_norm
         self.width, self.features = self.hidden[0], self.hidden[-1]
 
@@ -88,8 +92,7 @@ class SimBa(Backbone):
 
     def __init__(self, width: int = 128, blocks: int = 1, expansion: int = 4) -> None:
         for name, value in (("width", width), ("blocks", blocks), ("expansion", expansion)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: allowed is 1 or more")
+            at_least(name, value, 1)
         self.width, self.features, self.blocks, self.expansion = width, width, blocks, expansion
 
     def layers(self) -> nn.ModuleList:

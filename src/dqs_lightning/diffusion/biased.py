@@ -3,6 +3,7 @@
 import torch
 
 from dqs_lightning.diffusion.estimators import GRADIENT_COST, EnergyEstimator, Estimate, Posterior, gradient_of
+from dqs_lightning.ranges import positive
 
 
 class QScore(EnergyEstimator):
@@ -42,8 +43,7 @@ class PosteriorMode(EnergyEstimator):
     def __init__(self, num_samples: int = 1, sigma_data: float = 0.5, clip: float = 1.5) -> None:
         super().__init__(num_samples)
         for name, value in (("sigma_data", sigma_data), ("clip", clip)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: allowed is a number > 0")
+            positive(name, value)
         self.sigma_data, self.clip = float(sigma_data), float(clip)
 
     def cost(self, points: int = 1) -> int:

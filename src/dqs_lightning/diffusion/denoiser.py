@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dqs_lightning.diffusion.backbones import MLP, Apply, Backbone, apply
 from dqs_lightning.diffusion.estimators import Estimate
 from dqs_lightning.diffusion.samplers import Denoise, Moments
+from dqs_lightning.ranges import positive
 
 VARIANCE_WEIGHT = 0.1
 """Weight of the variance's loss beside the mean's; results change little from 0.1 to 1."""
@@ -45,8 +46,7 @@ class EDM(Preconditioning):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data={sigma_data}: allowed is a number > 0")
+        positive("sigma_data", sigma_data)
         self.sigma_data = float(sigma_data)
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,8 +100,8 @@ class Denoiser(nn.Module):
         preconditioning: Preconditioning | None = None,
     ) -> None:
         super().__init__()
-        if embedding < 2 or embedding % 2:
-            raise ValueError(f"embedding={embedding}: allowed is an even number, 2 or more")
+        if not embedding >= 2 or embedding % 2:
+            raise ValueError(f"embedding={embedding}: must be an even number >= 2")
         self.dim, self.condition_dim, self.embedding = dim, condition_dim, embedding
         self.preconditioning = preconditioning or EDM()
         self.backbone = backbone or MLP()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.diffusion.support import LogProb, Support
+from dqs_lightning.ranges import at_least, positive
 
 GRADIENT_COST = 2
 """What log_prob with its gradient in the action costs, in evaluations of log_prob alone."""
@@ -110,8 +111,7 @@ class EnergyEstimator(ABC):
     """
 
     def __init__(self, num_samples: int = 32) -> None:
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: allowed is 1 or more")
+        at_least("num_samples", num_samples, 1)
         self.num_samples = int(num_samples)
 
     pools: bool = False
@@ -169,8 +169,8 @@ class TargetScore(_Pathwise):
 
     def __init__(self, num_samples: int = 32, max_norm: float | None = None) -> None:
         super().__init__(num_samples)
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"max_norm={max_norm}: allowed is a number > 0, or null for no clipping")
+        if max_norm is not None:
+            positive("max_norm", max_norm)
         self.max_norm = max_norm
 
     def estimate(self, posterior: Posterior) -> Estimate:
@@ -217,8 +217,7 @@ class NoiseSplit(EnergyEstimator):
 
     def __init__(self, below: EnergyEstimator, above: EnergyEstimator, at: float = 0.1) -> None:
         super().__init__(max(below.num_samples, above.num_samples))
-        if not at > 0:
-            raise ValueError(f"at={at}: allowed is a number > 0")
+        positive("at", at)
         self.below, self.above, self.at = below, above, float(at)
         self.pools = below.pools or above.pools
 

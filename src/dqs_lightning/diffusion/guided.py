@@ -8,6 +8,7 @@ from torch import Tensor
 from dqs_lightning.diffusion.estimators import GRADIENT_COST, Posterior, gradient_of
 from dqs_lightning.diffusion.importance import Component, Defensive
 from dqs_lightning.diffusion.support import LogProb, Support
+from dqs_lightning.ranges import all_positive, at_least, positive
 
 
 def ascend(log_prob: LogProb, points: Tensor, width: Tensor, reach: Tensor, support: Support) -> Tensor:
@@ -43,12 +44,9 @@ class GuidedDefensive(Defensive):
         gradient_steps: int = 1,
     ) -> None:
         super().__init__(num_samples, sigma_data)
-        if not clip > 0:
-            raise ValueError(f"clip={clip}: allowed is a number > 0")
-        if not widths or not all(width > 0 for width in widths):
-            raise ValueError(f"widths={list(widths)}: allowed are one or more numbers > 0")
-        if gradient_steps < 1:
-            raise ValueError(f"gradient_steps={gradient_steps}: allowed is 1 or more")
+        positive("clip", clip)
+        all_positive("widths", widths)
+        at_least("gradient_steps", gradient_steps, 1)
         self.clip, self.widths, self.gradient_steps = float(clip), tuple(widths), int(gradient_steps)
 
     def cost(self, points: int = 1) -> int:
@@ -95,10 +93,8 @@ class MultiStart(GuidedDefensive):
         super().__init__(num_samples, sigma_data, clip)
         if not 0 < share < 1:
             raise ValueError(f"share={share}: allowed is a number between 0 and 1")
-        if climb < 1:
-            raise ValueError(f"climb={climb}: allowed is 1 or more")
-        if every < 1:
-            raise ValueError(f"every={every}: allowed is 1 or more")
+        at_least("climb", climb, 1)
+        at_least("every", every, 1)
         self.share, self.climb, self.every = float(share), int(climb), int(every)
 
     def cost(self, points: int = 1) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate, Posterior, softmax_weights, weighted
 from dqs_lightning.diffusion.support import log_normal
+from dqs_lightning.ranges import positive
 
 
 class Component(NamedTuple):
@@ -83,8 +84,7 @@ class Defensive(MixtureImportance):
 
     def __init__(self, num_samples: int = 32, sigma_data: float = 0.5) -> None:
         super().__init__(num_samples)
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data={sigma_data}: allowed is a number > 0")
+        positive("sigma_data", sigma_data)
         self.sigma_data = float(sigma_data)
 
     def components(self, posterior: Posterior) -> list[Component]:

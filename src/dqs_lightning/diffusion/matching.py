@@ -11,6 +11,7 @@ from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate
 from dqs_lightning.diffusion.samplers import Path
 from dqs_lightning.diffusion.schedules import NoiseSchedule
 from dqs_lightning.diffusion.support import LogProb, Support
+from dqs_lightning.ranges import at_least
 
 
 class NoisedPoints(ABC):
@@ -30,8 +31,8 @@ class NoisedPoints(ABC):
 
     def __init__(self, states: int | None = None, points: int = 1) -> None:
         for name, value in (("states", states), ("points", points)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: allowed is 1 or more")
+            if value is not None:
+                at_least(name, value, 1)
         self.states, self.points = states, points
 
     @abstractmethod
@@ -85,7 +86,7 @@ class OnPath(NoisedPoints):
 
     def __init__(self, states: int | None = 64, points: int = 4, levels: int = 4) -> None:
         super().__init__(states, points)
-        if levels < 1 or points % levels:
+        if not 1 <= levels <= points or points % levels:
             raise ValueError(f"levels={levels}: allowed is a divisor of points={points}")
         self.levels = levels
         self.trajectories = points // levels

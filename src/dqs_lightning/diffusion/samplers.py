@@ -16,6 +16,7 @@ from torch import Tensor
 from dqs_lightning.diffusion.estimators import score
 from dqs_lightning.diffusion.schedules import NoiseSchedule
 from dqs_lightning.diffusion.support import Support
+from dqs_lightning.ranges import at_least
 
 
 class Moments(NamedTuple):
@@ -72,8 +73,7 @@ class Sampler(ABC):
     """Whether the steps draw noise, so that the x of a path are those of the corruption of its action."""
 
     def __init__(self, steps: int = 10) -> None:
-        if steps < 1:
-            raise ValueError(f"steps={steps}: allowed is 1 or more")
+        at_least("steps", steps, 1)
         self.steps = int(steps)
 
     def sample(

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from dqs_lightning.ranges import at_least, positive
+
 
 class NoiseSchedule(ABC):
     """sigma(t): strictly increasing and finite on [0, 1], sigma(0) = sigma_min, sigma(1) = sigma_max.
@@ -55,8 +57,7 @@ class NoiseSchedule(ABC):
             like: gives dtype and device.
             end: the last level before 0, where that is above sigma_min.
         """
-        if steps < 1:
-            raise ValueError(f"steps={steps}: allowed is 1 or more")
+        at_least("steps", steps, 1)
         span = torch.linspace(0, 1, steps, dtype=like.dtype, device=like.device)
         if end > self.sigma_min:
             span = span * (1 - self.t_of(torch.full_like(span[:1], end)))
@@ -101,8 +102,7 @@ class Power(NoiseSchedule):
 
     def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0, power: float = 2.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        if not 0 < power < math.inf:
-            raise ValueError(f"power={power}: allowed is a finite number > 0")
+        positive("power", power)
         self.power = float(power)
         self._span = self.sigma_max**2 - self.sigma_min**2
 
@@ -153,8 +153,7 @@ class Karras(NoiseSchedule):
 
     def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0, rho: float = 7.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        if not 0 < rho < math.inf:
-            raise ValueError(f"rho={rho}: allowed is a finite number > 0")
+        positive("rho", rho)
         self.rho = float(rho)
         self._low: float = self.sigma_min ** (1 / self.rho)
         self._span: float = self.sigma_max ** (1 / self.rho) - self._low

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from torchrl.envs import EnvBase
 
+from dqs_lightning.ranges import at_least
+
 
 class EnvironmentFailure(RuntimeError):
     """An environment raised, hung or died; the message names the environment and the cause."""
@@ -39,8 +41,7 @@ class Environment(ABC):
     """
 
     def __init__(self, action_repeat: int = 1) -> None:
-        if action_repeat < 1:
-            raise ValueError(f"action_repeat={action_repeat}: allowed is 1 or more")
+        at_least("action_repeat", action_repeat, 1)
         self.action_repeat = int(action_repeat)
 
     @property

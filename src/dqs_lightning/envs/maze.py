@@ -1,11 +1,13 @@
 """Mazes of straight walls with several goals."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dqs_lightning.envs.navigation import Navigation, PlaneBatch, Points
+from dqs_lightning.ranges import at_least, positive
 
 ROOM, DOOR = 0.4, 0.15
 """Half the side of the inner room, and half the width of the door in the middle of each side."""
@@ -58,10 +60,8 @@ class Maze(Navigation):
     ) -> None:
         super().__init__(action_repeat=1)
         for name, value in (("goal_radius", goal_radius), ("step", step)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: allowed is a number > 0")
-        if horizon < 1:
-            raise ValueError(f"horizon={horizon}: allowed is 1 or more")
+            positive(name, value)
+        at_least("horizon", horizon, 1)
         if not 0 <= start_noise <= 1:
             raise ValueError(f"start_noise={start_noise}: allowed is 0 to 1")
         for name, points, width in (("walls", walls, 4), ("goals", goals, 2), ("start", [start], 2)):
@@ -69,8 +69,8 @@ class Maze(Navigation):
                 raise ValueError(f"{name}={points}: allowed are lists of {width} numbers from -1 to 1")
         if not goals:
             raise ValueError("goals=[]: allowed is one or more")
-        if rewards is not None and len(rewards) != len(goals):
-            raise ValueError(f"rewards={list(rewards)}: allowed is one number for each of {len(goals)} goals")
+        if rewards is not None and not (len(rewards) == len(goals) and all(map(math.isfinite, rewards))):
+            raise ValueError(f"rewards={list(rewards)}: must be one finite number for each of {len(goals)} goals")
         self.walls, self.goals, self.rewards = walls, goals, rewards
         self.goal_radius, self.start, self.start_noise = float(goal_radius), start, float(start_noise)
         self.step, self.horizon, self.label = float(step), int(horizon), label

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dqs_lightning.envs.navigation import Navigation, PlaneBatch
+from dqs_lightning.ranges import at_least, positive
 
 HALF_SIDE = 50.0
 """Of the box."""
@@ -57,11 +58,9 @@ class MixtureNavigation(Navigation):
     ) -> None:
         super().__init__(action_repeat=1)
         for name, count in (("num_modes", num_modes), ("horizon", horizon)):
-            if count < 1:
-                raise ValueError(f"{name}={count}: allowed is 1 or more")
+            at_least(name, count, 1)
         for name, value in (("reward_scale", reward_scale), ("step", step)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}: allowed is a finite number > 0")
+            positive(name, value)
         if start not in ("uniform", "center"):
             raise ValueError(f"start={start}: allowed is uniform or center")
         self.num_modes, self.means_seed, self.start = int(num_modes), int(means_seed), start

@@ -16,6 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.envs.navigation import Navigation, NavigationBatch, Points
+from dqs_lightning.ranges import at_least
 
 TWO_GOALS = (
     "111111111",
@@ -67,8 +68,7 @@ class PointMaze(Navigation):
         label: str = "point-maze-two-goals",
     ) -> None:
         super().__init__(action_repeat)
-        if horizon < 1:
-            raise ValueError(f"horizon={horizon}: allowed is 1 or more")
+        at_least("horizon", horizon, 1)
         _check(maze_map)
         if importlib.util.find_spec("gymnasium_robotics") is None:
             raise ValueError('PointMaze needs gymnasium-robotics: pip install ".[robotics]" -c constraints.txt')

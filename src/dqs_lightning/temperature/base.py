@@ -1,6 +1,5 @@
 """What a temperature is, and what it may measure."""
 
-import math
 from abc import ABC, abstractmethod
 from typing import Protocol
 
@@ -52,20 +51,6 @@ class Temperature(nn.Module, ABC):
     def metrics(self) -> dict[str, Tensor]:
         """Scalar tensors to log, finite from the start."""
         return {"temperature": self()}
-
-
-def positive(name: str, value: float) -> float:
-    """The value, checked to be finite and > 0."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: allowed is a finite number > 0")
-    return float(value)
-
-
-def counted(name: str, value: int) -> int:
-    """The value, checked to be 1 or more."""
-    if value < 1:
-        raise ValueError(f"{name}={value}: allowed is 1 or more")
-    return int(value)
 
 
 class RunningMean(nn.Module):

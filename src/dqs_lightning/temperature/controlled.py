@@ -6,7 +6,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, counted, positive
+from dqs_lightning.ranges import at_least, not_negative, positive
+from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature
 
 MAX_ERROR = 1.0
 """A controller's error is clipped to this many nats (of entropy, or of log ESS) at either side."""
@@ -35,15 +36,13 @@ class _Controlled(Temperature):
     ) -> None:
         super().__init__()
         self.target, self.rate = float(target), positive("rate", rate)
-        if not 0 <= gain < math.inf:
-            raise ValueError(f"gain={gain}: allowed is a finite number of at least 0")
+        not_negative("gain", gain)
         self.gain = float(gain)
         self.initial, self.floor = positive("initial", initial), positive("floor", floor)
         self.ceiling = positive("ceiling", ceiling)
         if not floor <= initial <= ceiling:
             raise ValueError(f"initial={initial}: allowed is floor={floor} to ceiling={ceiling}")
-        if warmup < 0:
-            raise ValueError(f"warmup={warmup}: allowed is 0 or more")
+        at_least("warmup", warmup, 0)
         self.warmup = int(warmup)
         self.smoothed = RunningMean(decay, self.target)
         self.decay = self.smoothed.decay
@@ -121,7 +120,7 @@ class TargetEntropy(_Controlled):
         for name, value in (("target", target), ("end", self.end)):
             if not -math.inf < value < math.log(2):
                 raise ValueError(f"{name}={value}: allowed is a finite number < log 2, the uniform law's entropy")
-        self.over_updates = counted("over_updates", over_updates)
+        self.over_updates = int(at_least("over_updates", over_updates, 1))
         super().__init__(target, rate, gain, initial, floor, ceiling, warmup, decay)
 
     def measure(self, measured: Measurements) -> Tensor:

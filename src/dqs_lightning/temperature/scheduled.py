@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature, counted, positive
+from dqs_lightning.ranges import at_least, positive
+from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature
 
 
 def annealed(updates: Tensor, start: float, end: float, over_updates: int) -> Tensor:
@@ -38,7 +39,7 @@ class LogLinear(Temperature):
     def __init__(self, start: float = 0.1, end: float = 0.01, over_updates: int = 50_000) -> None:
         super().__init__()
         self.start, self.end = positive("start", start), positive("end", end)
-        self.over_updates = counted("over_updates", over_updates)
+        self.over_updates = int(at_least("over_updates", over_updates, 1))
 
     def forward(self) -> Tensor:
         return annealed(self.updates, self.start, self.end, self.over_updates)
@@ -76,7 +77,7 @@ class Relative(Temperature):
         super().__init__()
         self.tau, self.floor = positive("tau", tau), positive("floor", floor)
         self.end = self.tau if end is None else positive("end", end)
-        self.over_updates = counted("over_updates", over_updates)
+        self.over_updates = int(at_least("over_updates", over_updates, 1))
         self.initial = positive("initial", initial)
         if initial < floor:
             raise ValueError(f"initial={initial}: allowed is a number >= floor={floor}")

@@ -1,0 +1,132 @@
+"""Checks of a parsed configuration, before anything starts: every class's own, and what the Trainer finds too late."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from dqs_callbacks import Evaluate
+from dqs_lightning.cli.errors import InputError, shown
+from dqs_lightning.cli.schema import takes_any_keyword
+from dqs_lightning.clock import Clock
+from dqs_lightning.data import OnlineData
+from dqs_lightning.run_checkpoint import RunCheckpoint
+
+MAX_SEED = 2**32 - 1
+MAX_INTEGER = 2**63 - 1
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Precisions that train: true half and double precision meet float32 data, and float16 needs scaled gradients, which
+`max_grad_norm` and `FiniteGuard` would take for the gradients themselves."""
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that NumPy cannot take.
+
+    Raises:
+        InputError: when it is neither a boolean nor 0 to MAX_SEED.
+    """
+    if not isinstance(seed, bool | None) and not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed_everything={shown(seed)}: must be 0 to {MAX_SEED}, true or false")
+
+
+def check(config: Namespace) -> OnlineData:
+    """Construct every part of a run, so that each checks its own arguments; nothing of it is kept but the data.
+
+    A single callback in the configuration becomes a list of one.
+
+    Raises:
+        InputError: when a class refuses its arguments, or a part does not work here; it names the whole key.
+    """
+    trainer = config.trainer
+    if trainer.callbacks is not None and not isinstance(trainer.callbacks, list):
+        trainer.callbacks = [trainer.callbacks]
+    for name in ("observation_dim", "action_dim"):
+        if (config.model.get("init_args") or {}).get(name) is not None:
+            raise InputError(f"model.{name}: is set by the environment; leave it out")
+    dims: dict[str, Any] = {"observation_dim": 1, "action_dim": 1}
+    try:
+        with torch.device("meta"):  # only the sizes of networks matter here
+            agent = build("model", config.model.clone(), **dims)
+    except RuntimeError:  # a component whose constructor reads values of tensors
+        agent = build("model", config.model.clone(), **dims)
+    data: OnlineData = build("data", config.data.clone(), OnlineData)
+    build("evaluate", config.evaluate.clone(), Evaluate)
+    build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
+    check_callbacks(trainer.callbacks or [])
+    check_trainer(trainer.clone())
+    try:
+        Clock(data, agent.rollout, world_size=1)
+    except ValueError as error:
+        raise InputError(f"data.{error}") from error
+    return data
+
+
+def check_callbacks(nodes: list[Any]) -> None:
+    """Construct the callbacks; refuse two of a kind whose states a checkpoint could not tell apart."""
+    keys: set[str] = set()
+    for index, node in enumerate(nodes):
+        callback = build(f"trainer.callbacks.{index}", node.clone())
+        if callback.state_key in keys:
+            name = type(callback).__name__
+            raise InputError(f"trainer.callbacks.{index}={name}: is given twice with the same settings")
+        if type(callback).state_dict is not Callback.state_dict:
+            keys.add(callback.state_key)
+
+
+def check_trainer(node: Namespace) -> None:
+    """Construct a Trainer without callbacks and loggers, and refuse what it accepts but cannot train with."""
+    if node.log_every_n_steps is not None and node.log_every_n_steps < 1:
+        raise InputError(f"trainer.log_every_n_steps={node.log_every_n_steps}: must be >= 1")
+    precision = f"trainer.precision={node.precision}: must be {' or '.join(PRECISIONS)}"
+    strategy = f"trainer.strategy={shown(node.strategy)}: must be one of {', '.join(STRATEGIES)}"
+    if str(node.precision) in ("16", "16-mixed"):  # which becomes bf16-mixed on a CPU
+        raise InputError(precision)
+    if isinstance(node.strategy, str) and node.strategy not in STRATEGIES:
+        raise InputError(strategy)
+    node.callbacks, node.logger, node.enable_checkpointing = None, False, False
+    arguments = {name: build(f"trainer.{name}", value) for name, value in vars(node).items()}
+    try:
+        trainer = L.Trainer(**arguments)
+    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
+        raise InputError(f"trainer: {error}") from error
+    if trainer.precision not in PRECISIONS:
+        raise InputError(precision)
+    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy) or isinstance(
+        trainer.strategy.launcher, _MultiProcessingLauncher
+    ):
+        raise InputError(strategy)
+
+
+def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
+    """Construct a parsed component, so that its own checks of its arguments run.
+
+    Raises:
+        InputError: when a class refuses its arguments; it names the whole key.
+    """
+    if isinstance(node, list):
+        return [build(f"{key}.{index}", item) for index, item in enumerate(node)]
+    if not isinstance(node, Namespace):
+        if isinstance(node, int) and abs(node) > MAX_INTEGER:
+            raise InputError(f"{key}={shown(node)}: must be an integer of 64 bits")
+        return node
+    if cls is None:
+        if "class_path" not in node:
+            return node.as_dict()
+        module, _, name = node.class_path.rpartition(".")
+        cls = getattr(__import__(module, fromlist=[name]), name)
+        extra |= (further := node.get("dict_kwargs") or {})
+        if further and not takes_any_keyword(cls):
+            raise InputError(f"{key}.{next(iter(further))}: no such key of {name}")
+        node = node.get("init_args") or Namespace()
+    arguments = {name: build(f"{key}.{name}", value) for name, value in vars(node).items()}
+    try:
+        return cls(**{**arguments, **extra})
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error

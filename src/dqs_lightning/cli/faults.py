@@ -1,0 +1,226 @@
+"""Finds the fault of a configuration that the parser refused: its whole key, its value, what is allowed."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dqs_lightning.cli.config_file import load_yaml
+from dqs_lightning.cli.errors import InputError, shown
+from dqs_lightning.cli.schema import (
+    MOST_LISTED,
+    Setting,
+    Tree,
+    arguments_of,
+    family_members,
+    resolve,
+    takes_any_keyword,
+)
+from dqs_lightning.registry import edits, nearest
+
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+"""Keys of a component in a configuration."""
+
+
+FURTHER_OPTIONS = ("config", "help", "print_config")
+"""Options that are no settings."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one file or one option says; `dashes` is put before a key in a message."""
+
+    content: dict[str, Any]
+    dashes: str = ""
+
+    @classmethod
+    def of_option(cls, option: str, text: str) -> "Source":
+        """An option such as --model.temperature.tau and the text of its value."""
+        try:
+            value = load_yaml(text)
+        except yaml.YAMLError:
+            value = text
+        if not isinstance(value, dict | list):
+            value = text
+        for name in reversed(option.removeprefix("--").split(".")):
+            value = {name: value}
+        return cls(value, "--")
+
+
+def raise_fault(tree: Tree, sources: Iterable[Source]) -> None:
+    """Raise `InputError` for the first key that is unknown, else the first component, else the first wrong type.
+
+    Args:
+        tree: every setting of the parser.
+        sources: what files and options say, in the order in which they are read.
+    """
+    sources = list(sources)
+    for types in (False, True):
+        search = _Search(tree, types)
+        for source in sources:
+            search.dashes = source.dashes
+            search.group("", source.content, tree)
+
+
+class _Search:
+    """One pass over all sources. It follows which class each setting holds, since that decides on the keys below it."""
+
+    def __init__(self, tree: Tree, types: bool) -> None:
+        self.tree, self.types, self.dashes = tree, types, ""
+        self.classes: dict[str, type] = {}
+
+    def group(self, key: str, content: Any, tree: Tree) -> None:
+        """Check keys and values of a group of settings, or of a component's arguments."""
+        if not isinstance(content, dict):
+            raise InputError(f"{self.dashes}{key}={shown(content)}: must hold keys and values")
+        for written, value in content.items():
+            name, full = _name(written), _join(key, _name(written))
+            if rest := written.partition(".")[2]:
+                value = {rest: value}
+            entry = tree.get(name)
+            if entry is None:
+                raise self.unknown(key, name, tree)
+            if isinstance(entry, Setting):
+                self.setting(full, value, entry)
+            else:
+                self.group(full, value, entry)
+
+    def setting(self, key: str, value: Any, setting: Setting) -> None:
+        """Check the value of one setting: a component, a list of them, or a plain value."""
+        families = setting.families
+        if families and isinstance(value, list) and setting.is_list:
+            for index, item in enumerate(value):
+                self.component(f"{key}.{index}", item, Setting(families[0]), families)
+            if value:
+                self.classes[key] = self.classes.get(f"{key}.{len(value) - 1}", object)
+        elif families:
+            self.component(key, value, setting, families)
+        elif self.types:
+            self.type(key, value, setting)
+
+    def component(self, key: str, value: Any, setting: Setting, families: tuple[type, ...]) -> None:
+        """Check a component: a class name, or a mapping of class_path, init_args and dict_kwargs."""
+        if isinstance(value, str) and value != "null":
+            self.classes[key] = self.resolved(key, value, families)
+        elif not isinstance(value, dict):
+            if self.types:
+                self.type(key, None if value == "null" else value, setting)
+        else:
+            self.mapping(key, value, setting, families)
+
+    def mapping(self, key: str, value: dict[str, Any], setting: Setting, families: tuple[type, ...]) -> None:
+        if "class_path" in value:
+            self.classes[key] = self.resolved(key, value["class_path"], families)
+        cls = self.classes.get(key, setting.default_class)
+        arguments = arguments_of(cls) if cls else {}
+        bare = not value.keys() & set(CLASS_KEYS)
+        for written in value:
+            name = _name(written)
+            if name in arguments and not bare and name not in CLASS_KEYS:
+                raise InputError(f"{self.dashes}{key}.{name}: must be given in {key}.init_args")
+            if name not in CLASS_KEYS and not (bare and name in arguments) and (cls or nearest(name, CLASS_KEYS)):
+                raise self.unknown(key, name, [*arguments, *CLASS_KEYS])
+        if cls is None:
+            raise InputError(f"{self.dashes}{key}: needs a class_path; allowed is {_listed(families)}")
+        for name in () if bare else ("init_args", "dict_kwargs"):
+            if not isinstance(value.get(name, {}), dict):
+                raise InputError(f"{self.dashes}{key}.{name}={shown(value[name])}: must hold keys and values")
+        self.group(key, value if bare else value.get("init_args", {}), arguments)
+        if not takes_any_keyword(cls):
+            self.group(key, {} if bare else value.get("dict_kwargs", {}), arguments)
+
+    def resolved(self, key: str, name: Any, families: tuple[type, ...]) -> type:
+        found = resolve(name, families) if isinstance(name, str) else None
+        if found is None:
+            known = family_members(families)
+            listed = f"; allowed is one of {', '.join(known)}" if len(known) <= MOST_LISTED else ""
+            near = nearest(str(name).rpartition(".")[2], known)
+            hint = f"\nDid you mean {near}?" if near else ""
+            raise InputError(f"{self.dashes}{key}={shown(name)}: no such component{listed}{hint}")
+        return found
+
+    def type(self, key: str, value: Any, setting: Setting) -> None:
+        if setting.admits(value):
+            return
+        hint = ""
+        if isinstance(value, str):
+            value = _number(value)
+        if isinstance(value, float) and value.is_integer() and setting.admits(int(value)):
+            hint = f"; write {int(value)}"
+        raise InputError(f"{self.dashes}{key}={shown(value)}: must be {setting.allowed()}{hint}")
+
+    def unknown(self, key: str, name: str, siblings: Iterable[str]) -> InputError:
+        """What to say of an unknown name below a key: a similar name there, or the same one elsewhere."""
+        known = [*siblings, *(FURTHER_OPTIONS if self.dashes and not key else ())]
+        near = nearest(name, known)
+        meant = _join(key, near) if near else None
+        if near is None or edits(name.lower(), near.lower()) > 1:
+            there = {leaf: full for full, leaf in reversed(list(self.everywhere()))}
+            elsewhere = next((leaf for leaf in there if edits(name.lower(), leaf.lower()) <= 1), None)
+            meant = there[name] if name in there else meant or (there[elsewhere] if elsewhere else None)
+        kind = "option" if self.dashes else "key"
+        owner = f" of {self.classes[key].__name__}" if key in self.classes else ""
+        hint = f"\nDid you mean {self.dashes}{meant}?" if meant else ""
+        return InputError(f"{self.dashes}{_join(key, shown(name))}: no such {kind}{owner}{hint}")
+
+    def everywhere(self) -> Iterator[tuple[str, str]]:
+        """Every key that is known, and its last part; those of fewer parts first."""
+        pending: list[tuple[str, Tree]] = [("", self.tree)]
+        while pending:
+            key, tree = pending.pop(0)
+            for name, entry in tree.items():
+                full = _join(key, name)
+                yield full, name
+                if not isinstance(entry, Setting):
+                    pending.append((full, entry))
+                elif cls := self.classes.get(full, entry.default_class):
+                    pending.append((full, arguments_of(cls)))
+
+
+def explain(message: str) -> str | None:
+    """What the parser itself says in few words, in this package's; None where a search is to find the fault."""
+    if found := re.search(r"Importing '(\S+?)' is not allowed", message):
+        return f"{_key_in(message)}={found[1]}: no such component; only trusted packages are imported: see --trust"
+    if found := re.search(r"argument (\S+): expected one argument", message):
+        return f"{found[1].rpartition('/')[2]}: needs a value"
+    if found := re.search(r"unrecognized arguments: ((-?)[^-].*)", message):
+        return f"{found[1]}: {'no such option' if found[2] else 'must be an option; options start with --'}"
+    return None
+
+
+def parsers_own(message: str) -> str:
+    """The parser's own message, for what no search finds."""
+    if found := re.search(r"the following arguments are required: (.+)", message):
+        return f"{found[1]}: must be given"
+    expected, given = re.findall(r"Expected an? <class '(\w+)'>", message), re.findall(r"Given value: (.+)", message)
+    if expected and given:
+        allowed = " or ".join(dict.fromkeys(expected)).replace("NoneType", "null")
+        return f"{_key_in(message)}={shown(given[0])}: must be {allowed}"
+    return "\n".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+
+
+def _key_in(message: str) -> str:
+    return ".".join(re.findall(r"^[ -]*Parser key \"([\w.]+)\"", message, re.MULTILINE))
+
+
+def _name(written: str) -> str:
+    """The first part of a key as it is written: callbacks of callbacks+, data of data.num_envs."""
+    return written.partition(".")[0].removesuffix("+")
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _listed(families: tuple[type, ...]) -> str:
+    known = family_members(families)
+    return f"one of {', '.join(known)}" if len(known) <= MOST_LISTED else f"a {families[0].__name__}"
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text

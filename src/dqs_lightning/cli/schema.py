@@ -1,0 +1,142 @@
+"""The settings that a parser knows, as a tree, and what their types allow."""
+
+import collections.abc
+import functools
+import inspect
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeAlias, Union
+
+from jsonargparse import ArgumentParser, Namespace
+
+from dqs_lightning.registry import components
+
+MOST_LISTED = 11
+"""Components of a family that a message lists."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a parser: its type, and the class that it holds where nothing else is named."""
+
+    annotation: Any
+    default_class: type | None = None
+
+    @property
+    def families(self) -> tuple[type, ...]:
+        """Base classes whose subclasses the setting may name; none for a plain value or one that may be any text."""
+        members = _members(self.annotation)
+        if str in members:
+            return ()
+        inner: list[Any] = []
+        for member in members:
+            inner.extend(_members(_item(member)) if _item(member) else [member])
+        return tuple(member for member in inner if _is_family(member))
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it may hold a list."""
+        return any(_item(member) is not None for member in _members(self.annotation))
+
+    def admits(self, value: Any) -> bool:
+        """Whether a value, or the text of one, is of the setting's type."""
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--value", type=self.annotation)
+        try:
+            parser.parse_object({"value": value})
+        except Exception:  # whatever the parser cannot take
+            return False
+        return value is not None or type(None) in _members(self.annotation)
+
+    def allowed(self) -> str:
+        """What may be given, in words."""
+        return " or ".join(dict.fromkeys(name for member in _members(self.annotation) for name in _names(member)))
+
+
+Tree: TypeAlias = "dict[str, Setting | Tree]"
+
+
+def tree_of(parser: ArgumentParser) -> Tree:
+    """The settings of a parser: those of a group, such as `data`, are a tree of their own."""
+    tree: Tree = {}
+    for action in parser._actions:
+        if not hasattr(action, "_typehint") or action.dest.endswith(".help"):
+            continue
+        *groups, name = action.dest.split(".")
+        branch: Any = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[name] = Setting(action._typehint, _class_of(action.default))
+    return tree
+
+
+@functools.cache
+def arguments_of(cls: type) -> Tree:
+    """The settings of a class: the arguments of its constructor."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, fail_untyped=False)
+    return tree_of(parser)
+
+
+def takes_any_keyword(cls: type) -> bool:
+    """Whether a class takes keywords that its signature does not name."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(cls).parameters.values())
+
+
+def family_members(families: tuple[type, ...]) -> dict[str, type]:
+    """All components of some families, by class name."""
+    known: dict[str, type] = {}
+    for base in families:
+        known |= components(base)
+    return known
+
+
+def resolve(name: str, families: tuple[type, ...]) -> type | None:
+    """The component that a class name or an import path means; None where there is none. Imports nothing."""
+    if "." not in name:
+        return family_members(families).get(name)
+    module, _, attribute = name.rpartition(".")
+    found = getattr(sys.modules.get(module), attribute, None)
+    return found if isinstance(found, type) and issubclass(found, families) else None
+
+
+def _class_of(default: Any) -> type | None:
+    if not isinstance(default, dict | Namespace) or "class_path" not in default:
+        return None
+    module, _, name = str(default["class_path"]).rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union; any other type alone."""
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [inner for member in typing.get_args(annotation) for inner in _members(member)]
+    return [annotation]
+
+
+def _item(annotation: Any) -> Any:
+    """The type of a list's items; None where the type is no list."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    is_list = isinstance(origin, type) and issubclass(origin, collections.abc.Iterable)
+    return arguments[0] if is_list and arguments and not issubclass(origin, collections.abc.Mapping) else None
+
+
+def _is_family(cls: Any) -> bool:
+    return isinstance(cls, type) and cls.__module__.partition(".")[0] not in ("builtins", "pathlib", "datetime")
+
+
+def _names(annotation: Any) -> list[str]:
+    """A type in words, which are several where it is a choice of values."""
+    if annotation is type(None):
+        return ["null"]
+    if typing.get_origin(annotation) is typing.Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    if item := _item(annotation):
+        return [f"a list of {Setting(item).allowed()}"]
+    if not _is_family(annotation):
+        return [str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))]
+    known = components(annotation)
+    return [f"one of {', '.join(known)}" if 0 < len(known) <= MOST_LISTED else f"a {annotation.__name__}"]
