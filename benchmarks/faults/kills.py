@@ -56,7 +56,7 @@ def cells(brief: bool) -> list[Cell]:
 def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     ranks, draw = settings["ranks"], random.Random(settings["seed"])
     argv = arguments("maze", ranks=ranks, extra=EVERY)
-    reference = lab.reference(f"kills-{ranks}", argv, ranks, HOOKS)
+    reference = lab.reference(f"kills-{ranks}", argv, ranks, hooks=HOOKS)
     begins = [time_s for time_s, text in logged(reference) if text.endswith(BEGIN)]
     cycle_s = (begins[-1] - begins[0]) / (len(begins) - 1)
     tmpdir = Path(tempfile.mkdtemp(prefix="faults-", dir=OTHER_FILE_SYSTEM)) if settings["elsewhere"] else place / "tmp"

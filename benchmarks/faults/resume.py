@@ -35,6 +35,7 @@ STEP = {
 UPDATES = {"DQS": 64, "SAC": 64, "TD3": 64, "PPO": 48}
 STOPPED, DONE = 75, 0
 COMPILED = ["--model.compile_losses=true"]
+LIMIT_S, COMPILED_LIMIT_S = 120.0, 600.0
 NEW_EPISODES = ("rank.envs", "rank.returns", "rank.tail")
 
 
@@ -77,10 +78,11 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     compiled = COMPILED if settings.get("compiled") else []
     argv = arguments(task, agent, ranks, workers, compiled)
     name = f"resume-{task}-{agent}-{ranks}-{workers}{'-compiled' if compiled else ''}"
-    reference = lab.reference(name, argv, ranks) / RUN
+    limit_s = COMPILED_LIMIT_S if compiled else LIMIT_S
+    reference = lab.reference(name, argv, ranks, limit_s=limit_s) / RUN
     target, call, codes = stops(agent)[settings["stop"]]
     stop = hook(signal_at, target=target, call=call)
-    ended, err = lab.launcher.run(argv, place, ranks=ranks, hooks=[stop], how=how)
+    ended, err = lab.launcher.run(argv, place, limit_s, ranks=ranks, hooks=[stop], how=how)
     problems = [f"still running: {command}" for command in ended.left]
     if ended.code not in codes:
         problems.append(f"stopped with exit code {ended.code}, expected {codes}: {err.strip()[-400:]}")
@@ -88,7 +90,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     exact = EXACT[task, workers]
     stopped = list(_saved(place / RUN))
     hooks = [] if exact else [hook(dump_restored)]
-    again, err = lab.launcher.run(argv, place, ranks=ranks, hooks=hooks, how=how)
+    again, err = lab.launcher.run(argv, place, limit_s, ranks=ranks, hooks=hooks, how=how)
     if again.code != DONE or again.left:
         problems.append(f"the same command ended with {again}: {err.strip()[-400:]}")
     elif exact:

@@ -61,8 +61,8 @@ class Lab:
         folder.mkdir(parents=True)
         return folder
 
-    def reference(self, name: str, argv: Sequence[str], ranks: int = 1, hooks: Sequence[Any] = ()) -> Path:
-        """Working folder of an uninterrupted run, which is made once for each name.
+    def reference(self, name: str, argv: Sequence[str], ranks: int = 1, **settings: Any) -> Path:
+        """Working folder of an uninterrupted run, which is made once for each name; settings as of `Launcher.run`.
 
         Raises:
             RuntimeError: when it does not end with exit code 0.
@@ -73,7 +73,7 @@ class Lab:
         with lock:
             if not (folder / "complete").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                ended, err = self.launcher.run(argv, folder, ranks=ranks, hooks=hooks)
+                ended, err = self.launcher.run(argv, folder, ranks=ranks, **settings)
                 if ended.code != 0 or ended.left:
                     raise RuntimeError(f"the uninterrupted run {name} ended with {ended}: {err[-800:]}")
                 (folder / "complete").touch()

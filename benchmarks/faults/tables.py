@@ -18,7 +18,7 @@ STUDIES = ("kills", "signals", "resume", "nonfinite", "environments", "soak")
 
 
 def table(results: Path = RESULTS) -> str:
-    """Return one row for each study with results: guarantee, cells, passed, real processes, command."""
+    """One row for each study that has results: guarantee, cells, those that passed, real processes, command."""
     lines = ["| guarantee | cells | passed | real processes | command |", "|---|---:|---:|---:|---|"]
     for study in STUDIES:
         if (file := results / f"{study}.json").exists():
