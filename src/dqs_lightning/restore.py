@@ -97,9 +97,26 @@ def check_types(cls: type, arguments: Mapping[str, Any]) -> None:
     except NameError:  # another package's, imported for its type checker alone
         return
     for name, value in arguments.items():
-        if name in hints and not _fits(value, hints[name]):
+        if name in hints and not fits(value, hints[name]):
             hint = getattr(hints[name], "__name__", hints[name])
             raise TypeError(f"{cls.__name__}: {name}={str(value)[:SHOWN_CHARACTERS]}: must be {hint}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a file is of an annotated type; types that no file can hold are not checked."""
+    inner = get_args(hint)
+    match get_origin(hint) or hint:
+        case origin if origin in (Union, UnionType):
+            return any(fits(value, one) for one in inner)
+        case origin if origin is Literal:
+            return value in inner
+        case origin if origin in (Sequence, list, tuple):
+            return isinstance(value, list | tuple) and all(fits(item, inner[0]) for item in value if inner)
+        case origin if origin in (int, float):
+            return isinstance(value, int if origin is int else int | float) and not isinstance(value, bool)
+        case origin if isinstance(origin, type):
+            return isinstance(value, origin)
+    return True
 
 
 def saved_arguments(checkpoint: Mapping[str, Any], key: str, cls: type) -> dict[str, Any]:
@@ -141,23 +158,6 @@ def _module(name: str) -> Any:
         raise UntrustedNameError(f"names {name}, which cannot be imported: {error}") from error
     except Exception as error:
         raise UntrustedNameError(f"names {name}, which cannot be imported: {error!r}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; types that are none of a configuration's are not checked."""
-    inner = get_args(hint)
-    match get_origin(hint) or hint:
-        case origin if origin in (Union, UnionType):
-            return any(_fits(value, one) for one in inner)
-        case origin if origin is Literal:
-            return value in inner
-        case origin if origin in (Sequence, list, tuple):
-            return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value if inner)
-        case origin if origin in (int, float):
-            return isinstance(value, int if origin is int else int | float) and not isinstance(value, bool)
-        case origin if isinstance(origin, type):
-            return isinstance(value, origin)
-    return True
 
 
 def _is_trusted(name: str) -> bool:

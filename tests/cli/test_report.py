@@ -18,9 +18,10 @@ from dqs_lightning import envs
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.report import command as report
 from dqs_lightning.cli.report.content import AXES
+from dqs_lightning.cli.report.naming import environment_name
 from dqs_lightning.cli.report.provenance import without_place
 from dqs_lightning.cli.report.published import DEFAULT, choose, read_published, suite_name
-from dqs_lightning.cli.report.runs import environment_name, grouped, read_runs
+from dqs_lightning.cli.report.runs import grouped, read_runs
 
 AT = (60_000, 100_000, 120_000)
 
@@ -254,11 +255,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a row twice": (["double"], "double/scores.jsonl, line 2: frames, updates or seconds go back"),
     "updates go back": (["back"], "back/scores.jsonl, line 2: frames, updates or seconds go back"),
     "seconds go back": (["clock"], "clock/scores.jsonl, line 2: frames, updates or seconds go back"),
-    "bad config": (["config"], "config/config.yaml: cannot be read"),
+    "bad config": (["config"], "config/config.yaml: not valid YAML"),
     "bad environment": (["env"], "env/env.json: not what dqs-fit writes"),
     "no task": (["bare"], "bare: neither config.yaml nor env.json tells its task; give --name PATH=TASK/METHOD"),
     "foreign out": (["good", "--out=full"], "--out=full: holds mine.txt, which is no file of an earlier report"),
-    "out a file": (["good", "--out=full/mine.txt"], "--out=full/mine.txt: is no folder"),
+    "out a file": (["good", "--out=full/mine.txt"], "--out=full/mine.txt: full/mine.txt is not a folder"),
     "baseline": (["good", "--baseline=ppo"], "--baseline=ppo: no such method; allowed is one of dqs"),
     "frames": (["good", "--frames", "7"], "--frames=7: no run was evaluated there; allowed is 60000 to 120000"),
     "published": (["good", "--published", "SAC"], "--published=SAC: no such method; allowed are none, SAC (TD-MPC2"),

@@ -35,7 +35,7 @@ def markdown(text: str) -> str:
     return "".join(_HTML.get(c, c) for c in escaped)
 
 
-def label(text: str, longest: int = 60) -> str:
+def drawable(text: str, longest: int = 60) -> str:
     """Return a text that Matplotlib draws as it is: no mathematics, and no name that a legend would leave out."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")

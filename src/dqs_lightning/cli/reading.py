@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dqs_lightning.bounded import check_bounded
+from dqs_lightning.bounded import MAX_DEPTH, check_bounded
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.escape import printable
 
@@ -18,13 +18,21 @@ MAX_BYTES = 64 * 2**20
 class BoundedLoader(yaml.SafeLoader):
     """Safe YAML that refuses, as `yaml.YAMLError`, what would not fit once its aliases are written out."""
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def get_single_data(self) -> Any:
         try:
             return super().get_single_data()
         except InputError:
             raise
-        except RecursionError as error:
-            raise yaml.YAMLError("nested too deeply") from error
         except (ValueError, TypeError, OverflowError) as error:  # of a number, a date, or a list as a key
             raise yaml.YAMLError(str(error)) from error
 

@@ -2,17 +2,21 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
+from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.reading import read_json
 from dqs_lightning.cli.sweep_plan import Run
 from dqs_lightning.cli.sweep_process import last_words
+from dqs_lightning.restore import fits
 
 State = Literal["pending", "running", "done", "failed", "stopped"]
 NAME = "manifest.json"
+LONGEST_S = 1e12
 
 
 @dataclass
@@ -76,20 +80,20 @@ class Manifest:
                 self.records[run.name] = fresh
 
     def _read(self) -> dict[str, Record]:
-        if not self.file.is_file():
+        if not os.path.lexists(self.file):
             return {}
-        known = {field.name for field in fields(Record)}
         try:
-            runs = json.loads(self.file.read_text())["runs"]
-            return {name: Record(**{key: row[key] for key in known}) for name, row in runs.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return {name: _record(row) for name, row in read_json(self.file)["runs"].items()}
+        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.file}: not a manifest of dqs-sweep; move it away, or give another --out"
             ) from error
 
     def _refuse_other(self, run: Run, old: Record) -> None:
         if old.settings != list(run.settings):
-            differ = [f"was {' '.join(old.settings)}", f"is {' '.join(run.settings)}"]
+            differ = [
+                f"{verb} {printable(' '.join(words))}" for verb, words in (("was", old.settings), ("is", run.settings))
+            ]
         elif old.digest != run.digest:
             differ = [f"{run.config}, or a file that it extends, says other things than it did"]
         else:
@@ -141,3 +145,20 @@ class Manifest:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, self.file)
+
+
+def _record(row: dict[str, Any]) -> Record:
+    """The record that a row of the file holds.
+
+    Raises:
+        KeyError: when it lacks a part.
+        TypeError: when a part is of another type.
+        ValueError: when its seconds are none that a run can take.
+    """
+    hints = get_type_hints(Record)
+    for name in hints:
+        if not fits(row[name], hints[name]):
+            raise TypeError(f"{name}={row[name]}")
+    if not 0 <= row["wall_s"] < LONGEST_S:
+        raise ValueError(f"wall_s={row['wall_s']}")
+    return Record(**{name: row[name] for name in hints})

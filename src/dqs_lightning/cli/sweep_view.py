@@ -12,8 +12,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.reading import read_text
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run
+
+WIDTH = 20
+"""Characters of a number that are shown."""
 
 
 class View:
@@ -39,7 +45,7 @@ class View:
             self._since.pop(run.name, None)
         minutes, seconds = divmod(int(wall), 60)
         total = _total_frames(run.folder / "config.yaml") if record.start else "-"
-        return record.state, f"{frames}/{total}", score, f"{minutes}:{seconds:02d}", record.note
+        return record.state, f"{frames}/{total}", score, f"{minutes}:{seconds:02d}", printable(record.note)
 
     def table(self) -> Table:
         """One row a run."""
@@ -72,16 +78,16 @@ class View:
 def _latest(scores: Path) -> tuple[str, str]:
     """Frames and return of the last evaluation."""
     try:
-        row = json.loads(scores.read_text().splitlines()[-1])
-        return f"{row['env_frames']:,}", f"{row['return_mean']:.2f}"
-    except (OSError, IndexError, ValueError, KeyError):  # none yet, or half a line
+        row = json.loads(read_text(scores).splitlines()[-1])
+        return printable(f"{row['env_frames']:,}", WIDTH), printable(f"{row['return_mean']:.2f}", WIDTH)
+    except (InputError, IndexError, ValueError, KeyError, TypeError, RecursionError):  # none yet, or half a line
         return "-", "-"
 
 
 def _total_frames(config: Path) -> str:
     """Frames of the whole run, of the configuration that dqs-fit left there."""
     try:
-        found = re.search(r"^\s+total_frames: (\d+)$", config.read_text(), re.MULTILINE)
-    except OSError:
+        found = re.search(r"^\s+total_frames: ([0-9]{1,18})$", read_text(config), re.MULTILINE)
+    except InputError:
         return "-"
     return f"{int(found[1]):,}" if found else "-"

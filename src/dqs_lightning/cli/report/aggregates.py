@@ -89,7 +89,8 @@ def aggregate(frames: int, returns: Returns, baseline: str, max_return: float, r
 
         everything = np.concatenate([matrix.ravel() for matrix in scores.values()])
         levels = np.linspace(min(0.0, everything.min()), max(1.0, everything.max()), 101)
-        profiles, bands = library.create_performance_profile(scores, levels, reps=reps)
+        several = any(len(matrix) > 1 for matrix in scores.values())  # one seed has no band
+        profiles, bands = library.create_performance_profile(scores, levels, reps=reps if several else 1)
         return Aggregate(
             frames=frames,
             tasks=tasks,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from dqs_lightning.cli.escape import markdown
 from dqs_lightning.cli.report.aggregates import Aggregate, aggregate
 from dqs_lightning.cli.report.choices import Choices
 from dqs_lightning.cli.report.notes import notes_on
@@ -13,7 +14,7 @@ from dqs_lightning.cli.report.page import Picture, Section, page
 from dqs_lightning.cli.report.provenance import Origin, origin_of
 from dqs_lightning.cli.report.published import Published, read_published
 from dqs_lightning.cli.report.runs import Run, grouped
-from dqs_lightning.cli.report.statistics import Axis, Groups, Score, cost, score
+from dqs_lightning.cli.report.statistics import Axis, Cost, Groups, Score, cost, score
 from dqs_lightning.cli.report.tables import Table, aggregate_table, cost_table, published_table, run_table, score_table
 
 SUMMARY = "summary.json"
@@ -26,6 +27,22 @@ AXES: tuple[tuple[Axis, str, str], ...] = (
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a report says in words and numbers; `over` and `beside` are None where there is nothing to compare."""
+
+    origins: Sequence[Origin]
+    scores: Sequence[Score]
+    aggregates: Sequence[Aggregate]
+    costs: Sequence[Cost]
+    notes: Sequence[str]
+    returns: Table
+    over: Table | None
+    beside: Table | None
+    cost: Table
+    runs: Table
+
+
+@dataclass(frozen=True)
 class Report:
     """Contents by file name, `SUMMARY` first, and the table of returns, for the terminal."""
 
@@ -33,8 +50,8 @@ class Report:
     scores: Table
 
 
-def compose(runs: Sequence[Run], choices: Choices) -> Report:
-    """The whole report of some runs."""
+def measure(runs: Sequence[Run], choices: Choices) -> Measured:
+    """Compute everything of a report but its pictures."""
     groups, origins = grouped(runs), [origin_of(run) for run in runs]
     scores = [
         found
@@ -45,24 +62,38 @@ def compose(runs: Sequence[Run], choices: Choices) -> Report:
     ]
     aggregates = _aggregates(scores, choices)
     costs = [cost(task, method, members) for task, methods in groups.items() for method, members in methods.items()]
-    table = score_table(scores)
+    return Measured(
+        origins=origins,
+        scores=scores,
+        aggregates=aggregates,
+        costs=costs,
+        notes=notes_on(runs, origins, scores, aggregates, choices),
+        returns=score_table(scores),
+        over=aggregate_table(aggregates, choices.max_return) if aggregates else None,
+        beside=_beside(groups, choices.published) if any(choices.published.values()) else None,
+        cost=cost_table(costs, _rates(runs, origins), choices.decisions),
+        runs=run_table(runs, origins),
+    )
+
+
+def compose(runs: Sequence[Run], choices: Choices) -> Report:
+    """The whole report of some runs."""
+    groups, made = grouped(runs), f"Made by {choices.command} (dqs-lightning {version('dqs-lightning')})."
+    found = measure(runs, choices)
     sections = [Section("Learning curves", _curves(runs, choices.published))]
-    if aggregates:
-        over = aggregate_table(aggregates, choices.max_return)
-        sections.append(Section("Over tasks", [*_over_tasks(runs, aggregates[-1], choices.max_return), over]))
-    sections.append(Section("Returns", [table]))
-    if any(choices.published.values()):
-        sections.append(Section("Beside published returns", [_beside(groups, choices.published)]))
-    sections.append(Section("Cost", [cost_table(costs, _rates(runs, origins), choices.decisions)]))
-    sections.append(Section("Runs", [run_table(runs, origins)]))
-    notes = notes_on(runs, origins, scores, aggregates, choices)
-    tables = [part for section in sections for part in section.parts if isinstance(part, Table)]
-    pictures = [part for section in sections for part in section.parts if isinstance(part, Picture)]
-    made = f"Made by {choices.command} (dqs-lightning {version('dqs-lightning')})."
+    if found.over:
+        pictures = _over_tasks(runs, found.aggregates[-1], choices.max_return)
+        sections.append(Section("Over tasks", [*pictures, found.over]))
+    sections.append(Section("Returns", [found.returns]))
+    if found.beside:
+        sections.append(Section("Beside published returns", [found.beside]))
+    sections += [Section("Cost", [found.cost]), Section("Runs", [found.runs])]
+    parts = [part for section in sections for part in section.parts]
+    tables = [part.markdown() for part in parts if isinstance(part, Table)]
     files = {
-        "report.html": page(_title(groups), _counts(runs, groups), notes, sections, made).encode(),
-        "table.md": "\n\n".join([*(part.markdown() for part in tables), made, ""]).encode(),
-        **{picture.name: picture.content for picture in pictures},
+        "report.html": page(_title(groups), _counts(runs, groups), found.notes, sections, made).encode(),
+        "table.md": "\n\n".join([*tables, markdown(made), ""]).encode(),
+        **{part.name: part.content for part in parts if isinstance(part, Picture)},
     }
     summary = {
         "made_by": MADE_BY,
@@ -70,18 +101,19 @@ def compose(runs: Sequence[Run], choices: Choices) -> Report:
         "command": choices.command,
         "baseline": choices.baseline,
         "max_return": choices.max_return,
-        "notes": notes,
-        "scores": [asdict(one) for one in scores],
-        "aggregates": [_plain(one) for one in aggregates],
-        "cost": [asdict(one) for one in costs],
+        "notes": found.notes,
+        "scores": [asdict(one) for one in found.scores],
+        "aggregates": [_plain(one) for one in found.aggregates],
+        "cost": [asdict(one) for one in found.costs],
         "decision_ms": [[*key, *times] for key, times in choices.decisions.items()],
         "published": [asdict(one) for rows in choices.published.values() for one in rows],
         "runs": [
             {"run": run.shown, "task": run.task, "method": run.method, "seed": run.seed, **asdict(origin)}
-            for run, origin in zip(runs, origins, strict=True)
+            for run, origin in zip(runs, found.origins, strict=True)
         ],
     }
-    return Report({SUMMARY: (json.dumps(summary, indent=1) + "\n").encode(), **files}, table)
+    content = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+    return Report({SUMMARY: content.encode(), **files}, found.returns)
 
 
 def _aggregates(scores: Sequence[Score], choices: Choices) -> list[Aggregate]:

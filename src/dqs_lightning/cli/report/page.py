@@ -34,6 +34,9 @@ ul { padding-left: 1.2rem; }
 }
 """
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for the page: its own pictures and style."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -80,6 +83,7 @@ def page(title: str, summary: str, notes: Sequence[str], sections: Sequence[Sect
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + f'\n<p class="note">{escape(footer)}</p>\n</body>\n</html>\n'

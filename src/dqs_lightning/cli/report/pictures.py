@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dqs_callbacks.pictures import COLOURS, DPI
+from dqs_lightning.cli.escape import drawable
 from dqs_lightning.cli.report.aggregates import Aggregate, Estimate
 from dqs_lightning.cli.report.published import Published
 from dqs_lightning.cli.report.runs import Run
@@ -50,19 +52,20 @@ def draw_curves(groups: Groups, axis: Axis, styles: Styles, published: Mapping[s
         published: by task; empty for any axis but frames.
     """
     methods = [method for method in styles if any(method in by_method for by_method in groups.values())]
+    names = [drawable(method) for method in methods]
     labels = list(dict.fromkeys(one.label for rows in published.values() for one in rows))
     columns = min(len(groups), 3)
     rows = math.ceil(len(groups) / columns)
     width = 5.0 if columns == 1 else 2.9 * columns
     texts = [f"published: {label}" for label in labels]
-    below, above = _per_row(methods, width), _per_row(texts, width)
+    below, above = _per_row(names, width), _per_row(texts, width)
     lines = math.ceil(len(methods) / below) + math.ceil(len(texts) / above)
     height = (2.7 if columns == 1 else 2.2) * rows + 0.19 * lines + 0.2
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     found: dict[str, Artist] = {}
     for panel, (task, by_method) in zip(panels, groups.items(), strict=False):
-        panel.set_title(task)
+        panel.set_title(drawable(task))
         found |= _draw_lines(panel, by_method, axis, styles)
         found |= _draw_marks(panel, published.get(task, []), labels)
         _limit(panel, by_method, published.get(task, []))
@@ -71,7 +74,7 @@ def draw_curves(groups: Groups, axis: Axis, styles: Styles, published: Mapping[s
     for panel in panels[::columns]:
         panel.set_ylabel("return of an episode")
     drawn = [found[method] for method in methods]
-    figure.legend(drawn, methods, loc="outside lower center", ncols=below, frameon=False)
+    figure.legend(drawn, names, loc="outside lower center", ncols=below, frameon=False)
     if labels:
         marks = [found[label] for label in labels]
         figure.legend(marks, texts, loc="outside upper center", ncols=above, frameon=False)
@@ -86,14 +89,14 @@ def _per_row(texts: Sequence[str], width: float) -> int:
 
 def _draw_lines(panel: Axes, by_method: Mapping[str, Sequence[Run]], axis: Axis, styles: Styles) -> dict[str, Artist]:
     """Means and bands of a task's methods, and the axis below them; returns the lines for the legend."""
-    scale, label = 1.0, LABELS[axis]
+    scale, name = 1.0, LABELS[axis]
     if axis == "wall_s":
         longest = max(float(run.scores.wall_s[-1]) for runs in by_method.values() for run in runs)
         scale, unit = next((scale, unit) for least, scale, unit in UNITS if longest >= least)
-        label = f"{label} ({unit})"
+        name = f"{name} ({unit})"
     else:
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.set_xlabel(label)
+    panel.set_xlabel(name)
     found: dict[str, Artist] = {}
     alpha = 0.18 if len(by_method) <= FEW_METHODS else 0.09
     for method, runs in by_method.items():
@@ -123,7 +126,7 @@ def _limit(panel: Axes, by_method: Mapping[str, Sequence[Run]], published: Seque
     """The axis holds all seeds and marks; a band of few seeds would stretch it many times."""
     returns = np.concatenate([run.scores.returns for runs in by_method.values() for run in runs])
     low = min(float(returns.min()), 0.0)
-    high = max(float(returns.max()), *(one.mean for one in published), low + 1e-9)
+    high = max(float(returns.max()), *(one.mean for one in published), low + 1e-9 * max(1.0, -low))
     room = 0.06 * (high - low)
     panel.set_ylim(low if low == 0 else low - room, high + room)
     panel.set_xlim(left=0)
@@ -138,7 +141,7 @@ def draw_aggregate(aggregate: Aggregate, styles: Styles) -> Figure:
         ("optimality gap", aggregate.gap),
     ]
     if aggregate.improvement:
-        panels.append((f"P(better than {aggregate.baseline})", aggregate.improvement))
+        panels.append((f"P(better than {drawable(aggregate.baseline)})", aggregate.improvement))
     figure = Figure(figsize=(2.6 * len(panels) + 0.6, 0.75 + 0.28 * len(methods)), layout="constrained")
     for panel, (name, estimates) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         for place, method in enumerate(methods):
@@ -148,7 +151,7 @@ def draw_aggregate(aggregate: Aggregate, styles: Styles) -> Figure:
             if estimate.interval:
                 panel.hlines(place, *estimate.interval, color=colour, linewidth=7, alpha=0.35)
             panel.plot(estimate.value, place, "o", color=colour, markersize=5)
-        panel.set_yticks(range(len(methods)), methods)
+        panel.set_yticks(range(len(methods)), [drawable(method) for method in methods])
         panel.set_ylim(len(methods) - 0.5, -0.5)
         panel.set_xlabel(name)
         panel.grid(axis="x", alpha=0.3)
@@ -166,7 +169,10 @@ def draw_profiles(aggregate: Aggregate, styles: Styles) -> Figure:
     alpha = 0.18 if len(aggregate.profiles) <= FEW_METHODS else 0.09
     for method, profile in aggregate.profiles.items():
         colour, dashes = styles[method]
-        panel.plot(aggregate.levels, profile, dashes, color=colour, linewidth=1.5, label=method, drawstyle="steps-post")
+        panel.plot(
+            aggregate.levels, profile, dashes, color=colour, linewidth=1.5, label=drawable(method),
+            drawstyle="steps-post",
+        )  # fmt: skip
         if method in aggregate.bands:
             low, high = aggregate.bands[method]
             panel.fill_between(aggregate.levels, low, high, color=colour, alpha=alpha, linewidth=0, step="post")
@@ -174,12 +180,15 @@ def draw_profiles(aggregate: Aggregate, styles: Styles) -> Figure:
     panel.set_xlim(aggregate.levels[0], aggregate.levels[-1])
     panel.set_ylim(0, 1.03)
     panel.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=_per_row(list(aggregate.profiles), 5.0), frameon=False)
+    columns = _per_row([drawable(method) for method in aggregate.profiles], 5.0)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
 def png(figure: Figure) -> bytes:
     """The picture as a file's content; the same figure gives the same bytes."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of names in other scripts
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
     return stream.getvalue()

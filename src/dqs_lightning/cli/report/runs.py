@@ -1,27 +1,19 @@
-"""Run directories of a report: found, read, and told apart by task, method and seed. Nothing here writes.
+"""Run directories of a report: found and read. Nothing here writes.
 
-Told apart how: the task is the environment's name in `config.yaml`; without that file, TASK of the recorded
-`--run_dir=.../TASK/VARIANT/seed=K`, or the name of the recorded `--config` file. The method is the folder above
-`seed=K` (a sweep's variant) or above a time such as `20260101-120000` (dqs-fit's own layout); in any other folder it
-is the agent's class, in small letters, and without `config.yaml` the folder above. The seed is `seed_everything` of
-`config.yaml` or of the recorded command, the K of `seed=K`, or dqs-fit's default, 0. `--name` overrules task and
-method.
+`naming` tells them apart by task, method and seed; `--name` overrules task and method.
 """
 
-import json
-import re
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.reading import read_json, read_yaml
+from dqs_lightning.cli.report.naming import method_of, seed_of, task_of
 from dqs_lightning.cli.report.scores import FILE, Scores, read_scores
-
-_SEED = re.compile(r"seed=(\d+)")
-_TIME = re.compile(r"\d{8}-\d{6}")
 
 
 @dataclass(frozen=True)
@@ -62,16 +54,14 @@ def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) ->
         InputError: when a path has no run, a run's files cannot be read, its task is not known, a name names no run,
             or two runs of one method have the same seed or other settings.
     """
-    resolved = {path.resolve(): name for path, name in (names or {}).items()}
+    resolved = {_resolved(path, f"--name {path}={name}"): name for path, name in (names or {}).items()}
     runs: dict[Path, Run] = {}
     for path in given:
-        if not path.is_dir():
-            raise InputError(f"RUNS={path}: no such folder")
-        files = sorted(path.rglob(FILE))
+        files = find_files(path, FILE)
         if not files:
             raise InputError(f"RUNS={path}: no {FILE} in it or below; give run directories, or folders of them")
         for file in files:
-            folder = file.parent.resolve()
+            folder = _resolved(file.parent, f"RUNS={path}")
             if folder not in runs:
                 runs[folder] = _read_run(folder, _shown(path, file.parent), resolved)
     for path, original in zip(resolved, names or {}, strict=True):
@@ -93,96 +83,77 @@ def grouped(runs: Iterable[Run]) -> dict[str, dict[str, list[Run]]]:
     return groups
 
 
-def environment_name(environment: Mapping[str, Any]) -> str | None:
-    """What `Environment.name` says, from the environment's part of a configuration; no class is imported for it."""
-    match environment.get("init_args"):
-        case {"domain": domain, "task": task}:
-            return f"{domain}-{task}"
-        case {"label": str(label)}:
-            return label
-        case {"id": str(name)}:
-            return name.rpartition(":")[2].replace("/", "-")
-        case {"num_modes": count}:
-            return f"mixture-{count}"
-    return str(environment["class_path"]).rpartition(".")[2].lower() if "class_path" in environment else None
+def find_files(given: Path, name: str) -> list[Path]:
+    """All entries of a name in a folder and below it, in order; links to folders are not followed.
+
+    Raises:
+        InputError: when there is no such folder, or one below it cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+
+    try:
+        if not given.is_dir():
+            raise InputError(f"RUNS={given}: no such folder")
+    except OSError as error:
+        raise InputError(f"RUNS={given}: {error.strerror or error}") from error
+    found = [
+        Path(folder) / name for folder, folders, files in os.walk(given, onerror=fail) if name in (*folders, *files)
+    ]
+    return sorted(found)
 
 
-def option(command: Sequence[str], name: str) -> str | None:
-    """The last value of an option in a command's words, --name=VALUE or --name VALUE."""
-    value = None
-    for index, word in enumerate(command):
-        if word.startswith(f"--{name}="):
-            value = word.partition("=")[2]
-        elif word == f"--{name}" and index + 1 < len(command):
-            value = command[index + 1]
-    return value
+def _resolved(path: Path, key: str) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
+        raise InputError(f"{key}: {error}") from error
 
 
 def _shown(given: Path, folder: Path) -> str:
     """A run's folder below the path that was given; of an absolute path only its last part is told."""
     base = Path(given.resolve().name) if given.is_absolute() else given
     shown = (base / folder.relative_to(given)).as_posix()
-    return folder.resolve().name if shown == "." else shown
+    return printable(folder.resolve().name if shown == "." else shown)
 
 
 def _read_run(folder: Path, shown: str, names: Mapping[Path, str]) -> Run:
     scores = read_scores(folder / FILE)
-    config, entries = _read(folder / "config.yaml", dict), _read(folder / "env.json", list)
-    command = [str(word) for word in entries[-1].get("command", [])] if entries else []
+    config, entries = _config(folder / "config.yaml"), _entries(folder / "env.json")
+    command = command_of(entries[-1]) if entries else []
     above = [path for path in names if folder.is_relative_to(path)]
     deepest = max(above, key=lambda path: len(path.parts), default=None)
-    named_task, _, named_method = names[deepest].rpartition("/") if deepest else ("", "", "")
-    task = named_task or _task(config, command)
+    named_task, _, named_method = (printable(part) for part in names[deepest].rpartition("/")) if deepest else [""] * 3
+    task = named_task or task_of(config, command)
     if not task:
         raise InputError(f"{folder}: neither config.yaml nor env.json tells its task; give --name PATH=TASK/METHOD")
-    method = named_method or _method(folder, config)
-    return Run(folder, shown, task, method, _seed(folder, config, command), scores, config, entries, bool(named_method))
+    method = named_method or method_of(folder, config)
+    return Run(
+        folder, shown, task, method, seed_of(folder, config, command), scores, config, entries, bool(named_method)
+    )
 
 
-def _read(file: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
-    """What config.yaml or env.json holds; empty where there is no such file."""
-    if not file.is_file():
-        return kind()
-    try:
-        content = yaml.safe_load(file.read_text()) if file.suffix == ".yaml" else json.loads(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from error
-    entries = content if isinstance(content, list) else []
-    if not isinstance(content, kind) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{file}: not what dqs-fit writes")
+def command_of(entry: Mapping[str, Any]) -> list[str]:
+    """The words of the command line that an entry of env.json holds."""
+    words = entry.get("command")
+    return [printable(word, longest=2000) for word in words] if isinstance(words, list) else []
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """What config.yaml holds; empty where there is no such file."""
+    content = read_yaml(file) if os.path.lexists(file) else {}
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: not what dqs-fit writes: must hold keys and values")
     return content
 
 
-def _inside(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """A part of a configuration; empty where it has none."""
-    part: Any = config
-    for key in keys:
-        part = part.get(key) if isinstance(part, Mapping) else None
-    return part if isinstance(part, dict) else {}
-
-
-def _task(config: Mapping[str, Any], command: Sequence[str]) -> str | None:
-    if name := environment_name(_inside(config, "data", "environment")):
-        return name
-    place = Path(option(command, "run_dir") or "").parts
-    if len(place) > 2 and _SEED.fullmatch(place[-1]):
-        return place[-3]
-    file = option(command, "config")
-    return Path(file).stem if file else None
-
-
-def _method(folder: Path, config: Mapping[str, Any]) -> str:
-    laid_out = _SEED.fullmatch(folder.name) or _TIME.fullmatch(folder.name)
-    agent = _inside(config, "model").get("class_path")
-    return folder.parent.name if laid_out or not agent else str(agent).rpartition(".")[2].lower()
-
-
-def _seed(folder: Path, config: Mapping[str, Any], command: Sequence[str]) -> int:
-    found = _SEED.fullmatch(folder.name)
-    for value in (config.get("seed_everything"), option(command, "seed_everything"), found and found[1], 0):
-        if value is not None and re.fullmatch(r"\d+", str(value)):
-            return int(value)
-    return 0
+def _entries(file: Path) -> list[dict[str, Any]]:
+    """What env.json holds, one entry for each process that worked on the run; empty where there is no such file."""
+    content = read_json(file) if os.path.lexists(file) else []
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise InputError(f"{file}: not what dqs-fit writes: must be a list of objects")
+    return content
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +163,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     def add(key: str, value: Any) -> None:
         if isinstance(value, dict) and value:
             for name, inner in value.items():
-                add(f"{key}.{name}", inner)
+                add(f"{key}.{printable(name)}", inner)
         else:
             flat[key] = value
 
@@ -218,8 +189,9 @@ def _refuse_mixtures(runs: Sequence[Run]) -> None:
                 one, other = _settings(first.config), _settings(run.config)
                 for key in one:
                     if key in other and one[key] != other[key]:
+                        here, there = printable(one[key], 100), printable(other[key], 100)
                         raise InputError(
-                            f"{first.shown}, {run.shown}: both are {method} on {task}, but {key} is {one[key]} in the "
-                            f"first and {other[key]} in the second\n"
+                            f"{first.shown}, {run.shown}: both are {method} on {task}, but {key} is {here} in the "
+                            f"first and {there} in the second\n"
                             "Tell them apart, or say that they are one, by --name PATH=METHOD"
                         )

@@ -17,6 +17,8 @@ from dqs_lightning.cli.report.scores import Floats, Scores
 Axis = Literal["frames", "updates", "wall_s"]
 Groups = Mapping[str, Mapping[str, Sequence[Run]]]
 """Runs by task and method."""
+SHORTEST_S = 1e-3
+"""Seconds from which on a rate is meaningful."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ def cost(task: str, method: str, runs: Sequence[Run]) -> Cost:
     seconds, rates = [], []
     for scores in (run.scores for run in runs):
         frames, updates, wall_s = (float(x[-1] - x[0]) for x in (scores.frames, scores.updates, scores.wall_s))
-        if wall_s > 0 and updates > 0:
+        if wall_s >= SHORTEST_S and updates > 0:
             seconds.append(1000 * wall_s / updates)
-        if wall_s > 0:
+        if wall_s >= SHORTEST_S:
             rates.append(frames / wall_s)
     return Cost(task, method, tuple(seconds), tuple(rates))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from dqs_lightning.cli.escape import markdown, printable
 from dqs_lightning.cli.report.aggregates import REPS, Aggregate, Estimate
 from dqs_lightning.cli.report.decisions import BATCH, Decisions
 from dqs_lightning.cli.report.provenance import Origin
@@ -29,13 +30,15 @@ class Table:
     def markdown(self) -> str:
         """As lines of Markdown."""
         cells = [self.head, tuple("---" for _ in self.head), *self.rows]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-        return "\n".join([f"**{self.title}.** {self.note}", "", *lines])
+        lines = [
+            "| " + " | ".join(cell if _is_numeric(cell) else markdown(cell) for cell in row) + " |" for row in cells
+        ]
+        return "\n".join([f"**{markdown(self.title)}.** {markdown(self.note)}", "", *lines])
 
     def html(self) -> str:
         """As an element that scrolls on its own where the page is too narrow; numbers stand to the right."""
         columns = list(zip(*self.rows, strict=True))
-        numeric = [all(set(cell) <= NUMERIC for cell in column) for column in columns]
+        numeric = [all(_is_numeric(cell) for cell in column) for column in columns]
         head = "".join(_cell("th", cell, right) for cell, right in zip(self.head, numeric, strict=True))
         rows = "\n".join(
             "<tr>" + "".join(_cell("td", cell, right) for cell, right in zip(row, numeric, strict=True)) + "</tr>"
@@ -201,9 +204,13 @@ def run_table(runs: Sequence[Run], origins: Sequence[Origin]) -> Table:
 
 def _action_repeat(run: Run) -> str:
     try:
-        return str(run.config["data"]["environment"]["init_args"]["action_repeat"])
+        return printable(run.config["data"]["environment"]["init_args"]["action_repeat"], 20)
     except (KeyError, TypeError):
         return NONE
+
+
+def _is_numeric(cell: str) -> bool:
+    return set(cell) <= NUMERIC
 
 
 def _cell(tag: str, text: str, right: bool) -> str:
