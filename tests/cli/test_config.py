@@ -145,7 +145,7 @@ BAD = {
     "misspelt callback": (["--trainer.callbacks+=Evalute"], "trainer.callbacks=Evalute", "Evaluate"),
     "callback twice": (
         ["--trainer.callbacks+=Diagnostics"],
-        "callbacks.5=Diagnostics",
+        "callbacks.3=Diagnostics",
         "a second time",
     ),
     "wrong type": (["--data.batch_size=many"], "data.batch_size=many", "int"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -16,6 +16,9 @@ from dqs_lightning.cli import run_dir
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.parser import ConfigFile, Parser
 from dqs_lightning.data import OnlineData
+
+SAFETY = (dqs_callbacks.FiniteGuard, dqs_callbacks.Preempt)
+"""Callbacks of every run, whatever `trainer.callbacks` lists; each is switched off by its own `enabled`."""
 
 
 class FitCLI(LightningCLI):
@@ -60,6 +63,8 @@ class FitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(dqs_callbacks.Evaluate, "evaluate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
+        parser.add_lightning_class_args(dqs_callbacks.Preempt, "preempt")
         parser.set_defaults({"model": {"class_path": "dqs_lightning.agents.DQS"}})
         for key in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
@@ -86,15 +91,21 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self.config_init.trainer
-        self.callbacks: list[Callback] = given.callbacks or []
+        listed: list[Callback] = given.callbacks or []
+        given.callbacks = [callback for callback in listed if type(callback) not in SAFETY]  # which come by themselves
         kwargs["default_root_dir"] = str(self.run_dir)
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given.plugins or [])]
         if given.logger is None or given.logger is True:
             kwargs["logger"] = run_dir.default_loggers(self.run_dir)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {error}") from error
+        made: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        off = {type(c) for c in (*listed, *made) if isinstance(c, SAFETY) and not c.enabled}
+        self.callbacks = sorted((c for c in made if type(c) not in off), key=_turn)
+        trainer.callbacks = self.callbacks  # type: ignore[attr-defined]
+        return trainer
 
     def fit(self) -> int:
         """Train; returns the exit code."""
@@ -115,6 +126,11 @@ class FitCLI(LightningCLI):
             print(f"{self.ckpt_path}: that run was finished already; a longer one starts anew", file=sys.stderr)
         stopped = any(isinstance(c, dqs_callbacks.Preempt) and c.stopped for c in self.callbacks)
         return STOPPED if stopped else DONE
+
+
+def _turn(callback: Callback) -> int:
+    """Sorts a stop after all other callbacks, and before the checkpoints, which save what all have come to."""
+    return 2 if isinstance(callback, Checkpoint) else int(isinstance(callback, dqs_callbacks.Preempt))
 
 
 def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
