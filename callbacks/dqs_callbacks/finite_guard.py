@@ -61,11 +61,11 @@ class FiniteGuard(Callback):
             or first_refused(_weights(pl_module))
             or first_refused(watched.items())
             or first_refused(gradients)
-            or "another rank has found a non-finite value, which its own message names"
         )
+        said = f"{found}; {ALLOWED}" if found else "another rank has found a non-finite value, which its message names"
         raise NonFiniteError(
-            f"update {trainer.global_step}: {found}; {ALLOWED}. "
-            "The weights are those of the update before, and the last checkpoint is kept"
+            f"update {trainer.global_step}: {said}. The weights are those of the update before, and the last "
+            "checkpoint is kept"
         )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -146,7 +146,7 @@ BAD = {
     "misspelt callback": (["--trainer.callbacks+=Evalute"], "trainer.callbacks=Evalute", "Evaluate"),
     "callback twice": (
         ["--trainer.callbacks+=Diagnostics"],
-        "callbacks.5=Diagnostics",
+        "callbacks.3=Diagnostics",
         "given twice",
     ),
     "wrong type": (["--data.batch_size=many"], "data.batch_size=many", "int"),

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dqs_callbacks
-from dqs_callbacks import Preempt
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, safe_load
 from dqs_lightning.cli.checks import check, check_seed
@@ -28,6 +27,9 @@ from dqs_lightning.run_checkpoint import RunCheckpoint
 from dqs_lightning.stop_signal import STOP
 
 T = TypeVar("T")
+
+SAFETY = (dqs_callbacks.FiniteGuard, dqs_callbacks.Preempt)
+"""Callbacks of every run, whatever `trainer.callbacks` lists; each is switched off by its own `enabled`."""
 
 
 class FitCLI(LightningCLI):
@@ -74,6 +76,8 @@ class FitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(dqs_callbacks.Evaluate, "evaluate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
+        parser.add_lightning_class_args(dqs_callbacks.Preempt, "preempt")
         parser.set_defaults({"model": {"class_path": "dqs_lightning.agents.DQS"}})
         for key in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
@@ -96,7 +100,8 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self.config_init.trainer
-        self.callbacks: list[Callback] = given.callbacks or []
+        listed: list[Callback] = given.callbacks or []
+        given.callbacks = [callback for callback in listed if type(callback) not in SAFETY]  # which are added below
         self.run_dir.claim()
         folder = self.run_dir.path
         self.config.checkpoint.dirpath = str(folder / "checkpoints")
@@ -106,15 +111,20 @@ class FitCLI(LightningCLI):
         if given.logger is None or given.logger is True:
             kwargs["logger"] = default_loggers(folder)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             self.run_dir.discard()
             raise InputError(f"trainer: {error}") from error
+        made: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        off = {type(c) for c in (*listed, *made) if isinstance(c, SAFETY) and not c.enabled}
+        self.callbacks = sorted((c for c in made if type(c) not in off), key=_turn)
+        trainer.callbacks = self.callbacks  # type: ignore[attr-defined]
+        return trainer
 
     def fit(self) -> int:
         """Train; returns the exit code."""
         STOP.abandon = self._abandon
-        if not any(isinstance(callback, Preempt) and callback.enabled for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if not any(isinstance(callback, dqs_callbacks.Preempt) for callback in self.callbacks):
             STOP.uninstall()
         try:
             ckpt_path = self.run_dir.ckpt_path
@@ -125,9 +135,12 @@ class FitCLI(LightningCLI):
                 print(self.run_dir.path, flush=True)
                 self._write_configuration()
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except (InputError, CheckpointError, MisconfigurationException, EnvironmentFailure, SystemExit):
+        except (InputError, CheckpointError, MisconfigurationException, EnvironmentFailure):
             if self._nothing_to_keep():
                 self.run_dir.discard()
+            raise
+        except SystemExit:  # by a stop signal, which the other ranks need not have received
+            self._abandon()
             raise
         finally:
             wait_for_ranks(self.trainer)
@@ -158,6 +171,11 @@ class FitCLI(LightningCLI):
             process.kill()
         if self._nothing_to_keep():
             self.run_dir.discard()
+
+
+def _turn(callback: Callback) -> int:
+    """Sort key: a stop acts after all other callbacks, and before the checkpoints, which save their final state."""
+    return 2 if isinstance(callback, Checkpoint) else int(isinstance(callback, dqs_callbacks.Preempt))
 
 
 def checked(key: str, make: Callable[[], T]) -> T:
