@@ -12,7 +12,7 @@ import torch
 
 from dqs_lightning.checkpoint import CheckpointError, safe_load
 
-TIMES = re.compile(r"(^|[./])(wall_s|time/\S*|started|digest\S*|run_id)$")
+TIMES = re.compile(r"(^|[./])(wall_s|time/\S*|started|rank_digests\S*)$")
 """Entries that a clock writes, or that tie files of one save together."""
 
 
@@ -48,9 +48,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def rank_files(run: Path) -> dict[int, Path]:
-    """The ranks' files that belong to the step of `last.ckpt`."""
-    step = safe_load(run / "checkpoints" / "last.ckpt")["global_step"]
-    found = (run / "checkpoints").glob(f"step={step}-rank=*.pt")
+    """The ranks' files that belong to `last.ckpt`."""
+    last = safe_load(run / "checkpoints" / "last.ckpt")
+    found = (run / "checkpoints").glob(f"step={last['global_step']}-frames={last['env_frames']}-rank=*.pt")
     return {int(path.stem.rpartition("=")[2]): path for path in sorted(found)}
 
 
@@ -70,14 +70,8 @@ def rows(file: Path) -> Any:
     return [{key: row[key] for key in row if row[key] != "" and not TIMES.search(key)} for row in found]
 
 
-def unequal(one: Path, other: Path, lossy: bool = False) -> list[str]:
-    """Names of what differs between two run directories, the first few of each part; empty when they are equal.
-
-    Args:
-        one: run directory.
-        other: run directory.
-        lossy: `other` was killed and may lack rows of metrics.csv that were not yet written; it has no other rows.
-    """
+def unequal(one: Path, other: Path) -> list[str]:
+    """Names of what differs between two run directories, the first few of each part; empty when they are equal."""
     found = []
     parts = {"checkpoint": saved, "scores.jsonl": rows, "metrics.csv": rows}
     for name, read in parts.items():
@@ -86,8 +80,6 @@ def unequal(one: Path, other: Path, lossy: bool = False) -> list[str]:
         except (CheckpointError, OSError) as error:
             found.append(f"{name}: {error}")
             continue
-        if lossy and name == "metrics.csv":
-            pair[0] = [row for row in pair[0] if row in pair[1]]
         paths = list(differences(*pair))
         found += [f"{name}: {path}" for path in paths[:4]] + (
             [f"{name}: {len(paths)} in all"] if len(paths) > 4 else []

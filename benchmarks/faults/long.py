@@ -11,7 +11,7 @@ from faults.hooks import note, wrap
 from faults.runs import all_processes, session_of
 from faults.usage import shared_files, usage
 
-SAVE = "dqs_lightning.checkpoint:RunCheckpoint.save"
+SAVE = "dqs_lightning.run_checkpoint:RunCheckpoint.save"
 FIT = "dqs_lightning.cli.fit:main"
 
 
@@ -25,7 +25,7 @@ def sample_after_saves() -> None:
     def at(original: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         nonlocal saved_at
         result = original(*arguments, **keywords)
-        callback, trainer = arguments
+        callback, trainer = arguments[:2]
         if trainer.global_step != saved_at:
             saved_at = trainer.global_step
             _load(Path(callback.dirpath))
@@ -40,7 +40,7 @@ def sample_after_saves() -> None:
 
 
 def _load(folder: Path) -> None:
-    from dqs_lightning.agents.base import load_agent
+    from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint import safe_load
 
     load_agent(folder / "last.ckpt")

@@ -112,7 +112,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     if again.code != 0 or again.left:
         problems.append(f"without the fault the same command ended with {again}: {' '.join(err.split())[-300:]}")
     else:
-        problems += [f"unequal: {name}" for name in unequal(reference / RUN, place / RUN, lossy=True)]
+        problems += [f"unequal: {name}" for name in unequal(reference / RUN, place / RUN)]
     observed = {"code": ended.code, "message": message[:200], "kept_at": kept["shared"]["global_step"]}
     return Outcome(problems, observed, how)
 

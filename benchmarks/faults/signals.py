@@ -27,7 +27,7 @@ from faults.tasks import RUN, arguments
 
 SIGNALS = ("TERM", "INT", "USR1", "HUP")
 TARGETS = {"1 rank": (0,), "2 ranks, first": (0,), "2 ranks, second": (1,), "2 ranks, both": (0, 1)}
-STOPPED = 75
+STOPPED, DONE = 75, 0
 END_WITHIN_S, OBEY_WITHIN_S = 30.0, 5.0
 LIBRARY = "libtorch_cpu"
 """A process that has this library mapped is importing torch: in start-up."""
@@ -59,11 +59,14 @@ PHASES = {
     "start-up, parsing": Phase([wait("dqs_lightning.cli.training:FitCLI.before_instantiate_classes")], False),
     "start-up, constructing": Phase([wait("dqs_lightning.cli.training:FitCLI.instantiate_trainer")], False),
     "building": Phase([wait("dqs_lightning.loader:OnlineLoader._start")]),
-    "warm-up": Phase([wait("dqs_lightning.loader:OnlineLoader._count", 3), SLOW], within_s=OBEY_WITHIN_S),
+    "warm-up": Phase([wait("dqs_lightning.loader:OnlineLoader._add_returns", 3), SLOW], within_s=OBEY_WITHIN_S),
     "updates": Phase([wait("dqs_lightning.agents.dqs:DQS.training_step", 22)]),
     "evaluation": Phase([wait("dqs_callbacks.evaluate:Evaluate.measure", 2), SLOW], False, within_s=OBEY_WITHIN_S),
     "saving": Phase([wait("dqs_lightning.checkpoint:atomic_save", 2)]),
-    "closing": Phase([wait("dqs_lightning.checkpoint:RunCheckpoint.on_train_end", after=True)]),
+    "closing, evaluating": Phase(
+        [wait("dqs_callbacks.evaluate:Evaluate.measure", 3), SLOW], False, within_s=OBEY_WITHIN_S
+    ),
+    "closing": Phase([wait("dqs_callbacks.progress:FramesProgress.on_train_end")], codes=(DONE,)),
 }
 STARTING = tuple(name for name in PHASES if name.startswith("start-up"))
 REAL_PHASES = ("updates", "closing")
@@ -74,7 +77,7 @@ def cells(brief: bool) -> list[Cell]:
     """All combinations, and a sample of them as real processes; brief: some of one rank."""
     found = []
     for phase in PHASES:
-        for target in TARGETS if "," not in phase else ("1 rank",):
+        for target in TARGETS if not phase.startswith("start-up, ") else ("1 rank",):
             for number in SIGNALS:
                 settings = {"signal": number, "phase": phase, "target": target}
                 found.append(
