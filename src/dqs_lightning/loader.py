@@ -1,7 +1,7 @@
 """Batches of a run: a TorchRL collector fills a replay buffer, or rollouts, from which each update's batch is drawn."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dqs_lightning.data import OnlineData
 
 NEXT = ("observation", "reward", "terminated", "truncated")
+T = TypeVar("T")
 TRANSITION: tuple[NestedKey, ...] = ("observation", "action", *(("next", key) for key in NEXT))
 
 
@@ -87,12 +88,12 @@ class OnlineLoader:
         return self.clock.total_updates
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        collector = self._start()
+        collector = self._together(self._start)
         try:
             yield from self._drain()
             blocks = iter(collector)
             while not self.finished:
-                block = self._collect(blocks)
+                block = self._together(lambda: self._collect(blocks))
                 due = self.clock.advance()
                 self._add_returns(block)
                 self._pending = self._epochs(block) if self.agent.rollout else self._replayed(block, due)
@@ -104,18 +105,22 @@ class OnlineLoader:
             self._env = self._ahead = None
 
     def _collect(self, blocks: Iterator[TensorDictBase]) -> TensorDictBase:
-        """Return the next block. Where it fails on one rank, all drop theirs and raise, so that their clocks agree."""
+        """Return the next block, checked to be finite."""
+        block = next(blocks).select(*TRANSITION, ("next", "done"))
+        check_block(block, self.clock.frames, self.clock.frames_per_block // block.shape[-1], self.rank)
+        return block
+
+    def _together(self, act: Callable[[], T]) -> T:
+        """Return what a function gives. Where it fails on one rank all raise, so that none waits for another."""
         failure: EnvironmentFailure | NonFiniteError | None = None
         try:
-            block = next(blocks).select(*TRANSITION, ("next", "done"))
-            frames_per_step = self.clock.frames_per_block // block.shape[-1]
-            check_block(block, self.clock.frames, frames_per_step, self.rank)
+            result = act()
         except (EnvironmentFailure, NonFiniteError) as error:
             failure = error
         kinds = (EnvironmentFailure, NonFiniteError)
         if kind := self.any_rank(0 if failure is None else 1 + isinstance(failure, NonFiniteError)):
             raise failure or kinds[kind - 1]("another rank has failed and gives the cause")
-        return block
+        return result
 
     def _drain(self) -> Iterator[TensorDictBase]:
         while self._pending:
