@@ -64,7 +64,7 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any], source: str) -> di
     differing = {
         key: (saved.get(key, "missing"), now.get(key, "missing"))
         for key in (*now, *(key for key in saved if key not in now))
-        if saved.get(key, "missing") != now.get(key, "missing")
+        if not _same(saved.get(key, "missing"), now.get(key, "missing"))
     }
     for key, (old, new) in differing.items():
         if key not in MAY_CHANGE:
@@ -72,6 +72,10 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any], source: str) -> di
                 f"{source}: {key} is {old} in that run and {new} here; it must not change when a run is continued"
             )
     return differing
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other) or (one != one and other != other)  # both NaN
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], source: str, world_size: int) -> None:
