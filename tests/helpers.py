@@ -98,6 +98,7 @@ class FaultyMaze(Maze):
     def __init__(self, source: str, value: float, step: int = 3, member: int = 1) -> None:
         super().__init__()
         self.source, self.value, self.step, self.member = source, value, step, member
+        self.broken = True
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
         env = super().make(num_envs, seed)
@@ -116,7 +117,7 @@ class FaultyMaze(Maze):
             nonlocal steps
             steps += 1
             out = at_step(tensordict)
-            if steps == self.step and self.source != "observation":
+            if self.broken and steps == self.step and self.source != "observation":
                 out[self.source.removeprefix("next ")][self.member, 0] = self.value
             return out
 
