@@ -11,7 +11,7 @@ from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.rows import append_row, drop_later_rows
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
-from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
+from dqs_lightning.evaluation import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 
 
 class Evaluate(Periodic):
@@ -27,6 +27,7 @@ class Evaluate(Periodic):
         best_of: draw this many actions and take the one of highest Q; null: as the agent acts. An agent without
             Q is sampled.
         at_start: measure before the first frame too: what a policy of another task (`StartFrom`) is worth as it is.
+        max_steps: agent steps after which an evaluation ends, with a warning, although episodes have not; >= 1.
         path: the file; null: `scores.jsonl` in the run directory.
     """
 
@@ -37,6 +38,7 @@ class Evaluate(Periodic):
         deterministic: bool = False,
         best_of: int | None = None,
         at_start: bool = False,
+        max_steps: int = STEP_LIMIT,
         path: str | None = None,
     ) -> None:
         super().__init__(every_frames)
@@ -45,7 +47,9 @@ class Evaluate(Periodic):
         if best_of is not None and best_of < 1:
             raise ValueError(f"best_of={best_of}: allowed is 1 or more, or null")
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
-        self.at_start, self.path = at_start, path
+        if max_steps < 1:
+            raise ValueError(f"max_steps={max_steps}: must be >= 1")
+        self.at_start, self.max_steps, self.path = at_start, max_steps, path
         self._wall_s = 0.0
         self._clock = 0.0
 
@@ -68,8 +72,9 @@ class Evaluate(Periodic):
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
-        env = data.environment.make(self.episodes, seed)
-        mean, interval = mean_with_interval(episode_returns(env, policy_of(agent, self.deterministic, self.best_of)))
+        env = data.make_environment(self.episodes, seed)
+        policy = policy_of(agent, self.deterministic, self.best_of)
+        mean, interval = mean_with_interval(episode_returns(env, policy, step_limit=self.max_steps))
         env.close(raise_if_closed=False)
         self._wall_s += time.monotonic() - self._clock
         self._clock = time.monotonic()

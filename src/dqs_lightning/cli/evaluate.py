@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
+from dqs_lightning.cli.errors import BAD_INPUT, DONE, ENVIRONMENT_FAILED, InputError
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,9 +25,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     policy.add_argument("--random", action="store_true", help="uniformly random actions instead of the policy")
     parser.add_argument("--video", action="store_true", help="write videos/eval.mp4 of the first episode")
     parser.add_argument("--device", default="cpu", help="where the policy runs (default cpu)")
+    parser.add_argument("--max_steps", type=int, help="agent steps after which episodes that have not ended are cut")
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         parser.error(f"--episodes={options.episodes}: allowed is 1 or more")
+    if options.max_steps is not None and options.max_steps < 1:
+        parser.error(f"--max_steps={options.max_steps}: must be >= 1")
     if options.best_of is not None and options.best_of < 1:
         parser.error(f"--best_of={options.best_of}: allowed is 1 or more")
     return options
@@ -74,31 +77,35 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     from dqs_lightning.checkpoint import CheckpointError, load_run
     from dqs_lightning.cli.trust import trusted_packages
     from dqs_lightning.data import OnlineData
-    from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
+    from dqs_lightning.evaluation import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted_packages([]))
     try:
         frames = load_run(path).get("env_frames")
-        environment = OnlineData.load_from_checkpoint(path, weights_only=True).environment
+        data = OnlineData.load_from_checkpoint(path, weights_only=True)
         agent = load_agent(path, options.device)
     except CheckpointError as error:
         raise InputError(str(error)) from error
     torch.manual_seed(options.seed)
-    env = environment.make(options.episodes, options.seed)
+    env = data.make_environment(options.episodes, options.seed)
     policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     video = run / "videos" / "eval.mp4"
     if options.video:
         try:
-            check_films(environment)
+            check_films(data)
         except CannotFilmError as error:
             raise InputError(f"--video: {error}") from error
-    returns = film(env, policy, video, episodes=1).returns if options.video else episode_returns(env, policy)
+    limit = options.max_steps or STEP_LIMIT
+    if options.video:
+        returns = film(env, policy, video, episodes=1, step_limit=limit).returns
+    else:
+        returns = episode_returns(env, policy, step_limit=limit)
     env.close(raise_if_closed=False)
     mean, (low, high) = mean_with_interval(returns)
     kind = "random policy" if options.random else f"{type(agent).__name__} at {frames:,} frames"
     interval = f"95 % interval [{low:.1f}, {high:.1f}]"
-    lines = [f"{environment.name}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
+    lines = [f"{env.label}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
     if options.video:
         lines.append(str(video))
     return "\n".join(lines)
@@ -119,7 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 renderer = os.environ.get("MUJOCO_GL")
                 raise InputError(f"--video: MuJoCo cannot render here with MUJOCO_GL={renderer}: {reason}") from error
         os.environ.setdefault("MUJOCO_GL", "disabled")
-        print(evaluate(path, options))
+        from dqs_lightning.envs import EnvironmentFailure
+
+        try:
+            print(evaluate(path, options))
+        except EnvironmentFailure as failure:
+            print(f"dqs-eval: {failure}", file=sys.stderr)
+            return ENVIRONMENT_FAILED
     except InputError as error:
         print(f"dqs-eval: {error}", file=sys.stderr)
         return BAD_INPUT
