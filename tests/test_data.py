@@ -1,5 +1,6 @@
 """The data that an agent learns from is what the environment did, as often and in such amounts as asked."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from dqs_callbacks import Throughput
 from dqs_lightning.agents import DQS, PPO
+from dqs_lightning.checkpoint import RunCheckpoint
 from dqs_lightning.data import OnlineData
-from dqs_lightning.envs import DMControl, Gym
+from dqs_lightning.envs import DMControl, Environment, Gym, Maze
 from dqs_lightning.loader import OnlineLoader
 
 
@@ -150,18 +152,43 @@ def test_the_buffer_lies_where_it_is_told_to(on_device: bool, place: str) -> Non
     assert loader.replay_buffer[:]["observation"].device.type == place
 
 
-def test_processes_collect_like_one(tmp_path: Path) -> None:
-    alone, divided = small_data(total_frames=448), small_data(total_frames=448, workers=2)
-    L.seed_everything(3)
-    run(tmp_path, alone)
-    L.seed_everything(3)
-    run(tmp_path, divided)
-    # The same seeds start the same episodes, whichever process holds them.
-    first = [
-        data.rank_state()["replay"]["observation"].reshape(-1, 2, 8, data.observation_dim)[0, :, 0]
-        for data in (alone, divided)
-    ]
-    assert torch.equal(*first)
+def fit_in_parts(folder: Path, environment: Environment, *parts: tuple[int, int]) -> dict[str, Tensor]:
+    """A run in as many parts: (workers, updates until it stops). Returns the replay and the weights."""
+    for index, (workers, updates) in enumerate(parts):
+        L.seed_everything(3)
+        frames = {
+            "total_frames": 320 * environment.action_repeat,
+            "init_random_frames": 160 * environment.action_repeat,
+        }
+        data = small_data(environment=environment, workers=workers, updates_per_step=0.5, **frames)
+        agent = small_agent(data, **small())
+        run = trainer(folder, [RunCheckpoint(str(folder))], max_steps=updates)
+        run.fit(agent, data, ckpt_path=folder / "last.ckpt" if index else None, weights_only=True)
+    replay = TensorDict.from_dict(data.rank_state()["replay"], auto_batch_size=True).flatten_keys(".")
+    assert not multiprocessing.active_children()
+    return {**replay.to_dict(), **agent.state_dict()}
+
+
+@pytest.mark.parametrize(
+    "environment", [DMControl("cartpole", "swingup", action_repeat=20), Maze(), Gym("Pendulum-v1")]
+)
+def test_workers_collect_what_one_process_does_and_continue_in_mid_episode(
+    tmp_path: Path, environment: Environment
+) -> None:
+    whole = fit_in_parts(tmp_path / "whole", environment, (0, -1))
+    exact = not isinstance(environment, Gym)  # which has no snapshots
+    parts = fit_in_parts(tmp_path / "parts", environment, (2, -1) if not exact else (2, 37), *([(2, -1)] * exact))
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
+@pytest.mark.parametrize(("environment", "then"), [(Gym("Pendulum-v1"), 2), (Maze(), 0)])
+def test_a_run_with_workers_continues_with_new_episodes_where_it_cannot_otherwise(
+    tmp_path: Path, environment: Environment, then: int
+) -> None:
+    with pytest.warns(UserWarning, match="cannot be restored in mid-episode: their episodes start anew"):
+        found = fit_in_parts(tmp_path, environment, (2, 37), (then, -1))
+    assert len(found["action"]) == 320
 
 
 def test_collects_one_block_ahead_and_no_further(tmp_path: Path) -> None:
@@ -218,6 +245,7 @@ def test_learns_from_gymnasium_too(tmp_path: Path) -> None:
         ("learning_starts", 800),
         ("learning_starts", -1),
         ("updates_per_step", 0.0),
+        ("step_timeout_s", 0.0),
         ("workers", 3),
         ("workers", -1),
     ],

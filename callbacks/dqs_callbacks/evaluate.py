@@ -11,7 +11,7 @@ from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.rows import Rows, drop_later_rows
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
-from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
+from dqs_lightning.evaluation import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 from dqs_lightning.ranges import at_least
 
 
@@ -28,6 +28,7 @@ class Evaluate(Periodic):
         best_of: draw this many actions and take the one of highest Q; null: as the agent acts. An agent without
             Q is sampled.
         at_start: measure before the first frame too: what a policy of another task (`StartFrom`) is worth as it is.
+        max_steps: agent steps after which an evaluation ends, with a warning, although episodes have not; >= 1.
         path: the file; null: `scores.jsonl` in the run directory.
     """
 
@@ -38,6 +39,7 @@ class Evaluate(Periodic):
         deterministic: bool = False,
         best_of: int | None = None,
         at_start: bool = False,
+        max_steps: int = STEP_LIMIT,
         path: str | None = None,
     ) -> None:
         super().__init__(every_frames)
@@ -45,6 +47,7 @@ class Evaluate(Periodic):
         if best_of is not None:
             at_least("best_of", best_of, 1)
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
+        self.max_steps = at_least("max_steps", max_steps, 1)
         self.at_start, self.path = at_start, path
         self._rows = Rows()
         self._wall_s = 0.0
@@ -70,9 +73,10 @@ class Evaluate(Periodic):
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
-        env = data.environment.make(self.episodes, seed)
+        env = data.make_environment(self.episodes, seed)
+        policy = policy_of(agent, self.deterministic, self.best_of)
         try:
-            returns = episode_returns(env, policy_of(agent, self.deterministic, self.best_of))
+            returns = episode_returns(env, policy, step_limit=self.max_steps)
         finally:
             env.close(raise_if_closed=False)
         mean, interval = mean_with_interval(returns)

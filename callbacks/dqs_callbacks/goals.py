@@ -38,9 +38,9 @@ def navigation_of(environment: Environment, asking: object) -> Navigation:
     return environment
 
 
-def rolled_out(navigation: Navigation, agent: Agent, num: int, seed: int, deterministic: bool) -> Rollouts:
+def rolled_out(data: OnlineData, agent: Agent, num: int, seed: int, deterministic: bool) -> Rollouts:
     """One episode each of num members, in environments of its own."""
-    env = navigation.make(num, seed)
+    env = data.make_environment(num, seed)
     try:
         return roll_out(env, policy_of(agent, deterministic))
     finally:
@@ -84,7 +84,7 @@ class GoalCoverage(Periodic):
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
         navigation = navigation_of(data.environment, self)
-        found = rolled_out(navigation, agent, self.rollouts, seed, self.deterministic)
+        found = rolled_out(data, agent, self.rollouts, seed, self.deterministic)
         shares = goal_shares(found.goal, len(navigation.goals))
         metrics: dict[str, float] = {
             "success": float(shares.sum()),

@@ -103,7 +103,7 @@ class ActionLandscape(Periodic):
             return
         data = OnlineData.of(trainer)
         if self.observations is None:
-            env = data.environment.make(self.states, seed % 1000)
+            env = data.make_environment(self.states, seed % 1000)
             observation = env.reset()["observation"]
             env.close(raise_if_closed=False)
         else:

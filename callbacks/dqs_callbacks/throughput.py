@@ -14,7 +14,8 @@ class Throughput(Callback):
     """Logs `time/env_fps` (frames of the whole world), `time/updates_per_s` and `train/return` at the log interval.
 
     Both rates are over the time since the last row, everything included. Where collection is asynchronous,
-    `time/policy_age` is the number of updates that the policy of the latest block lacked.
+    `time/policy_age` is the number of updates that the policy of the latest block lacked. Where other processes hold
+    environments, `time/worker_restarts` is the number of those that were replaced so far on this rank.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,8 @@ class Throughput(Callback):
         }
         if data.policy_age is not None:
             metrics["time/policy_age"] = float(data.policy_age)
+        if data.workers or data.asynchronous:
+            metrics["time/worker_restarts"] = float(data.restarts.used)
         if data.train_return is not None:
             metrics["train/return"] = data.train_return
         pl_module.write(metrics)

@@ -52,7 +52,7 @@ class Trajectories(Periodic):
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
         navigation = navigation_of(data.environment, self)
-        found = rolled_out(navigation, agent, self.rollouts, seed, self.deterministic)
+        found = rolled_out(data, agent, self.rollouts, seed, self.deterministic)
         self._kept = thinned([*self._kept, (data.env_frames, found.position, found.goal)], self.panels)
         publish(trainer, "trajectories", draw(navigation, self._kept))
 

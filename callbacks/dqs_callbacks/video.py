@@ -21,8 +21,8 @@ from torchrl.envs import EnvBase
 from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
-from dqs_lightning.envs import Environment
-from dqs_lightning.evaluation import Policy, episode_returns, policy_of
+from dqs_lightning.envs.watched import Watched
+from dqs_lightning.evaluation import STEP_LIMIT, Policy, episode_returns, policy_of
 from dqs_lightning.ranges import at_least
 
 
@@ -85,14 +85,14 @@ class Video(Periodic):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # On every rank: if rank zero alone refused, the others would wait for it.
         try:
-            check_films(OnlineData.of(trainer).environment, self.height, self.width)
+            check_films(OnlineData.of(trainer), self.height, self.width)
         except CannotFilmError as error:
             raise CannotFilmError(f"Video: {error}") from error
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
         file = Path(trainer.default_root_dir) / "videos" / f"frames={data.env_frames}.mp4"
-        env = data.environment.make(self.episodes, seed)
+        env = data.make_environment(self.episodes, seed)
         policy = policy_of(agent, self.deterministic)
         last = film(env, policy, file, None, self.height, self.width, self.fps, self.max_steps).last
         env.close(raise_if_closed=False)
@@ -112,6 +112,7 @@ def film(
     width: int = 320,
     fps: int = 30,
     max_steps: int | None = None,
+    step_limit: int = STEP_LIMIT,
 ) -> Film:
     """Run the first episode of each member and write a picture after each step, side by side, as square as possible.
 
@@ -124,6 +125,7 @@ def film(
         width: of one member's picture, in pixels; even.
         fps: pictures per second of playback.
         max_steps: stop after so many steps; None: when all episodes are over.
+        step_limit: see `episode_returns`.
     """
     running = torch.ones(env.batch_size, dtype=torch.bool)
     shown = running[:episodes]  # a view: it changes with `running`
@@ -140,35 +142,37 @@ def film(
         running.logical_and_(~step["next", "done"].squeeze(-1))
 
     with _mp4(file, fps) as append:
-        returns = episode_returns(env, policy, draw, max_steps)
+        returns = episode_returns(env, policy, draw, max_steps, step_limit)
     return Film(returns, picture)
 
 
-def check_films(environment: Environment, height: int = 240, width: int = 320) -> None:
-    """Draw one picture of an environment, apart from all others; the random state is left as it was.
+def check_films(data: OnlineData, height: int = 240, width: int = 320) -> None:
+    """Draw one picture of a run's environment, apart from all others; the random state is left as it was.
 
     Raises:
         CannotFilmError: when its class has no method `render`, or when that fails or gives something else.
     """
     with isolate_rng():
-        env = environment.make(1, seed=0)
+        env = data.make_environment(1, seed=0)
         env.reset()
         try:
             _check_picture(env, height, width)
         except CannotFilmError as error:
-            raise CannotFilmError(f"{environment.name} {error}") from error
+            raise CannotFilmError(f"{env.label} {error}") from error
         finally:
             env.close(raise_if_closed=False)
 
 
-def _check_picture(env: EnvBase, height: int, width: int) -> None:
+def _check_picture(env: Watched, height: int, width: int) -> None:
     # Of the class: some of TorchRL's environments answer for attributes that they do not have.
-    if not callable(getattr(type(env), "render", None)):
-        raise CannotFilmError(f"has no pictures: {type(env).__name__} has no method render(index, height, width)")
+    if not callable(getattr(type(env.inner), "render", None)):
+        name = type(env.inner).__name__
+        raise CannotFilmError(f"has no pictures: {name} has no method render(index, height, width)")
     try:
         picture = env.render(0, height, width)
     except Exception as error:
-        reason, renderer = " ".join(str(error).split())[:200].rstrip("."), os.environ.get("MUJOCO_GL")
+        text, renderer = " ".join(str(error.__cause__ or error).split()), os.environ.get("MUJOCO_GL")
+        reason = text[:200].rstrip(".")
         hint = "" if renderer == "egl" else "; for MuJoCo, set MUJOCO_GL=egl before the command"
         raise CannotFilmError(f"cannot be drawn with MUJOCO_GL={renderer}: {reason}{hint}") from error
     found = (getattr(picture, "shape", None), str(getattr(picture, "dtype", type(picture).__name__)))

@@ -1,18 +1,20 @@
 """LightningDataModule for online RL: environment, run length, updates per environment step."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
 import lightning as L
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase, ParallelEnv
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint import CheckpointError, load_run
 from dqs_lightning.collection_hook import CollectionHook
 from dqs_lightning.envs import Environment
+from dqs_lightning.envs.deadline import Deadline
+from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
+from dqs_lightning.envs.watched import Watched
+from dqs_lightning.envs.workers import WorkerBatch
 from dqs_lightning.loader import OnlineLoader
 from dqs_lightning.ranges import at_least, positive
 from dqs_lightning.restore import UntrustedNameError, saved_arguments
@@ -45,6 +47,9 @@ class OnlineData(L.LightningDataModule):
         learning_starts: frames, over all ranks, before the first update. Those beyond init_random_frames are the
             policy's own, which is worth having where it is trained already (`StartFrom`). 0: the random ones alone.
         updates_per_step: gradient updates for each agent step of one rank; > 0, may be a fraction.
+        step_timeout_s: seconds after which a step of the environments counts as hanging; > 0. In other processes
+            (workers, asynchronous) they are then replaced, up to three times in a run; in this one, or after that, the
+            run ends with `EnvironmentFailure`. Construction and the first reset have 300 s.
 
     Raises:
         ValueError: when a number is out of its range; the message names it.
@@ -65,6 +70,7 @@ class OnlineData(L.LightningDataModule):
         init_random_frames: int = 5_000,
         learning_starts: int = 0,
         updates_per_step: float = 1.0,
+        step_timeout_s: float = 10.0,
     ) -> None:
         super().__init__()
         at_least_one = dict(
@@ -85,6 +91,7 @@ class OnlineData(L.LightningDataModule):
             if not 0 <= value < total_frames:
                 raise ValueError(f"{name}={value}: allowed is 0 to below {total_frames=}")
         positive("updates_per_step", updates_per_step)
+        positive("step_timeout_s", step_timeout_s)
         self.save_hyperparameters()
         self.environment = environment
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
@@ -94,6 +101,9 @@ class OnlineData(L.LightningDataModule):
         self.batch_size, self.replay_size = batch_size, replay_size
         self.replay_on_device, self.n_steps = replay_on_device, n_steps
         self.updates_per_step = float(updates_per_step)
+        self.step_timeout_s = float(step_timeout_s)
+        self.restarts = Restarts()
+        """Of the processes that hold environments."""
         self._dims: tuple[int, int] | None = None
         self._loader: OnlineLoader | None = None
         self._restored: dict[str, Any] | None = None
@@ -147,7 +157,7 @@ class OnlineData(L.LightningDataModule):
 
     def _dimensions(self) -> tuple[int, int]:
         if self._dims is None:
-            env = self.environment.make(1, seed=0)
+            env = self.make_environment(1, seed=0)
             self._dims = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
             env.close(raise_if_closed=False)
         return self._dims
@@ -185,17 +195,21 @@ class OnlineData(L.LightningDataModule):
         """Mean return of this rank's latest finished training episodes; None before the first."""
         return self._loader.last_return if self._loader else None
 
-    def env_maker(self, num_envs: int, seed: int) -> Callable[[], EnvBase]:
-        """Makes environments for collecting: in the process that calls it, or divided among `workers` processes."""
+    def make_environment(self, num_envs: int, seed: int) -> Watched:
+        """Environments in this process, for evaluation: what goes wrong in them raises `EnvironmentFailure`."""
+        name, make = self.environment.name, partial(self.environment.make, num_envs, seed)
+        step = Deadline(f"{name}: a step", self.step_timeout_s)
+        return Watched(make, name, step, Deadline(f"{name}: construction", START_LIMIT_S))
+
+    def training_environment(self, seed: int) -> Watched | WorkerBatch:
+        """Environments for collecting: in this process, or divided among `workers` processes."""
         if not self.workers:
-            return partial(self.environment.make, num_envs, seed)
-        each = num_envs // self.workers
-        makers = [partial(self.environment.make, each, seed + i * each) for i in range(self.workers)]
-        return partial(ParallelEnv, self.workers, makers)
+            return self.make_environment(self.num_envs, seed)
+        return WorkerBatch(self.environment, self.num_envs, self.workers, seed, self.step_timeout_s, self.restarts)
 
     def train_dataloader(self) -> "OnlineLoader":
         assert self.trainer is not None
-        trainer, agent = self.trainer, self.trainer.lightning_module
+        trainer, agent, self.restarts = self.trainer, self.trainer.lightning_module, Restarts()
         assert isinstance(agent, Agent)
         self._loader = OnlineLoader(
             self, agent, trainer.global_rank, trainer.world_size, self._after_block, self.any_rank

@@ -1,6 +1,7 @@
 """Returns of a policy, measured over whole episodes."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -11,9 +12,12 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import step_mdp
 
 from dqs_lightning.agents import Agent
+from dqs_lightning.envs.watched import Watched
 
 Policy = Callable[[Tensor], Tensor]
 """observation [n, o] -> action [n, d]."""
+STEP_LIMIT = 100_000
+"""Steps after which an evaluation ends although episodes have not."""
 
 
 def policy_of(agent: Agent, deterministic: bool = False, best_of: int | None = None) -> Policy:
@@ -27,6 +31,7 @@ def episode_returns(
     policy: Policy | None,
     on_step: Callable[[TensorDictBase], None] | None = None,
     max_steps: int | None = None,
+    step_limit: int = STEP_LIMIT,
 ) -> Tensor:
     """Undiscounted return of the first episode of each member of a batched environment, [num_envs].
 
@@ -36,12 +41,21 @@ def episode_returns(
         on_step: called with the TensorDict of each step, for pictures and counts, before members that are done are
             reset; those whose first episode is over go on with further ones.
         max_steps: stop after so many steps; None: when all first episodes are over.
+        step_limit: stop after so many steps at the latest, with a warning; the returns are then those so far.
     """
     tensordict = env.reset()
     returns = torch.zeros(env.batch_size)
     running = torch.ones(env.batch_size, dtype=torch.bool)
     steps = 0
     while running.any() and steps != max_steps:
+        if steps == step_limit:
+            name = env.label if isinstance(env, Watched) else type(env).__name__
+            warnings.warn(
+                f"{name}: {int(running.sum())} of {running.numel()} episodes did not end within {steps} steps; "
+                "they are evaluated by their rewards so far",
+                stacklevel=3,  # past torch.no_grad
+            )
+            break
         if policy is None:
             env.rand_action(tensordict)
         else:

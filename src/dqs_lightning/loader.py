@@ -10,12 +10,13 @@ from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.clock import Clock
-from dqs_lightning.collecting import Ahead, behaviour
+from dqs_lightning.collecting import Ahead, collector_of
 from dqs_lightning.envs import EnvironmentFailure
+from dqs_lightning.envs.watched import Watched
+from dqs_lightning.envs.workers import WorkerBatch
 from dqs_lightning.finite import NonFiniteError, check_block, check_replay
 from dqs_lightning.multistep import STEPS, MultiStep
 
@@ -65,7 +66,7 @@ class OnlineLoader:
         self.last_return: float | None = None
         self._pending: list[TensorDictBase] = []
         self._returns: Tensor | None = None
-        self._env: EnvBase | None = None
+        self._env: Watched | WorkerBatch | None = None
         self._ahead: Ahead | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -164,45 +165,47 @@ class OnlineLoader:
         data, state = self.data, self._restored
         seed = (torch.initial_seed() + 10_007 * self.rank) % 2**31
         torch.manual_seed(seed)
+        saved = None if state is None or state["workers"] != data.workers else state["envs"]
         blocks = self.clock.frames // self.clock.frames_per_block
-        first = (seed + blocks) % 2**31  # a process that takes up a run must not have the first one's episodes
-        make = data.env_maker(data.num_envs, first)
-        self._env = None if data.asynchronous else make()
-        if state is not None and self._env is not None and state["envs"] is not None:
-            self._env.restore(state["envs"])
+        first = (seed + (saved is None) * blocks) % 2**31  # new episodes must not be those at the run's start
+        env = None if data.asynchronous else data.training_environment(first)
+        if state is not None and env is not None and saved is not None:
+            env.restore(saved)
             if self.multi_step and state["tail"] is not None:
                 self.multi_step.tail = TensorDict.from_dict(state["tail"], auto_batch_size=True, batch_dims=2)
         elif state is not None:
-            self._returns = None
+            self._begin_anew()
             rank_zero_warn("The environments cannot be restored in mid-episode: their episodes start anew")
         random_steps = self.clock.random_steps
         collector: Collector | Ahead
-        if self._env is None:
+        if env is None:
             collector = self._ahead = Ahead(
-                make,
+                data.environment,
+                data.num_envs,
                 self.agent,
                 self.clock.steps_per_block,
                 random_steps,
                 first,
                 lambda: self.clock.updates,
+                data.step_timeout_s,
+                data.restarts,
+                self._begin_anew,
             )
         else:
-            collector = Collector(
-                self._env,
-                behaviour(self.agent, lambda: self.clock.frames),
-                frames_per_batch=self.clock.steps_per_block,
-                total_frames=-1,
-                init_random_frames=random_steps or None,
-                policy_device=self.agent.device,
-                env_device="cpu",
-                storing_device="cpu",
-                track_traj_ids=False,
-                auto_register_policy_transforms=False,
+            collector = collector_of(
+                env, self.agent, self.clock.steps_per_block, random_steps, lambda: self.clock.frames
             )
+            self._env = env
         if state is not None:
             GlobalRNGState().load_state_dict(state["random"])
             self._restored = None
         return collector
+
+    def _begin_anew(self) -> None:
+        """Forget the episodes that do not go on."""
+        self._returns = None
+        if self.multi_step:
+            self.multi_step.tail = None
 
     def snapshot(self) -> dict[str, Any]:
         """See `OnlineData.rank_state`."""
@@ -215,7 +218,8 @@ class OnlineLoader:
             "tail": self.multi_step.tail.to_dict() if self.multi_step and self.multi_step.tail is not None else None,
             "returns": self._returns,
             "last_return": self.last_return,
-            "envs": env.snapshot() if (env := self._env) is not None and hasattr(env, "snapshot") else None,
+            "envs": None if self._env is None else self._env.snapshot(),
+            "workers": self.data.workers,
             "random": GlobalRNGState().state_dict(),
         }
 

@@ -2,20 +2,33 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from faulty import Faulty
 from helpers import small_agent, small_data, trainer
 from lightning.pytorch.loggers import CSVLogger
 from scipy import stats
 
-from dqs_callbacks import Diagnostics, Evaluate, FramesProgress, Throughput
+import dqs_lightning.data
+from dqs_callbacks import (
+    ActionLandscape,
+    Diagnostics,
+    Evaluate,
+    FramesProgress,
+    GoalCoverage,
+    Throughput,
+    Trajectories,
+)
 from dqs_callbacks.diagnostics import diagnose
+from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import PPO
 from dqs_lightning.diffusion import GuidedDefensive
-from dqs_lightning.envs import DMControl
+from dqs_lightning.envs import DMControl, EnvironmentFailure, Maze
+from dqs_lightning.envs.maze import MazeBatch
 from dqs_lightning.evaluation import episode_returns, mean_with_interval
 
 COARSE = DMControl("cartpole", "swingup", action_repeat=50)
@@ -66,6 +79,52 @@ def test_returns_are_those_of_one_episode_each() -> None:
             stepped, tensordict = alone.step_and_maybe_reset(tensordict)
             total += stepped["next", "reward"].item()
         assert returns[index].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_episodes_that_do_not_end_are_cut_with_a_warning(tmp_path: Path) -> None:
+    data = small_data(environment=Maze(step=0.001, horizon=10**9), total_frames=64, init_random_frames=32)
+    message = "maze-four-goals: 3 of 3 episodes did not end within 25 steps; they are evaluated by their rewards so far"
+    with pytest.warns(UserWarning, match=f"^{message}$"):
+        trainer(tmp_path, [Evaluate(64, 3, max_steps=25)]).fit(small_agent(data), data)
+    assert json.loads((tmp_path / "scores.jsonl").read_text())["return_mean"] == 0
+    with pytest.raises(ValueError, match="max_steps=0: must be >= 1"):
+        Evaluate(max_steps=0)
+
+
+class FailsForThree(Faulty):
+    """Three members are those of a callback."""
+
+    def make(self, num_envs: int, seed: int) -> MazeBatch:
+        batch = super().make(num_envs, seed)
+        batch.fails = num_envs == 3
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("make", "call"),
+    [
+        (Evaluate, "step"),
+        (GoalCoverage, "step"),
+        (Trajectories, "step"),
+        (lambda frames, states: ActionLandscape(frames, states=states), "reset"),
+    ],
+)
+@pytest.mark.parametrize(("fault", "cause"), [("raising", "raised FloatingPoint"), ("sleeping", "did not end within")])
+def test_the_environments_of_callbacks_are_watched(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[int, int], Periodic],
+    call: str,
+    fault: str,
+    cause: str,
+) -> None:
+    monkeypatch.setattr(dqs_lightning.data, "START_LIMIT_S", 0.3)
+    environment = FailsForThree(fault, at=1, call=call)
+    data = small_data(
+        environment=environment, total_frames=64, init_random_frames=32, step_timeout_s=0.3, updates_per_step=0.1
+    )
+    with pytest.raises(EnvironmentFailure, match=f"^faulty: {call} {cause}"):
+        trainer(tmp_path, [make(64, 3)]).fit(small_agent(data), data)
 
 
 def test_the_interval_is_student_s() -> None:

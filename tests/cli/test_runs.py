@@ -109,8 +109,10 @@ def test_evaluation_in_a_fresh_process(finished: Path) -> None:
     assert first.stdout == again.stdout
     assert first.stdout.startswith("cartpole-swingup  DQS at 2,400 frames  return ")
     assert "95 % interval [" in first.stdout and "3 episodes" in first.stdout
-    by_file = run("evaluate", str(finished / "checkpoints" / "last.ckpt"), "--episodes=3", "--random", cwd=finished)
+    file, cut = str(finished / "checkpoints" / "last.ckpt"), "--max_steps=20"
+    by_file = run("evaluate", file, "--episodes=3", "--random", cut, cwd=finished)
     assert "random policy" in by_file.stdout
+    assert "cartpole-swingup: 3 of 3 episodes did not end within 20 steps" in by_file.stderr
 
 
 def test_a_video_is_written_or_the_reason_is_said(finished: Path) -> None:

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
+from dqs_lightning.cli.errors import BAD_INPUT, DONE, ENVIRONMENT_FAILED, InputError
 from dqs_lightning.cli.escape import printable, printable_lines
 from dqs_lightning.cli.writing import existing_folder
 
 if TYPE_CHECKING:  # torch is imported once the arguments have been checked
-    from torchrl.envs import EnvBase
-
     from dqs_lightning.agents import Agent
-    from dqs_lightning.envs import Environment
+    from dqs_lightning.data import OnlineData
+    from dqs_lightning.envs.watched import Watched
 
 TRUST_HELP = "a further package whose classes the checkpoint may name; may be repeated"
 
 
 MAX_EPISODES = 10_000
 MAX_DRAWS = 100_000
+MAX_STEPS = 10**9
 MAX_SEED = 2**32 - 1
 
 
@@ -41,9 +41,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     policy.add_argument("--random", action="store_true", help="uniformly random actions instead of the policy")
     parser.add_argument("--video", action="store_true", help="write videos/eval.mp4 of the first episode")
     parser.add_argument("--device", default="cpu", help="where the policy runs (default cpu)")
+    parser.add_argument("--max_steps", type=int, help="agent steps after which episodes that have not ended are cut")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
     options = parser.parse_args(arguments)
-    largest = {"episodes": MAX_EPISODES, "best_of": MAX_DRAWS, "seed": MAX_SEED - options.episodes}
+    largest = {
+        "episodes": MAX_EPISODES,
+        "best_of": MAX_DRAWS,
+        "max_steps": MAX_STEPS,
+        "seed": MAX_SEED - options.episodes,
+    }
     for name, most in largest.items():
         value, least = getattr(options, name), 0 if name == "seed" else 1
         if value is not None and not least <= value <= most:
@@ -99,17 +105,17 @@ def check_device(name: str) -> None:
         raise InputError(f"--device={name}: {' '.join(str(error).split())[:200]}") from error
 
 
-def make_environments(path: Path, environment: "Environment", agent: "Agent", options: argparse.Namespace) -> "EnvBase":
+def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: argparse.Namespace) -> "Watched":
     """The environments of the evaluation.
 
     Raises:
         InputError: when they cannot be made here, or are not those of the agent.
     """
     try:
-        env = environment.make(options.episodes, options.seed)
+        env = data.make_environment(options.episodes, options.seed)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(f"{path}: its environment {environment.name} cannot be made here: {reason}") from error
+        raise InputError(f"{path}: its environment {data.environment.name} cannot be made here: {reason}") from error
     sizes = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
     if sizes != (agent.observation_dim, agent.action_dim):
         raise InputError(
@@ -128,13 +134,13 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     from dqs_lightning.checkpoint import CheckpointError, load_run
     from dqs_lightning.cli.trust import restrict_imports
     from dqs_lightning.data import OnlineData
-    from dqs_lightning.evaluation import episode_returns, mean_with_interval, policy_of
+    from dqs_lightning.evaluation import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 
     check_device(options.device)
     restrict_imports(options.trust)
     try:
         frames = load_run(path).get("env_frames")
-        environment = OnlineData.load_from_checkpoint(path).environment
+        data = OnlineData.load_from_checkpoint(path)
         agent = load_agent(path, options.device)
     except CheckpointError as error:
         raise InputError(str(error)) from error
@@ -145,19 +151,23 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     if options.video:
         existing_folder(f"--video: {video}", video.parent)
         try:
-            check_films(environment)
+            check_films(data)
         except CannotFilmError as error:
             raise InputError(f"--video: {error}") from error
     torch.manual_seed(options.seed)
-    env = make_environments(path, environment, agent, options)
+    env = make_environments(path, data, agent, options)
     policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
-    returns = film(env, policy, video, episodes=1).returns if options.video else episode_returns(env, policy)
+    limit = options.max_steps or STEP_LIMIT
+    if options.video:
+        returns = film(env, policy, video, episodes=1, step_limit=limit).returns
+    else:
+        returns = episode_returns(env, policy, step_limit=limit)
     env.close(raise_if_closed=False)
     mean, (low, high) = mean_with_interval(returns)
     trained = f"{frames:,}" if isinstance(frames, int) else "an unknown number of"
     kind = "random policy" if options.random else f"{type(agent).__name__} at {trained} frames"
     interval = f"95 % interval [{low:.1f}, {high:.1f}]"
-    lines = [f"{printable(environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
+    lines = [f"{printable(data.environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
     if options.video:
         lines.append(str(video))
     return "\n".join(lines)
@@ -178,7 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 renderer = os.environ.get("MUJOCO_GL")
                 raise InputError(f"--video: MuJoCo cannot render here with MUJOCO_GL={renderer}: {reason}") from error
         os.environ.setdefault("MUJOCO_GL", "disabled")
-        print(evaluate(path, options))
+        from dqs_lightning.envs import EnvironmentFailure
+
+        try:
+            print(evaluate(path, options))
+        except EnvironmentFailure as failure:
+            print(f"dqs-eval: {failure}", file=sys.stderr)
+            return ENVIRONMENT_FAILED
     except InputError as error:
         print(printable_lines(f"dqs-eval: {error}"), file=sys.stderr)
         return BAD_INPUT

@@ -1,0 +1,215 @@
+"""Processes that answer requests, and whose failures are found in time, with their cause."""
+
+import ctypes
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from dqs_lightning.envs.base import EnvironmentFailure
+from dqs_lightning.envs.deadline import INTERRUPT, Overdue, Patience
+from dqs_lightning.envs.messages import read, write
+from dqs_lightning.envs.watched import describe
+
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Processes are forked from a server that has imported the environments and runs no threads: they start at once."""
+CLOSE_LIMIT_S = 1.0
+"""For ending by itself; then a process is killed."""
+RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that a shell or a scheduler sends to all processes of a run, and that only the run itself obeys."""
+PR_SET_PDEATHSIG = 1
+
+
+class ProcessFailure(RuntimeError):
+    """A process raised, hung or died; the message is the cause."""
+
+
+class Service(Protocol):
+    """What answers requests in a process."""
+
+    def __call__(self, request: Any) -> Any:
+        """The answer to a request."""
+
+    def close(self) -> None:
+        """Called when there will be no more requests."""
+
+
+class Child:
+    """A process that runs a `Service`, and ends with this one, however this one ends.
+
+    Args:
+        build: makes the service, in the process; pickled, as are its arguments.
+        args: its arguments.
+
+    Raises:
+        ProcessFailure: when it cannot be started.
+    """
+
+    def __init__(self, build: Callable[..., Service], *args: Any) -> None:
+        _start_server(build.__module__)
+        self._pipe, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(theirs, build, args), daemon=True)
+        try:
+            self._process.start()
+        except (OSError, EOFError) as error:
+            raise ProcessFailure(f"it could not be started: {error}") from error
+        finally:
+            theirs.close()
+        self.pid = self._process.pid or 0
+        # Before multiprocessing's own exit function, which would wait for a process that does not obey SIGTERM.
+        self._finish = util.Finalize(self, _finish, (self._process, self._pipe), exitpriority=100)
+
+    def send(self, request: Any, patience: Patience) -> None:
+        """Send a request; its answer must be received before the next one.
+
+        Raises:
+            ProcessFailure: when it cannot be sent within the limit.
+        """
+        try:
+            write(self._pipe.fileno(), request, lambda: self._wait(patience))
+        except OSError as error:
+            raise ProcessFailure(self._death()) from error
+
+    def receive(self, patience: Patience) -> Any:
+        """The answer to the last request.
+
+        Raises:
+            ProcessFailure: when the service raised, the process died, or there was no progress within the limit.
+        """
+        try:
+            found = read(self._pipe.fileno(), lambda: self._wait(patience))
+        except OSError as error:
+            raise ProcessFailure(self._death()) from error
+        if found is None:
+            raise ProcessFailure(self._death())
+        well, answer = found
+        if not well:
+            raise ProcessFailure(answer)
+        return answer
+
+    def ask(self, request: Any, limit_s: float) -> Any:
+        """Send a request and receive its answer."""
+        patience = Patience(limit_s)
+        self.send(request, patience)
+        return self.receive(patience)
+
+    def _wait(self, patience: Patience) -> None:
+        patience.tick()
+        if patience.over:
+            raise ProcessFailure(f"no answer within {patience.limit_s:g} s{self._place()}")
+
+    def _place(self) -> str:
+        """Interrupt a process that hangs, so that it says where."""
+        if _is_stopped(self.pid):
+            return "; it has been stopped by a signal"
+        last = Patience(CLOSE_LIMIT_S)
+
+        def wait() -> None:
+            last.tick()
+            if last.over:
+                raise TimeoutError
+
+        with suppress(Exception):  # it may die, or be interrupted within a message
+            os.kill(self.pid, INTERRUPT)
+            found = read(self._pipe.fileno(), wait)
+            if found is not None and not found[0]:
+                return f": {found[1]}"
+        return ""
+
+    def _death(self) -> str:
+        if not self._finish.still_active():
+            return "it has been ended"
+        self._process.join(CLOSE_LIMIT_S)
+        code = self._process.exitcode
+        if code is None:
+            return "it closed its pipe"
+        if code >= 0:
+            return f"it ended with exit code {code}"
+        known = {number.value: number.name for number in signal.Signals}
+        return f"it was killed by {known.get(-code, f'signal {-code}')}"
+
+    def release(self) -> None:
+        """Let the process end by itself."""
+        self._pipe.close()
+
+    def close(self) -> None:
+        """End the process, by force if it does not end by itself within CLOSE_LIMIT_S."""
+        self._finish()
+
+    def kill(self) -> None:
+        """End the process by force."""
+        if self._finish.still_active():
+            self._process.kill()
+            self._finish()
+
+
+def seed_process(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _start_server(module: str) -> None:
+    """Start the server from which processes are forked, if it does not run yet; it ignores the run's signals."""
+    resource_tracker.ensure_running()  # first, since it unblocks signals
+    CONTEXT.set_forkserver_preload([__name__, module])
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _finish(process: Any, pipe: Connection) -> None:
+    pipe.close()
+    process.join(CLOSE_LIMIT_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
+
+
+def _serve(pipe: Connection, build: Callable[..., Service], args: tuple[Any, ...]) -> None:
+    """Main function of the process."""
+    # The server ends when nobody holds this descriptor any more, and kills what it has started then.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in RUN_SIGNALS:  # handlers, because ignored or blocked ones would stay so in programs started here
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_SIGNALS)
+    signal.signal(INTERRUPT, _interrupt)
+    torch.set_num_threads(1)
+    file = pipe.fileno()
+    try:
+        service = build(*args)
+        while (request := read(file)) is not None:
+            answer = service(request)
+            with suppress(OSError):  # the other side has closed: there is no further request
+                write(file, (True, answer))
+        service.close()
+    except BaseException as error:
+        with suppress(OSError):
+            write(file, (False, str(error) if isinstance(error, EnvironmentFailure) else describe(error)))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Overdue("in time", frame)
