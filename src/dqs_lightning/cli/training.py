@@ -12,7 +12,7 @@ import dqs_callbacks
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoint, safe_load
 from dqs_lightning.cli import run_dir
-from dqs_lightning.cli.checks import check, check_seed
+from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.parser import ConfigFile, Parser
 from dqs_lightning.data import OnlineData
@@ -72,6 +72,7 @@ class FitCLI(LightningCLI):
         """Refuse what cannot run, then choose the run directory: all before an environment starts."""
         config = self.config
         data = check(config)
+        check_saving(self.parser, config)
         agent = config.model.class_path.rpartition(".")[2].lower()
         self.run_dir, self.ckpt_path = run_dir.choose(config.run_dir, data.environment.name, agent, config.ckpt_path)
         config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
