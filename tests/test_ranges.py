@@ -14,7 +14,7 @@ from dqs_lightning.cli.parser import BASES
 from dqs_lightning.data import OnlineData
 from dqs_lightning.diffusion import Importance
 from dqs_lightning.envs import Maze
-from dqs_lightning.ranges import all_positive, at_least, finite, not_negative, positive
+from dqs_lightning.ranges import all_positive, at_least, finite, not_negative, positive, within
 from dqs_lightning.registry import components
 
 NEEDED: dict[str, Any] = {
@@ -107,6 +107,8 @@ def test_what_a_check_refuses(value: float) -> None:
         positive("rate", value)
     with pytest.raises(ValueError, match="must be one or more finite numbers > 0"):
         all_positive("widths", (1.0, value))
+    with pytest.raises(ValueError, match=f"^blocks={value}: must be 1 to 9$"):
+        within("blocks", value, 1, 9)
     if not math.isfinite(value):
         with pytest.raises(ValueError, match=f"^target={value}: must be a finite number$"):
             finite("target", value)
@@ -116,7 +118,12 @@ def test_what_a_check_refuses(value: float) -> None:
 
 
 def test_what_a_check_returns() -> None:
-    assert at_least("steps", 1, 1) == 1 and positive("rate", 1) == 1.0 and not_negative("noise", 0) == 0.0
+    assert (
+        within("blocks", 9, 1, 9) == 9
+        and at_least("steps", 1, 1) == 1
+        and positive("rate", 1) == 1.0
+        and not_negative("noise", 0) == 0.0
+    )
     assert all_positive("widths", (1, 2.0)) == (1.0, 2.0) and finite("target", -1) == -1.0
     with pytest.raises(ValueError, match=r"widths=\[\]"):
         all_positive("widths", ())

@@ -14,6 +14,17 @@ def at_least(name: str, value: int, least: int) -> int:
     return value
 
 
+def within(name: str, value: int, least: int, most: int) -> int:
+    """The value, checked to be in [`least`, `most`].
+
+    Raises:
+        ValueError: otherwise; it names the argument.
+    """
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value}: must be {least} to {most}")
+    return value
+
+
 def positive(name: str, value: float) -> float:
     """The value, checked to be finite and > 0.
 

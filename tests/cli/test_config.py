@@ -162,6 +162,15 @@ BAD = {
     "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml", "no such file"),
     "missing checkpoint": (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt", "auto"),
     "devices that do not exist": (["--trainer.devices=x"], "trainer", "devices"),
+    "a callback that cannot be saved": (["--trainer.callbacks+=Timer"], "config.yaml", "Interval.step"),
+    "a callback that cannot be configured": (
+        ["--trainer.callbacks+=SaveConfigCallback"],
+        "SaveConfigCallback",
+        "config",
+    ),
+    "more devices than a machine has": (["--trainer.devices=1000000000"], "trainer.devices=1000000000", "<= 1024"),
+    "nothing for a number": (["--data.num_envs=null"], "data.num_envs=null", "must be int"),
+    "nothing for a component's number": (["--model.sampler.steps=null"], "model.sampler.steps=null", "must be int"),
     "no devices": (["--trainer.devices=0"], "trainer", "devices"),
     "negative seed": (["--seed_everything=-1"], "seed_everything=-1", "0 to 4294967295"),
     "seed beyond NumPy's": (["--seed_everything=1099511627776"], "seed_everything=1099511627776", "0 to 4294967295"),
@@ -242,7 +251,7 @@ FILES = {
     },
     "model as a number": ("model: 5\n", "model=5", "one of DQS, PPO, SAC, TD3"),
     "model as a list": ("model: [1, 2]\n", "model=[1, 2]", "one of DQS, PPO, SAC, TD3"),
-    "model as nothing": ("model: null\n", "model", "must be given"),
+    "model as nothing": ("model: null\n", "model=null", "one of DQS, PPO, SAC, TD3"),
     "arguments as nothing": ("model:\n  init_args: null\n", "model.init_args=null", "must hold keys and values"),
     "arguments as a list": ("model:\n  init_args: [1]\n", "model.init_args=[1]", "must hold keys and values"),
     "class as nothing": (
@@ -254,7 +263,7 @@ FILES = {
     "callback as a number": ("trainer:\n  callbacks: [Preempt, 5]\n", "trainer.callbacks.1=5", "a Callback"),
     "key as a number": ("1: 2\n", "line 1: key 1", "must be text"),
     "key as a list": ("? [1, 2]\n: 3\n", "line 1", "must be text"),
-    "nested deeply": (f"data:\n  total_frames: {'[' * 3000}{']' * 3000}\n", "bad.yaml", "40 levels"),
+    "nested deeply": (f"data:\n  total_frames: {'[' * 400}{']' * 400}\n", "bad.yaml", "40 levels"),
     "within itself": ("data: &data\n  num_envs: *data\n", "bad.yaml", "40 levels"),
     "aliases of aliases": (
         "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n"

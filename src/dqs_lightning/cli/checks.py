@@ -1,10 +1,12 @@
 """Checks of a parsed configuration, before anything starts: every class's own, and what the Trainer finds too late."""
 
+import inspect
 from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -12,13 +14,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_callbacks import Evaluate
 from dqs_lightning.cli.errors import InputError, shown
-from dqs_lightning.cli.schema import takes_any_keyword
+from dqs_lightning.cli.schema import Setting, arguments_of, takes_any_keyword
 from dqs_lightning.clock import Clock
 from dqs_lightning.data import OnlineData
 from dqs_lightning.run_checkpoint import RunCheckpoint
 
 MAX_SEED = 2**32 - 1
 MAX_INTEGER = 2**63 - 1
+MAX_DEVICES = 1024
+"""Of one machine; the Trainer makes a list of them."""
+
 PRECISIONS = ("32-true", "bf16-mixed")
 """Precisions that train: true half and double precision meet float32 data, and float16 needs scaled gradients, which
 `max_grad_norm` and `FiniteGuard` would take for the gradients themselves."""
@@ -47,15 +52,16 @@ def check(config: Namespace) -> OnlineData:
     trainer = config.trainer
     if trainer.callbacks is not None and not isinstance(trainer.callbacks, list):
         trainer.callbacks = [trainer.callbacks]
+    model = config.model.clone()
     for name in ("observation_dim", "action_dim"):
-        if (config.model.get("init_args") or {}).get(name) is not None:
+        if model.init_args.get(name) is not None:
             raise InputError(f"model.{name}: is set by the environment; leave it out")
-    dims: dict[str, Any] = {"observation_dim": 1, "action_dim": 1}
+        model.init_args[name] = 1
     try:
         with torch.device("meta"):  # only the sizes of networks matter here
-            agent = build("model", config.model.clone(), **dims)
+            agent = build("model", model)
     except RuntimeError:  # a component whose constructor reads values of tensors
-        agent = build("model", config.model.clone(), **dims)
+        agent = build("model", model)
     data: OnlineData = build("data", config.data.clone(), OnlineData)
     build("evaluate", config.evaluate.clone(), Evaluate)
     build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
@@ -66,6 +72,17 @@ def check(config: Namespace) -> OnlineData:
     except ValueError as error:
         raise InputError(f"data.{error}") from error
     return data
+
+
+def check_saving(parser: ArgumentParser, config: Namespace) -> None:
+    """Refuse what cannot be written to config.yaml, such as a class with a default that YAML cannot hold."""
+    try:
+        parser.dump(config)
+    except (ValueError, yaml.YAMLError) as error:
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        raise InputError(f"config.yaml cannot be written: {cause}") from error
 
 
 def check_callbacks(nodes: list[Any]) -> None:
@@ -84,6 +101,8 @@ def check_trainer(node: Namespace) -> None:
     """Construct a Trainer without callbacks and loggers, and refuse what it accepts but cannot train with."""
     if node.log_every_n_steps is not None and node.log_every_n_steps < 1:
         raise InputError(f"trainer.log_every_n_steps={node.log_every_n_steps}: must be >= 1")
+    if str(node.devices).isdigit() and int(node.devices) > MAX_DEVICES:
+        raise InputError(f"trainer.devices={shown(node.devices)}: must be <= {MAX_DEVICES}")
     precision = f"trainer.precision={node.precision}: must be {' or '.join(PRECISIONS)}"
     strategy = f"trainer.strategy={shown(node.strategy)}: must be one of {', '.join(STRATEGIES)}"
     if str(node.precision) in ("16", "16-mixed"):  # which becomes bf16-mixed on a CPU
@@ -91,7 +110,7 @@ def check_trainer(node: Namespace) -> None:
     if isinstance(node.strategy, str) and node.strategy not in STRATEGIES:
         raise InputError(strategy)
     node.callbacks, node.logger, node.enable_checkpointing = None, False, False
-    arguments = {name: build(f"trainer.{name}", value) for name, value in vars(node).items()}
+    arguments = _arguments("trainer", node, L.Trainer)
     try:
         trainer = L.Trainer(**arguments)
     except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
@@ -104,7 +123,7 @@ def check_trainer(node: Namespace) -> None:
         raise InputError(strategy)
 
 
-def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
+def build(key: str, node: Any, cls: type | None = None) -> Any:
     """Construct a parsed component, so that its own checks of its arguments run.
 
     Raises:
@@ -116,17 +135,29 @@ def build(key: str, node: Any, cls: type | None = None, **extra: Any) -> Any:
         if isinstance(node, int) and abs(node) > MAX_INTEGER:
             raise InputError(f"{key}={shown(node)}: must be an integer of 64 bits")
         return node
+    further: dict[str, Any] = {}
     if cls is None:
         if "class_path" not in node:
             return node.as_dict()
         module, _, name = node.class_path.rpartition(".")
         cls = getattr(__import__(module, fromlist=[name]), name)
-        extra |= (further := node.get("dict_kwargs") or {})
+        further = node.get("dict_kwargs") or {}
         if further and not takes_any_keyword(cls):
             raise InputError(f"{key}.{next(iter(further))}: no such key of {name}")
         node = node.get("init_args") or Namespace()
-    arguments = {name: build(f"{key}.{name}", value) for name, value in vars(node).items()}
+    arguments = _arguments(key, node, cls)
     try:
-        return cls(**{**arguments, **extra})
+        return cls(**arguments, **further)
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error
+
+
+def _arguments(key: str, node: Namespace, cls: type) -> dict[str, Any]:
+    """The arguments of a class, each constructed. The parser lets null pass for every type; here it is refused."""
+    parameters = inspect.signature(cls).parameters
+    for name, value in vars(node).items():
+        if value is None and name in parameters and parameters[name].default is not None:
+            setting = arguments_of(cls).get(name)
+            if isinstance(setting, Setting) and not setting.admits(None):
+                raise InputError(f"{key}.{name}=null: must be {setting.allowed()}")
+    return {name: build(f"{key}.{name}", value) for name, value in vars(node).items()}

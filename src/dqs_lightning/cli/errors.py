@@ -100,8 +100,9 @@ def short(message: str) -> str:
 
 
 def shown(value: object, most: int = 100) -> str:
-    """A value as a message shows it: null for None, and no longer than `most` characters."""
-    text = "null" if value is None else value if isinstance(value, str) else repr(value)
+    """A value as a message shows it: null for None, in one line of at most `most` characters."""
+    plain = isinstance(value, str) and value.isprintable() and value.strip()
+    text = "null" if value is None else str(value) if plain else repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

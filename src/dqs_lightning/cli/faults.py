@@ -139,6 +139,7 @@ class _Search:
             near = nearest(str(name).rpartition(".")[2], known)
             hint = f"\nDid you mean {near}?" if near else ""
             raise InputError(f"{self.dashes}{key}={shown(name)}: no such component{listed}{hint}")
+        arguments_of(found)  # refuses a class that no configuration can hold
         return found
 
     def type(self, key: str, value: Any, setting: Setting) -> None:
@@ -185,13 +186,15 @@ def explain(message: str) -> str | None:
         return f"{_key_in(message)}={found[1]}: no such component; only trusted packages are imported: see --trust"
     if found := re.search(r"argument (\S+): expected one argument", message):
         return f"{found[1].rpartition('/')[2]}: needs a value"
-    if found := re.search(r"unrecognized arguments: ((-?)[^-].*)", message):
-        return f"{found[1]}: {'no such option' if found[2] else 'must be an option; options start with --'}"
+    if found := re.search(r"unrecognized arguments: ([^-].*)", message):
+        return f"{found[1]}: must be an option; options start with --"
     return None
 
 
 def parsers_own(message: str) -> str:
     """The parser's own message, for what no search finds."""
+    if found := re.search(r"unrecognized arguments: (.+)", message):
+        return f"{found[1]}: no such option"
     if found := re.search(r"the following arguments are required: (.+)", message):
         return f"{found[1]}: must be given"
     expected, given = re.findall(r"Expected an? <class '(\w+)'>", message), re.findall(r"Given value: (.+)", message)

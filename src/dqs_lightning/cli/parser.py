@@ -39,7 +39,7 @@ BASES = (
     temperature.Temperature,
     Callback,
 )
-
+"""Base classes of all components that a configuration can name."""
 
 TEXT_OPTIONS = ("-c", "--config", "--run_dir", "--ckpt_path", "--trust")
 """Options whose values are text even where they look like numbers."""
@@ -87,7 +87,7 @@ class Parser(LightningArgumentParser):
             raise
         except OmegaConfBaseException as error:
             raise InputError(self._interpolation(error)) from error
-        except Exception:  # what jsonargparse did not expect: refused where the input is at fault
+        except Exception:  # such as of a class that jsonargparse cannot read: refused where the input is at fault
             raise_fault(tree_of(self), sources(self._given))
             raise
         for key, entry in tree_of(self).items():
@@ -96,7 +96,8 @@ class Parser(LightningArgumentParser):
         return config
 
     def _interpolation(self, error: OmegaConfBaseException) -> str:
-        key, reason = getattr(error, "full_key", None) or "${...}", (str(error).splitlines() or [""])[0]
+        key = (getattr(error, "full_key", None) or "${...}").replace(".init_args", "")
+        reason = (str(error).splitlines() or [""])[0]
         near = None
         if isinstance(error, InterpolationKeyError) and (missing := re.search(r"'(.+)'", reason)):
             near = nearest(missing[1], [action.dest for action in self._actions])

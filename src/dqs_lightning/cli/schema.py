@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, Union
 
 from jsonargparse import ArgumentParser, Namespace
 
+from dqs_lightning.cli.errors import InputError
 from dqs_lightning.registry import components
 
 MOST_LISTED = 11
@@ -68,15 +69,25 @@ def tree_of(parser: ArgumentParser) -> Tree:
         branch: Any = tree
         for group in groups:
             branch = branch.setdefault(group, {})
-        branch[name] = Setting(action._typehint, _class_of(action.default))
+        members = _members(action._typehint)
+        if action.dest in getattr(parser, "_extra_required_keys", ()) and len(members) > 1:  # null is not given
+            members.remove(type(None))
+        branch[name] = Setting(Union[tuple(members)], _class_of(action.default))  # noqa: UP007
     return tree
 
 
 @functools.cache
 def arguments_of(cls: type) -> Tree:
-    """The settings of a class: the arguments of its constructor."""
+    """The settings of a class: the arguments of its constructor.
+
+    Raises:
+        InputError: when they are of types that no configuration can hold.
+    """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, fail_untyped=False)
+    try:
+        parser.add_class_arguments(cls, fail_untyped=False)
+    except ValueError as error:
+        raise InputError(f"{cls.__name__}: cannot be named in a configuration: {error}") from error
     return tree_of(parser)
 
 
@@ -135,7 +146,8 @@ def _names(annotation: Any) -> list[str]:
     if typing.get_origin(annotation) is typing.Literal:
         return [str(value) for value in typing.get_args(annotation)]
     if item := _item(annotation):
-        return [f"a list of {Setting(item).allowed()}"]
+        inner = Setting(item).allowed().removeprefix("a ").replace("list of", "lists of")
+        return [f"a list of {inner}"]
     if not _is_family(annotation):
         return [str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))]
     known = components(annotation)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import dqs_callbacks
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, safe_load
-from dqs_lightning.cli.checks import check, check_seed
+from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.interpolation import as_yaml, hide_environment
@@ -90,6 +90,7 @@ class FitCLI(LightningCLI):
         """Refuse what cannot run, and choose the run directory, all before an environment starts."""
         config = self.config
         data = check(config)
+        check_saving(self.parser, config)
         agent = config.model.class_path.rpartition(".")[2].lower()
         self.run_dir = RunDir(config.run_dir, config.ckpt_path, data.environment.name, agent)
 

@@ -7,7 +7,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import at_least, within
+
+MAX_BLOCKS = 1000
+"""Blocks of a `SimBa`, which makes a list of them."""
 
 Activation = Callable[[Tensor], Tensor]
 Apply = Callable[[nn.Linear, Tensor], Tensor]
@@ -83,16 +86,17 @@ class SimBa(Backbone):
 
     Args:
         width: of the residual stream; >= 1.
-        blocks: >= 1.
+        blocks: 1 to 1000.
         expansion: inner width of a block over `width`; >= 1.
 
     Raises:
-        ValueError: for a number below 1.
+        ValueError: for a number out of its range.
     """
 
     def __init__(self, width: int = 128, blocks: int = 1, expansion: int = 4) -> None:
-        for name, value in (("width", width), ("blocks", blocks), ("expansion", expansion)):
+        for name, value in (("width", width), ("expansion", expansion)):
             at_least(name, value, 1)
+        within("blocks", blocks, 1, MAX_BLOCKS)
         self.width, self.features, self.blocks, self.expansion = width, width, blocks, expansion
 
     def layers(self) -> nn.ModuleList:

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dqs_lightning.envs.navigation import Navigation, PlaneBatch
-from dqs_lightning.ranges import at_least, positive
+from dqs_lightning.ranges import at_least, positive, within
 
 HALF_SIDE = 50.0
 """Of the box."""
 MEANS_WITHIN = 40.0
 """Means are drawn uniformly from [-MEANS_WITHIN, MEANS_WITHIN]^2."""
+MAX_MODES = 10_000
 MODE_SCALE = math.log1p(math.e)
 """Standard deviation of each mode in each dimension: softplus(1) = 1.31, as in iDEM's mixture of 40."""
 BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -30,7 +31,7 @@ class MixtureNavigation(Navigation):
     goal's radius is three standard deviations, which holds 99 % of its samples.
 
     Args:
-        num_modes: >= 1.
+        num_modes: 1 to 10,000.
         means_seed: of the draw of the means.
         start: uniform in the box, or center, (0, 0). Only from uniform starts is the mixture a law to aim at: the
             optimum of Q then ends at every mode. The log-density is paid all along the way, so from the center the
@@ -57,8 +58,8 @@ class MixtureNavigation(Navigation):
         horizon: int = 100,
     ) -> None:
         super().__init__(action_repeat=1)
-        for name, count in (("num_modes", num_modes), ("horizon", horizon)):
-            at_least(name, count, 1)
+        within("num_modes", num_modes, 1, MAX_MODES)
+        at_least("horizon", horizon, 1)
         for name, value in (("reward_scale", reward_scale), ("step", step)):
             positive(name, value)
         if start not in ("uniform", "center"):
