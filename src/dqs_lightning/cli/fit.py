@@ -7,8 +7,10 @@ import warnings
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
+os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
 from dqs_lightning.cli.errors import BAD_INPUT, DIVERGED, InputError
+from dqs_lightning.cli.escape import printable_lines
 
 
 def main() -> int:
@@ -27,7 +29,7 @@ def main() -> int:
         restrict_imports(trust_option(sys.argv[1:]))
         return FitCLI().fit()
     except (InputError, CheckpointError, MisconfigurationException) as error:
-        print(f"dqs-fit: {error}", file=sys.stderr)
+        print(printable_lines(f"dqs-fit: {error}"), file=sys.stderr)
         return BAD_INPUT
     except NonFiniteError as error:
         print(f"dqs-fit: diverged: {error}", file=sys.stderr)

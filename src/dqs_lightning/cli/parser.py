@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, get_loader, set_loader
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dqs_lightning import agents, diffusion, envs, temperature
 from dqs_lightning.cli.errors import InputError, explain
-from dqs_lightning.cli.reading import BoundedLoader
+from dqs_lightning.cli.reading import BoundedLoader, read_text
 from dqs_lightning.registry import components
 
 DEFAULT_AGENT = agents.DQS
@@ -34,6 +34,15 @@ BASES = (
     temperature.Temperature,
     Callback,
 )
+
+
+def _load(text: str) -> Any:
+    """A value in a file or on the command line, which may not expand without end (see `BoundedLoader`)."""
+    BoundedLoader(text).get_single_node()
+    return get_loader("yaml")(text)
+
+
+set_loader("omegaconf+", _load, (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
@@ -113,8 +122,7 @@ def read_config(path: Path) -> dict[str, Any]:
         there = f"; {path.parent} has {', '.join(near[:12])}" if near else ""
         raise InputError(f"--config={path}: no such file{there}")
     try:
-        with path.open() as stream:
-            content = yaml.load(stream, _StrictLoader)
+        content = yaml.load(read_text(path), _StrictLoader)
     except yaml.YAMLError as error:
         raise InputError(f"--config={path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
     if not content:

@@ -26,7 +26,7 @@ def environment_name(environment: Mapping[str, Any]) -> str | None:
         case {"label": str(label)}:
             return printable(label)
         case {"id": str(name)}:
-            return printable(name.replace("/", "-"))
+            return printable(name.rpartition(":")[2].replace("/", "-"))
         case {"num_modes": count}:
             return printable(f"mixture-{printable(count)}")
     return _class_name(environment.get("class_path"))
