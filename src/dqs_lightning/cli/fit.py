@@ -7,6 +7,7 @@ import warnings
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
+os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
 from dqs_lightning.cli.errors import DONE, STOPPED, reported
 from dqs_lightning.stop_signal import STOP, Phase, started_by_another_rank

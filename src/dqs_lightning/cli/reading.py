@@ -38,7 +38,10 @@ class BoundedLoader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
-        check_bounded(node, _children)
+        try:
+            check_bounded(node, _children)
+        except ValueError as error:
+            raise yaml.YAMLError(str(error)) from error
         return node
 
 

@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a run is to be as fast as one by hand; Ray would say 15
 
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, STOPPED, InputError
+from dqs_lightning.cli.escape import printable_lines
 from dqs_lightning.cli.provenance import describe_environment
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return sweep(parse(arguments))
     except InputError as error:
-        print(f"dqs-sweep: {error}", file=sys.stderr)
+        print(printable_lines(f"dqs-sweep: {error}"), file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:  # the reader of --dry-run, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
+os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
 from rich.console import Console
 from rich.table import Table as RichTable

@@ -1,0 +1,171 @@
+"""No file that a command reads runs code, whatever the form of the payload.
+
+PYTHONPATH=benchmarks python -m faults.payloads --jobs 2
+
+Every form of `tests/payloads.py` is placed in every file of `tests/payload_files.py`: as the whole file, or as a value
+at each place where a component or a text may be. A cell is a form in a file. It passes when no payload ran and every
+read ended within the limit; its exit codes are counted. The cells of `control` show that each payload runs where it is
+read without care.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.dont_write_bytecode = True
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # which other libraries need; ours must not follow it
+
+import torch  # noqa: E402
+from payload_files import TARGETS, Target, fitted, prepare  # noqa: E402
+from payloads import FORMS, Form, ran  # noqa: E402
+from provenance import about  # noqa: E402
+
+LIMIT_S = 120
+"""Seconds of one read, on a machine that does other work too."""
+WAIT_S = 0.05
+"""Seconds after each read in which a process that a payload started would show itself."""
+OUT = ROOT / "benchmarks" / "results" / "faults" / "payloads.json"
+
+
+class Hang(BaseException):
+    """A read did not end within the limit."""
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    raise Hang
+
+
+def read(target: Target, content: bytes, place: Path) -> tuple[str, list[str]]:
+    """How a command that reads the content ended, and what is wrong with that."""
+    target.file.parent.mkdir(parents=True, exist_ok=True)
+    target.file.write_bytes(content)
+    signal.alarm(LIMIT_S)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            code = target.command()
+        ended = "read" if code is None else f"exit {code}"
+    except Hang:
+        ended = "hang"
+    except BaseException as error:
+        ended = f"raised {type(error).__name__}"
+    finally:
+        signal.alarm(0)
+    time.sleep(WAIT_S)
+    problems = [f"still at work after {LIMIT_S} s"] if ended == "hang" else []
+    return ended, problems + (["the payload ran"] if ran(place) else [])
+
+
+def cell(target: Target, form: Form, place: Path) -> dict[str, Any] | None:
+    """The row of a form in a file; None where the file holds nothing of that kind."""
+    contents, start = target.contents(form, place), time.monotonic()
+    if not contents:
+        return None
+    before = target.file.read_bytes() if target.file.exists() else None
+    found = [read(target, content, place) for content in contents]
+    target.file.unlink(missing_ok=True)
+    if before is not None:
+        target.file.write_bytes(before)
+    problems = [problem for _, problems in found for problem in problems]
+    row = {"cell": f"{target.name}/{form.name}", "passed": not problems, "how": "in process", "contents": len(contents)}
+    row |= {"ended": dict(Counter(ended for ended, _ in found)), "seconds": round(time.monotonic() - start, 1)}
+    return {**row, "problems": problems} if problems else row
+
+
+def rows_of(number: int, prepared: Path, pattern: str) -> list[dict[str, Any]]:
+    """The rows of a file, or with -1 those of the control, in a copy of the prepared folder."""
+    name = "control" if number < 0 else TARGETS[number].name
+    if pattern not in name:
+        return []
+    place = Path(tempfile.mkdtemp(prefix="payloads-")).resolve()
+    shutil.copytree(prepared, place, dirs_exist_ok=True)
+    os.chdir(place)
+    sys.path.insert(0, str(place))
+    signal.signal(signal.SIGALRM, stop)
+    torch.set_num_threads(1)
+    rows = [control(form, place) if number < 0 else cell(TARGETS[number], form, place) for form in FORMS]
+    shutil.rmtree(place)
+    return [row for row in rows if row]
+
+
+def control(form: Form, place: Path) -> dict[str, Any] | None:
+    """The row of a payload that is read without care."""
+    if form.live is None:
+        return None
+    try:
+        form.live(form.make(place), place)
+    except Exception as error:  # it fails after it ran
+        assert error is not None
+    found = ran(place)
+    return {"cell": f"control/{form.name}", "passed": found, "how": "in process", "seconds": 0.0}
+
+
+def write(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write counts, provenance and rows, a line each."""
+    ended: Counter[str] = Counter()
+    for row in rows:
+        ended.update(row.get("ended", {}))
+    head = {
+        "study": "payloads",
+        "guarantee": (__doc__ or "").splitlines()[0],
+        "cells": len(rows),
+        "passed": sum(row["passed"] for row in rows),
+        "forms": len(FORMS),
+        "files": len(TARGETS),
+        "contents": sum(row.get("contents", 0) for row in rows),
+        "ended": dict(ended.most_common()),
+        "forked": len(rows),
+        "processes": 0,
+        **about(),
+        "cores": os.cpu_count(),
+    }
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n')
+
+
+def main() -> int:
+    """Run all cells; returns 1 when one has not passed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=1, help="files at a time")
+    parser.add_argument("--only", default="", help="files whose name holds this; nothing is written without --out")
+    parser.add_argument("--out", type=Path, help=f"default: {OUT.relative_to(ROOT)}")
+    options = parser.parse_args()
+    out = (options.out or (None if options.only else OUT)) and (options.out or OUT).resolve()
+    prepared = Path(tempfile.mkdtemp(prefix="payloads-")).resolve()
+    prepare(prepared)
+    os.chdir(prepared)
+    if fitted("--config=base.yaml")():
+        raise RuntimeError("the run that is to be continued did not end with exit code 0")
+    (prepared / "new").rename(prepared / "fit")
+    os.chdir(ROOT)
+    rows: list[dict[str, Any]] = []
+    jobs = [(number, prepared, options.only) for number in range(-1, len(TARGETS))]
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+        for done in [pool.apply_async(rows_of, job) for job in jobs]:
+            found = done.get()
+            rows += found
+            for row in found:
+                print(f"{row['cell']}: {row.get('ended', '')} {'; '.join(row.get('problems', []))}", flush=True)
+            if out:
+                write(rows, out)
+    shutil.rmtree(prepared)
+    failed = [row["cell"] for row in rows if not row["passed"]]
+    print(f"{len(rows) - len(failed)} of {len(rows)} cells passed", *failed, sep="\n")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

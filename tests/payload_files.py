@@ -1,0 +1,319 @@
+"""The files that the commands read, each with the command that reads it, for `payloads`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers import saved_run
+from payloads import (
+    MODULE,
+    SOURCE,
+    Form,
+    checkpoints,
+    configurations,
+    environments,
+    replaced,
+    run_configurations,
+    score_rows,
+)
+
+from dqs_callbacks import StartFrom
+from dqs_lightning.agents import load_agent
+from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.cli import evaluate, export, fit, sweep
+from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
+from dqs_lightning.cli.report import command as report
+from dqs_lightning.cli.report.content import measure
+from dqs_lightning.cli.report.runs import read_runs
+from dqs_lightning.cli.sweep_manifest import Manifest
+from dqs_lightning.cli.sweep_plan import expand
+from dqs_lightning.cli.sweep_view import View
+from dqs_lightning.data import OnlineData
+
+ROW = {"env_frames": 1000, "updates": 500, "wall_s": 10.0, "episodes": 10, "return_mean": 100.0}
+ENTRY = {
+    "python": "3.11",
+    "versions": {"torch": "2.13"},
+    "commit": "01" * 20,
+    "command": ["dqs-fit", "--config=a.yaml"],
+}
+CONFIG = {
+    "model": {"class_path": "dqs_lightning.agents.DQS", "init_args": {"sampler": "Ancestral"}},
+    "data": {"environment": {"class_path": "x.DMControl", "init_args": {"domain": "walker", "task": "walk"}}},
+}
+NETWORK = {"class_path": "MLP", "init_args": {"hidden": [8]}}
+BASE = {
+    "model": {"class_path": "SAC", "init_args": {"critic_backbone": NETWORK, "actor_backbone": NETWORK}},
+    "data": {
+        "environment": {"class_path": "Maze", "init_args": {}},
+        "total_frames": 96, "init_random_frames": 64, "batch_size": 8, "num_envs": 4,
+    },
+    "evaluate": {"every_frames": 1000, "episodes": 2},
+    "trainer": {"enable_progress_bar": False, "accelerator": "cpu"},
+}  # fmt: skip
+SWEEP = {
+    "config": "base.yaml",
+    "seeds": [0],
+    "variants": {"a": ["data.total_frames=96"]},
+    "overrides": ["model.tau=0.1"],
+}
+RUN = Path("sweep/base/a/seed=0")
+
+
+def none(value: Any) -> list[bytes]:
+    """Contents of a file that holds no values at which something could be named."""
+    return []
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file and the command that reads it.
+
+    Attributes:
+        name: of both.
+        file: below the folder, in which the command runs.
+        command: reads the file; returns an exit code, or nothing.
+        values: contents of the file with a value at the places where one may stand; empty where it holds none.
+        slow: whether it trains or exports, which the default tests leave out.
+    """
+
+    name: str
+    file: Path
+    command: Callable[[], int | None]
+    values: Callable[[Any], list[bytes]] = none
+    slow: bool = False
+
+    def contents(self, form: Form, place: Path) -> list[bytes]:
+        """The contents of the file for a form of payload."""
+        made = form.make(place)
+        return [made] if isinstance(made, bytes) else self.values(made)
+
+
+def main(command: Callable[..., int], *arguments: str) -> Callable[[], int]:
+    """A command as if it were called with arguments; returns its exit code."""
+
+    def call() -> int:
+        before, sys.argv = sys.argv, [command.__module__, *arguments]
+        os.environ.pop("DQS_RUN_DIR", None)
+        try:
+            return command() if command is fit.main else command(list(arguments))
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 1
+        finally:
+            sys.argv = before
+            os.environ.pop("DQS_RUN_DIR", None)
+
+    return call
+
+
+def fitted(*arguments: str) -> Callable[[], int]:
+    """dqs-fit with a new run directory."""
+
+    def call() -> int:
+        shutil.rmtree("new", ignore_errors=True)
+        return main(fit.main, *arguments, "--run_dir=new")()
+
+    return call
+
+
+def resumed() -> int:
+    """dqs-fit that continues a copy of the run in `fit`, in which the payload is."""
+    shutil.rmtree("new", ignore_errors=True)
+    shutil.copytree("fit", "new")
+    return main(
+        fit.main, "--config=base.yaml", "--run_dir=new", "--ckpt_path=auto", "--data.total_frames=128"
+    )()  # fmt: skip
+
+
+def variables(value: Any) -> list[bytes]:
+    """Environment variables that jsonargparse, Lightning and torch would read."""
+    text = json.dumps(value)
+    names = (
+        "DQS_FIT_MODEL", "DQS_FIT_DATA__ENVIRONMENT", "DQS_FIT_TRAINER__LOGGER", "DQS_FIT_CONFIG", "PL_TRAINER_LOGGER",
+        "PL_TRAINER_CALLBACKS", "DQS_RUN_DIR",
+    )  # fmt: skip
+    return [json.dumps({"JSONARGPARSE_DEFAULT_ENV": "true", name: text}).encode() for name in names]
+
+
+def with_variables() -> int:
+    """dqs-fit with the environment variables of a file, where it holds some."""
+    try:
+        found = json.loads(Path("variables.json").read_text())
+    except (ValueError, RecursionError):
+        return BAD_INPUT
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in found.items() if isinstance(found, dict) else ():
+            patched.setenv(name, value)
+        return fitted("--config=base.yaml")()
+
+
+def viewed() -> None:
+    """What dqs-sweep reads of its runs while they are at work."""
+    runs = expand(Path("sweep.yaml"), Path("sweep"))
+    manifest = Manifest(Path("sweep"), runs)
+    manifest.started(runs[0])
+    manifest.ended(runs[0], 2, 1.0, asked=False)
+    View(runs, manifest).table()
+
+
+def reported(*arguments: str) -> Callable[[], int]:
+    def call() -> int:
+        return main(report.main, "sweep", "--out=report", "--published=none", *arguments)()
+
+    return call
+
+
+def loaded() -> None:
+    """The library's own functions."""
+
+    def start(path: Path) -> None:
+        StartFrom(str(path)).give(torch.nn.Linear(1, 1))
+
+    for load in (safe_load, load_agent, OnlineData.load_from_checkpoint, start):
+        try:
+            load(CHECKPOINT)
+        except Exception as error:  # each of them is to be called
+            assert error is not None
+
+
+def prepare(place: Path) -> None:
+    """Fill a folder with whole files of every kind, and with the module that a payload names."""
+    (place / f"{MODULE}.py").write_text(SOURCE)
+    saved_run(place / "run")
+    file = place / "run" / "checkpoints" / "last.ckpt"
+    content = safe_load(file)
+    content["datamodule_hyper_parameters"]["environment"]["init_args"]["action_repeat"] = 500  # two steps an episode
+    torch.save(content, file)
+    (place / "run" / "checkpoints" / "rank.pt").write_bytes(file.read_bytes())
+    (place / "base.yaml").write_text(yaml.safe_dump(BASE))
+    (place / "child.yaml").write_text("extends: [base.yaml, payload.yaml]\n")
+    (place / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    (place / "others.yaml").write_text(yaml.safe_dump({**SWEEP, "config": "payload.yaml"}))
+    folder = place / RUN
+    folder.mkdir(parents=True)
+    (folder / "scores.jsonl").write_text(json.dumps(ROW) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "env.json").write_text(json.dumps([ENTRY]))
+    (folder / "metrics.csv").write_text("step,time/updates_per_s\n1,40\n")
+    (folder / "log.txt").write_text("$ dqs-fit\n")
+    shutil.copytree(place / "run" / "checkpoints", folder / "checkpoints")
+
+
+def manifests(value: Any) -> list[bytes]:
+    record = {"command": ["dqs-fit"], "settings": [], "digest": "", "state": "done", "start": None, "wall_s": 1.0,
+              "exit_code": 0, "note": ""}  # fmt: skip
+    whole = {"runs": {RUN.relative_to("sweep").as_posix(): record}}
+    name = RUN.relative_to("sweep").as_posix()
+    changed = [{"runs": {name: part}} for part in replaced(record, value, *record)]
+    return [json.dumps(content).encode() for content in (*changed, *replaced(whole, value, "runs", "file", "about"))]
+
+
+def reported_by_a_process() -> int:
+    """dqs-report in a new process, in which Matplotlib reads its file again."""
+    shutil.rmtree("report", ignore_errors=True)
+    command = [sys.executable, "-m", "dqs_lightning.cli.report", "sweep", "--out=report", "--published=none"]
+    path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path.cwd())])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
+
+
+def styles(value: Any) -> list[bytes]:
+    """Settings of Matplotlib that import a module, call a function, or start TeX."""
+    if not isinstance(value, str) or not value.startswith(MODULE):
+        return []
+    tex = "text.usetex: True\ntext.latex.preamble: \\immediate\\write18{touch ran}"
+    lines = (f"backend: module://{MODULE}", f"figure.hooks: {MODULE}:function", tex)
+    return [f"{line}\n".encode() for line in lines]
+
+
+def summaries(value: Any) -> list[bytes]:
+    return [json.dumps(part).encode() for part in replaced({"made_by": "dqs-report"}, value, "files", "made_by")]
+
+
+def sweeps(value: Any) -> list[bytes]:
+    places = ("config", "seeds", "seeds.0", "variants", "variants.a", "variants.a.0", "overrides", "tasks", "my_key")
+    return [yaml.safe_dump(content).encode() for content in replaced(SWEEP, value, *places)]
+
+
+def saved_checkpoints(value: Any) -> list[bytes]:
+    return checkpoints(safe_load(Path("run/checkpoints/rank.pt")), value)
+
+
+CHECKPOINT = Path("run/checkpoints/last.ckpt")
+
+
+def measured(*arguments: str) -> Callable[[], int]:
+    """dqs-report without its pictures."""
+
+    def call() -> int:
+        options = report.parse(["sweep", "--out=report", "--published=none", *arguments])
+        try:
+            report.earlier_files(options.out)
+            runs = read_runs(options.runs)
+            assert measure(runs, report.choices_of(options, [], runs)).returns.html()
+        except InputError:
+            return BAD_INPUT
+        return DONE
+
+    return call
+
+
+TARGETS = [
+    Target("configuration: dqs-fit", Path("payload.yaml"),
+           fitted("--config=base.yaml", "--config=payload.yaml"), configurations),
+    Target("configuration alone: dqs-fit", Path("payload.yaml"), fitted("--config=payload.yaml")),
+    Target("extended configuration: dqs-fit", Path("payload.yaml"),
+           fitted("--config=child.yaml"), configurations),
+    Target("file of a component: dqs-fit", Path("payload.yaml"),
+           fitted("--config=base.yaml", "--model=payload.yaml"), lambda value: [yaml.safe_dump(value).encode()]),
+    Target("sweep file: dqs-sweep", Path("sweep.yaml"),
+           main(sweep.main, "sweep.yaml", "--dry-run", "--out=sweep"), sweeps),
+    Target("configuration of a sweep: dqs-sweep", Path("payload.yaml"),
+           main(sweep.main, "others.yaml", "--dry-run", "--out=new"), configurations),
+    Target("manifest.json: dqs-sweep", Path("sweep/manifest.json"),
+           main(sweep.main, "sweep.yaml", "--dry-run", "--out=sweep"), manifests),
+    Target("log.txt: dqs-sweep", RUN / "log.txt", viewed),
+    Target("scores.jsonl: dqs-sweep", RUN / "scores.jsonl", viewed, lambda value: score_rows(ROW, value)),
+    *(
+        Target(f"{name}: dqs-report{kind}", file, command(*arguments), values, slow=command is reported)
+        for kind, command in (("", measured), (", whole", reported))
+        for name, file, values, arguments in (
+            ("config.yaml", RUN / "config.yaml", lambda value: run_configurations(CONFIG, value), ()),
+            ("env.json", RUN / "env.json", lambda value: environments([ENTRY], value), ()),
+            ("scores.jsonl", RUN / "scores.jsonl", lambda value: score_rows(ROW, value), ()),
+            ("metrics.csv", RUN / "metrics.csv", none, ()),
+            ("manifest.json", Path("sweep/manifest.json"), manifests, ()),
+            ("summary.json", Path("report/summary.json"), summaries, ()),
+            ("last.ckpt", RUN / "checkpoints/last.ckpt", saved_checkpoints if kind else none, ("--time-actions",)),
+        )
+    ),
+    Target("matplotlibrc: dqs-report", Path("matplotlibrc"), reported_by_a_process, styles, slow=True),
+    Target("last.ckpt: dqs-eval", CHECKPOINT, main(evaluate.main, "run", "--episodes=1"), saved_checkpoints),
+    Target("last.ckpt: dqs-export", CHECKPOINT,
+           main(export.main, "run", "--out=new.pt2"), saved_checkpoints, slow=True),
+    Target("last.ckpt: the library", CHECKPOINT, loaded, saved_checkpoints),
+    Target("old .pt2: dqs-export", Path("new.pt2"), main(export.main, "run", "--out=new.pt2"), slow=True),
+    Target("last.ckpt of StartFrom: dqs-fit", CHECKPOINT,
+           fitted("--config=base.yaml", "--trainer.callbacks+=StartFrom", "--trainer.callbacks.run=run"),
+           saved_checkpoints, slow=True),
+    Target("environment variables: dqs-fit", Path("variables.json"), with_variables, variables, slow=True),
+    Target("last.ckpt: dqs-fit continues", Path("fit/checkpoints/last.ckpt"), resumed, saved_checkpoints, slow=True),
+    Target("rank file: dqs-fit continues", Path("fit/checkpoints/step=32-rank=0.pt"), resumed, slow=True),
+    Target("config.yaml: dqs-fit continues", Path("fit/config.yaml"), resumed,
+           lambda value: run_configurations(CONFIG, value), slow=True),
+    Target("env.json: dqs-fit continues", Path("fit/env.json"), resumed,
+           lambda value: environments([ENTRY], value), slow=True),
+    Target("scores.jsonl: dqs-fit continues", Path("fit/scores.jsonl"), resumed,
+           lambda value: score_rows(ROW, value), slow=True),
+    Target("metrics.csv: dqs-fit continues", Path("fit/metrics.csv"), resumed, slow=True),
+]  # fmt: skip
