@@ -22,7 +22,7 @@ def group(name: str) -> tuple[str, ...]:
 def tests(session: nox.Session) -> None:
     """Run pytest; arguments after -- go to it."""
     session.install(*PINNED, "-e", ".", *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -88,7 +88,7 @@ def bench(session: nox.Session) -> None:
         session.run("python", f"benchmarks/{name}.py", "--brief", env={"OMP_NUM_THREADS": "1"})
 
 
-FAULTS = ("kills", "signals", "resume", "nonfinite", "environments")
+FAULTS = ("kills", "signals", "resume", "nonfinite", "environments", "payloads")
 
 
 @nox.session
@@ -103,6 +103,13 @@ def soak(session: nox.Session) -> None:
     """See that memory, files, threads and shared memory of 300,000 environment steps do not grow."""
     session.install(*PINNED, "-e", ".", *group("test"))
     study(session, "soak")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Count how 1,000 mutations of the shipped configurations and 1,000 misspellings are refused."""
+    session.install(*PINNED, "-e", ".", *group("test"))
+    study(session, "configurations")
 
 
 def study(session: nox.Session, *names: str) -> None:

@@ -14,7 +14,7 @@ from faults.study import RESULTS
 
 PAGE = ROOT / "docs" / "guarantees.md"
 BEGIN, END = "<!-- faults: written by benchmarks/faults/tables.py -->", "<!-- end of faults -->"
-STUDIES = ("kills", "signals", "resume", "nonfinite", "environments", "soak")
+STUDIES = ("kills", "signals", "resume", "nonfinite", "environments", "payloads", "configurations", "soak")
 
 
 def table(results: Path = RESULTS) -> str:
