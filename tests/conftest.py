@@ -13,3 +13,8 @@ import torch
 def _seeded() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names an object by its class where its representation has an address, which differs between processes."""
+    return type(val).__name__ if " at 0x" in repr(val) else None
