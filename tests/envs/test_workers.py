@@ -13,6 +13,7 @@ import pytest
 import torch
 from faulty import RETURNED, Faulty, ended
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from dqs_lightning.envs import DMControl, Environment, EnvironmentFailure, Gym, Maze
 from dqs_lightning.envs.maze import MazeBatch
@@ -154,6 +155,24 @@ def test_a_snapshot_continues_in_mid_episode(environment: Environment) -> None:
         steps(env, 7)
         again.restore(env.snapshot() or {})
         assert equal(steps(again, 30), steps(plain, 30))
+
+
+def test_a_snapshot_holds_the_global_random_state_of_the_workers() -> None:
+    class Drawn(MazeBatch):
+        def move(self, position: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return super().move(position, action * torch.rand(1))
+
+    class Draws(Maze):
+        def make(self, num_envs: int, seed: int) -> MazeBatch:
+            return Drawn(self, num_envs, seed)
+
+    with batch_of(Draws(), seed=3) as env, batch_of(Draws(), seed=90) as again:
+        steps(env, 7)
+        snapshot = env.snapshot() or {}
+        again.restore(snapshot)
+        found = steps(again, 30)
+        env.restore(snapshot)
+        assert equal(steps(env, 30), found)
 
 
 def test_an_environment_without_snapshots_has_none() -> None:
