@@ -41,17 +41,18 @@ def test_every_payload_works_where_it_is_read_without_care(form: Form, place: Pa
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if not target.slow], ids=lambda target: target.name)
 def test_no_file_runs_code(target: Target, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every form at one of its places, another for each form."""
+    """Every form at one of its places, another for each form, or at all of them where that is quick."""
     before = target.file.read_bytes() if target.file.exists() else None
     target.file.parent.mkdir(exist_ok=True)
     for number, form in enumerate(FORMS):
         contents = target.contents(form, place)
         if not contents:
             continue
-        target.file.write_bytes(contents[number % len(contents)])
-        code: Any = target.command()
-        assert code in (0, 2, None), (form.name, code)
-        assert not ran(place), form.name
+        for content in contents if target.quick else [contents[number % len(contents)]]:
+            target.file.write_bytes(content)
+            code: Any = target.command()
+            assert code in (0, 2, None), (form.name, code)
+            assert not ran(place), form.name
     time.sleep(0.1)  # for a process that a payload started
     assert not ran(place)
     if before is None:

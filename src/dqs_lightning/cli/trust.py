@@ -52,7 +52,7 @@ def restrict_imports(given: Sequence[str]) -> None:
     except Exception as error:
         raise InputError(f"a package that registers components cannot be imported: {printable(error)}") from error
     set_parsing_settings(
-        import_path_denylist=[],
+        import_path_denylist=REFUSED,
         import_path_allowlist=[*TRUSTED, *added],
         instantiate_subclass_spec_in_any=False,  # an argument of type Any takes a class path as a plain value
     )
