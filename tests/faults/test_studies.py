@@ -8,10 +8,7 @@ from faults.study import Cell, Lab
 
 STUDIES = (kills, signals, resume, nonfinite, environments, soak)
 
-PENDING = pytest.mark.xfail(reason="the faults that these cells show are fixed elsewhere; then this mark goes")
 
-
-@PENDING
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "cell"),
