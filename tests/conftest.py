@@ -7,6 +7,7 @@ os.environ.setdefault("MUJOCO_GL", "disabled")
 
 import pytest
 import torch
+from torch import nn
 
 
 @pytest.fixture(autouse=True)
@@ -16,5 +17,5 @@ def _seeded() -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Names an object by its class where its representation has an address, which differs between processes."""
-    return type(val).__name__ if " at 0x" in repr(val) else None
+    """Names an object by its class where its representation is an address, which differs between processes."""
+    return type(val).__name__ if type(val).__repr__ in (object.__repr__, nn.Module.__repr__) else None
