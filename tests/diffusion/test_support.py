@@ -34,7 +34,7 @@ def test_all_supports_are_found() -> None:
 # Box: proposals
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_box_proposals_are_truncated_normal(sigma: float, dtype: torch.dtype) -> None:
     x, num = noised(sigma, dtype), 4000
@@ -103,7 +103,7 @@ def test_box_dpoint_dx_far_outside(sigma: float) -> None:
     torch.testing.assert_close(propose(x).dpoint_dx.mean(0), difference.mean(0), rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_box_dlog_mass_dx_is_the_derivative(sigma: float, dtype: torch.dtype) -> None:
     """By Tweedie, d log P(N(x, sigma^2) in the box) / dx = (mean of the truncated normal - x) / sigma^2."""
@@ -147,7 +147,7 @@ def support(request: pytest.FixtureRequest) -> Support:
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_proposals_have_the_shape_asked_for(support: Support, num: int, dtype: torch.dtype) -> None:
     x = torch.zeros(3, 2, dtype=dtype)
     proposals = support.propose(x, torch.ones(3, 1, dtype=dtype), num)
@@ -167,7 +167,7 @@ def test_proposals_follow_their_generator(support: Support) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 3.0])
 def test_proposals_follow_their_density(support: Support, sigma: float, dtype: torch.dtype) -> None:
     """The density's total is the same at every x and sigma, and its moments are those of the draws."""
@@ -326,7 +326,7 @@ def test_unbounded_has_no_uniform_law() -> None:
         Unbounded().cover(4, torch.zeros(2, 1))
 
 
-@pytest.mark.parametrize("support", [Box(10.0, 30.0), Tanh(-1.0, 4.0, margin=0.01), Unbounded()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("support", [Box(10.0, 30.0), Tanh(-1.0, 4.0, margin=0.01), Unbounded()])
 def test_standard_units_are_the_same_set(support: Support) -> None:
     """center + scale u runs over the set as u runs over the standard one, walls and latents alike."""
     unit, center, scale = support.standard()
