@@ -21,8 +21,8 @@ CARTPOLE = str(CONFIGS / "cartpole.yaml")
 GOOD: dict[str, Any] = {
     "tasks": {"pole": "pole.yaml", "walker": str(CONFIGS / "walker.yaml")},
     "seeds": [0, 7],
-    "variants": {"as-is": [], "T0.05": ["model.temperature.value=0.05"], "karras": ["model.noise_schedule=Karras"]},
-    "overrides": ["data.total_frames=3000", "model.temperature.value=0.02"],
+    "variants": {"as-is": [], "T0.05": ["model.temperature.tau=0.05"], "karras": ["model.noise_schedule=Karras"]},
+    "overrides": ["data.total_frames=3000", "model.temperature.tau=0.02"],
 }
 
 
@@ -42,6 +42,15 @@ def written(file: Path, **changes: Any) -> Path:
     return file
 
 
+def ray_is(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """Whether Ray seems to be installed."""
+    find = sweep.importlib.util.find_spec
+    ray = find("json") if there else None
+    monkeypatch.setattr(
+        sweep.importlib.util, "find_spec", lambda name, *rest: ray if name == "ray" else find(name, *rest)
+    )
+
+
 def test_a_file_is_tasks_x_variants_x_seeds(file: Path) -> None:
     runs = expand(written(file), Path("out"))
     assert len(runs) == len({run.name for run in runs}) == len({run.folder for run in runs}) == 2 * 3 * 2
@@ -49,7 +58,7 @@ def test_a_file_is_tasks_x_variants_x_seeds(file: Path) -> None:
     run = next(run for run in runs if run.name == "pole/T0.05/seed=7")
     assert run.command == [
         "dqs-fit", "--config", str(file.parent / "pole.yaml"), "--data.total_frames=3000",
-        "--model.temperature.value=0.02", "--model.temperature.value=0.05",  # the later one holds
+        "--model.temperature.tau=0.02", "--model.temperature.tau=0.05",  # the later one holds
         "--seed_everything=7", f"--run_dir={Path.cwd()}/out/pole/T0.05/seed=7", "--ckpt_path=auto",
     ]  # fmt: skip
     single = expand(written(file, tasks=..., overrides=..., config="pole.yaml"), Path("out"))
@@ -87,7 +96,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a truth as seed": ({"seeds": [True]}, "seeds=True: allowed are whole numbers"),
     "seed twice": ({"seeds": [1, 2, 1]}, "seeds: 1 is given twice"),
     "variant twice": ({"variants": {"a": [], "A": []}}, "variants: a is given twice"),
-    "variant called as a path": ({"variants": {"../a": []}}, r"variants.\.\./a: a name has letters"),
+    "variant called as a path": ({"variants": {"../a": []}}, r"variants.\.\./a: a name has up to 100 letters"),
     "variant called as a number": (
         {"variants": {0.5: []}},
         r'line \d+: key 0.5: must be text; put it in quotes: "0.5"',
@@ -110,6 +119,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "missing task": ({"tasks": {"a": "pole.yaml", "b": "b.yaml"}}, "tasks.b: .*b.yaml: no such file"),
     "task without a path": ({"tasks": {"a": None}}, "tasks.a=None: must be the path"),
+    "binary name in a path": ({"tasks": {"a": "x\0y.yaml"}}, "tasks.a: .*no such file"),
+    "long name": ({"variants": {"a" * 101: []}}, "a name has up to 100 letters"),
     "several under config": ({"tasks": ..., "config": ["pole.yaml"]}, "several go under tasks"),
 }
 
@@ -123,6 +134,40 @@ def test_a_wrong_file_is_refused_and_nothing_is_made(file: Path, case: str, caps
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"dqs-sweep: {file}: ") and len(err.splitlines()) <= 5
     assert os.listdir() == []
+
+
+MISSPELT = {
+    "key": ("model.temperature.tao=0.1", "no such option of Relative", "--model.temperature.tau"),
+    "group": ("dta.num_envs=2", "--dta: no such option", "--data"),
+    "component": ("model.backup=Plane", "model.backup=Plane: no such component", "Plain"),
+    "abbreviation": ("checkpoint.every_n_update=5", "no such option", "--checkpoint.every_n_updates"),
+    "abbreviated reserved option": ("seed_every=5", "--seed_every: no such option", "--seed_everything"),
+}
+
+
+@pytest.mark.parametrize("case", MISSPELT)
+def test_what_dqs_fit_would_refuse_is_refused_before_any_run(
+    file: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    override, said, meant = MISSPELT[case]
+    written(file, variants={"as-is": [], "mine": [override]})
+    assert sweep.main([str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"dqs-sweep: {file}: pole/mine: ") and said in err
+    assert err.endswith(f"Did you mean {meant}?\n") and os.listdir() == []
+
+
+def test_a_configuration_that_dqs_fit_would_refuse_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file.parent / "pole.yaml").write_text(f"extends: {CARTPOLE}\nmodel:\n  init_args:\n    samplr: Ancestral\n")
+    assert sweep.main([str(written(file)), "--dry-run"]) == 2
+    assert "pole/as-is: model.samplr: no such key of DQS\nDid you mean model.sampler?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--dry", "--job=1", "--cpus=1"])
+def test_options_cannot_be_abbreviated(file: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main([str(written(file)), option])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_read_are_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,13 +185,13 @@ def test_files_that_cannot_be_read_are_named(file: Path, capsys: pytest.CaptureF
 def test_options_out_of_range_are_refused(file: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         sweep.main([str(written(file)), option])
-    assert f"{option}: allowed is".replace("=-1", "=-1.0") in capsys.readouterr().err
+    assert f"{option}: must be >=".replace("=-1", "=-1.0") in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_commands_that_dqs_fit_takes(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)  # without Ray
+    ray_is(monkeypatch, False)
     written(file, overrides=["model.critic_backbone.hidden=[16, 16]"])
     assert sweep.main([str(file), "--dry-run"]) == 0
     out, err = capsys.readouterr()
@@ -171,7 +216,7 @@ def test_a_dry_run_prints_commands_that_dqs_fit_takes(
 def test_what_to_install_is_said(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
+    ray_is(monkeypatch, False)
     assert sweep.main([str(written(file))]) == 2
     assert 'pip install ".[sweep]"' in capsys.readouterr().err and os.listdir() == []
 
@@ -222,7 +267,7 @@ def test_done_is_what_exited_with_0_and_has_its_checkpoint(file: Path) -> None:
 def test_another_run_of_the_same_name_is_refused(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: name)  # the question comes before Ray starts
+    ray_is(monkeypatch, True)  # the question comes before Ray starts
     runs = recorded(written(file))
     before = Path("out/manifest.json").read_text()
     written(file, overrides=["data.total_frames=4000"])
@@ -239,15 +284,22 @@ def test_another_run_of_the_same_name_is_refused(
     with pytest.raises(InputError, match=r"pole.yaml, or a file that it extends, says other things"):
         Manifest(Path("out"), expand(file, Path("out")))
     assert Path("out/manifest.json").read_text() == before
-    Path("out/manifest.json").write_text("[]")
-    with pytest.raises(InputError, match="not a manifest of dqs-sweep"):
-        Manifest(Path("out"), runs)
+    good = json.loads(before)
+    row = good["runs"][runs[0].name]
+    hostile = [{"runs": {"a": {**row, key: wrong}}} for key in row for wrong in ({}, [5])]
+    for content in ("[]", "\x00", "{" * 5000, "[" * 100_000, *map(json.dumps, [[], 5, {"runs": 5}, *hostile])):
+        Path("out/manifest.json").write_text(content)
+        with pytest.raises(InputError, match="not a manifest of dqs-sweep"):
+            Manifest(Path("out"), runs)
+    Path("out/manifest.json").write_bytes(b"\xff\xfe{}")
+    assert sweep.main([str(file), "--out=out", "--dry-run"]) == 2
+    assert "not a manifest of dqs-sweep" in capsys.readouterr().err
 
 
 def test_two_sweeps_never_share_a_folder(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: name)  # the question comes before Ray starts
+    ray_is(monkeypatch, True)  # the question comes before Ray starts
     with sweep.alone(Path("out").absolute()):
         assert sweep.main([str(written(file)), "--out=out"]) == 2
     assert "out: another dqs-sweep is at work there" in capsys.readouterr().err

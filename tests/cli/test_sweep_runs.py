@@ -31,7 +31,7 @@ class Swept:
     def __init__(self, folder: Path) -> None:
         variants = {
             "short": ["data.total_frames=400"],
-            "wrong": ["model.backup=Plane"],
+            "wrong": ["data.n_steps=0"],
             "long": ["data.total_frames=2400"],
         }
         content = {"config": CARTPOLE, "seeds": [3], "overrides": SMALL, "variants": variants}
@@ -94,7 +94,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(swept: Swept) -> None:
     assert swept.second.returncode == FAILED, swept.second.stderr
     wrong = swept.finished["wrong"]
     assert wrong["state"] == "failed" and wrong["exit_code"] == 2 and swept.tries("wrong") == 2
-    assert wrong["note"].startswith("dqs-fit: model.backup=Plane: no such component")
+    assert wrong["note"].startswith("dqs-fit: data.n_steps=0: must be >= 1")
     line = next(line for line in swept.second.stdout.splitlines() if line.startswith("cartpole/wrong/seed=3  failed  "))
     assert line.endswith(wrong["note"]) and "2 done, 1 failed" in swept.second.stdout
 

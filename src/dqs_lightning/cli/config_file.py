@@ -136,12 +136,13 @@ def config_chain(path: Path) -> dict[Path, dict[str, Any]]:
     chain: dict[Path, dict[str, Any]] = {}
 
     def visit(file: Path) -> None:
+        content = read_config(file)
         if file.resolve() in {known.resolve() for known in chain}:
             raise InputError(f"--config={path}: {file} is extended twice")
-        chain[file] = read_config(file)
-        if "config" in chain[file]:
+        chain[file] = content
+        if "config" in content:
             raise InputError(f"{file}: config: no such key; other files are named in extends")
-        bases = chain[file].get("extends")
+        bases = content.get("extends")
         bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
             raise InputError(f"{file}: extends={bases}: must be the path of a file, or a list of paths")

@@ -30,7 +30,7 @@ FURTHER_OPTIONS = ("config", "help", "print_config")
 
 @dataclass(frozen=True)
 class Source:
-    """What one file or one option says; `dashes` is put before a key in a message."""
+    """What one file or one option says; `dashes` is put before the name of an unknown option."""
 
     content: dict[str, Any]
     dashes: str = ""
@@ -74,7 +74,7 @@ class _Search:
     def group(self, key: str, content: Any, tree: Tree) -> None:
         """Check keys and values of a group of settings, or of a component's arguments."""
         if not isinstance(content, dict):
-            raise InputError(f"{self.dashes}{key}={shown(content)}: must hold keys and values")
+            raise InputError(f"{key}={shown(content)}: must hold keys and values")
         for written, value in content.items():
             name, full = _name(written), _join(key, _name(written))
             if rest := written.partition(".")[2]:
@@ -119,14 +119,14 @@ class _Search:
         for written in value:
             name = _name(written)
             if name in arguments and not bare and name not in CLASS_KEYS:
-                raise InputError(f"{self.dashes}{key}.{name}: must be given in {key}.init_args")
+                raise InputError(f"{key}.{name}: must be given in {key}.init_args")
             if name not in CLASS_KEYS and not (bare and name in arguments) and (cls or nearest(name, CLASS_KEYS)):
                 raise self.unknown(key, name, [*arguments, *CLASS_KEYS])
         if cls is None:
-            raise InputError(f"{self.dashes}{key}: needs a class_path; allowed is {_listed(families)}")
+            raise InputError(f"{key}: needs a class_path; allowed is {_listed(families)}")
         for name in () if bare else ("init_args", "dict_kwargs"):
             if not isinstance(value.get(name, {}), dict):
-                raise InputError(f"{self.dashes}{key}.{name}={shown(value[name])}: must hold keys and values")
+                raise InputError(f"{key}.{name}={shown(value[name])}: must hold keys and values")
         self.group(key, value if bare else value.get("init_args", {}), arguments)
         if not takes_any_keyword(cls):
             self.group(key, {} if bare else value.get("dict_kwargs", {}), arguments)
@@ -138,7 +138,7 @@ class _Search:
             listed = f"; allowed is one of {', '.join(known)}" if len(known) <= MOST_LISTED else ""
             near = nearest(str(name).rpartition(".")[2], known)
             hint = f"\nDid you mean {near}?" if near else ""
-            raise InputError(f"{self.dashes}{key}={shown(name)}: no such component{listed}{hint}")
+            raise InputError(f"{key}={shown(name)}: no such component{listed}{hint}")
         arguments_of(found)  # refuses a class that no configuration can hold
         return found
 
@@ -150,7 +150,7 @@ class _Search:
             value = _number(value)
         if isinstance(value, float) and value.is_integer() and setting.admits(int(value)):
             hint = f"; write {int(value)}"
-        raise InputError(f"{self.dashes}{key}={shown(value)}: must be {setting.allowed()}{hint}")
+        raise InputError(f"{key}={shown(value)}: must be {setting.allowed()}{hint}")
 
     def unknown(self, key: str, name: str, siblings: Iterable[str]) -> InputError:
         """What to say of an unknown name below a key: a similar name there, or the same one elsewhere."""

@@ -23,8 +23,7 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a run is to be as fast as one by hand; Ray would say 15
 
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, STOPPED, InputError
-from dqs_lightning.cli.escape import printable_lines
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError, reported
 from dqs_lightning.cli.provenance import describe_environment
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
@@ -45,6 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="dqs-sweep",
+        allow_abbrev=False,
         description="Train tasks x variants x seeds. The same command again skips what is finished and continues the "
         "rest. Exit codes: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal (run it again).",
     )
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, least in (("jobs", 1), ("cpus_per_run", 1), ("gpus_per_run", 0)):
         value = getattr(options, name)
         if value is not None and not least <= value < float("inf"):
-            parser.error(f"--{name.replace('_', '-')}={value}: allowed is {least} or more")
+            parser.error(f"--{name.replace('_', '-')}={value}: must be >= {least}")
     return options
 
 
@@ -168,10 +168,29 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
+def check_commands(file: Path, runs: list[Run]) -> None:
+    """Let dqs-fit's parser read the command line of each task and variant.
+
+    Raises:
+        InputError: when one is refused; it names the sweep file, the task and the variant.
+    """
+    from dqs_lightning.cli.rehearsal import Rehearsal
+
+    for run in runs:
+        family = run.name.rpartition("/")[0]
+        if run.name != next(other.name for other in runs if other.name.rpartition("/")[0] == family):
+            continue  # another seed of it
+        try:
+            Rehearsal(run.command[1:])
+        except InputError as error:
+            raise InputError(f"{file}: {family}: {error}") from error
+
+
 def sweep(options: argparse.Namespace) -> int:
     """Run the sweep, or print it; returns the exit code."""
     out = (options.out or Path("runs") / "sweeps" / options.file.stem).absolute()
     runs = expand(options.file, out)
+    check_commands(options.file, runs)
     if options.dry_run:
         Manifest(out, runs)  # which refuses what would mix two runs
         print("\n".join(shlex.join(run.command) for run in runs))
@@ -193,13 +212,11 @@ def sweep(options: argparse.Namespace) -> int:
     return FAILED if states["failed"] else STOPPED if states["stopped"] else DONE
 
 
+@reported("dqs-sweep")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     try:
         return sweep(parse(arguments))
-    except InputError as error:
-        print(printable_lines(f"dqs-sweep: {error}"), file=sys.stderr)
-        return BAD_INPUT
     except BrokenPipeError:  # the reader of --dry-run, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -20,7 +20,7 @@ FURTHER = "config="
 """The override that names a further configuration file, read after the task's: a method, which any task can have."""
 
 MAX_SEED = 2**32 - 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.]*)(\+?)=.*", re.DOTALL)
 
 
@@ -100,14 +100,16 @@ def expand(file: Path, out: Path) -> list[Run]:
     common = content.get("overrides", [])
     one_seed: list[tuple[str, Path, str, list[str]]] = []
     for task, path in _tasks(content).items():
-        config = (file.parent / path).resolve()
-        chain = _chain(config, f"{file}: {'config' if 'config' in content else f'tasks.{task}'}")
+        key = f"{file}: {'config' if 'config' in content else f'tasks.{task}'}"
+        config = _beside(file, path, key)
+        chain = _chain(config, key)
         for variant, own in content["variants"].items():
             overrides, said = [], list(chain)
             for override in (*common, *own):
                 if override.startswith(FURTHER):
-                    further = (file.parent / override.removeprefix(FURTHER)).resolve()
-                    said += _chain(further, f"{file}: variants.{variant}: {override}")
+                    key = f"{file}: variants.{variant}: {override}"
+                    further = _beside(file, override.removeprefix(FURTHER), key)
+                    said += _chain(further, key)
                     override = FURTHER + str(further)
                 overrides.append(f"--{override}")
             digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
@@ -136,7 +138,7 @@ def _mapping(key: str, value: Any) -> dict[str, Any]:
         raise InputError(f"{key}={value}: must be one or more of NAME: VALUE")
     for name in value:
         if not _NAME.fullmatch(name):
-            raise InputError(f"{key}.{name}: a name has letters, digits and ._+-, a letter or digit first")
+            raise InputError(f"{key}.{name}: a name has up to 100 letters, digits and ._+-, a letter or digit first")
     _refuse_twice(key, (name.lower() for name in value))  # one folder where the disk ignores case
     return value
 
@@ -174,6 +176,18 @@ def _refuse_twice(key: str, items: Iterable[Any]) -> None:
         if item in seen:
             raise InputError(f"{key}: {item} is given twice")
         seen.add(item)
+
+
+def _beside(file: Path, path: str, key: str) -> Path:
+    """A path that is relative to the sweep file, as an absolute one.
+
+    Raises:
+        InputError: when no file can have that name; it names `key`.
+    """
+    try:
+        return (file.parent / path).resolve()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: no such file: {error}") from error
 
 
 def _chain(config: Path, key: str) -> list[dict[str, Any]]:
