@@ -73,35 +73,26 @@ class OnlineData(L.LightningDataModule):
         step_timeout_s: float = 10.0,
     ) -> None:
         super().__init__()
-        at_least_one = dict(
-            total_frames=total_frames,
-            num_envs=num_envs,
-            steps_per_collect=steps_per_collect,
-            batch_size=batch_size,
-            replay_size=replay_size,
-            n_steps=n_steps,
-        )
-        for name, value in at_least_one.items():
-            at_least(name, value, 1)
+        self.total_frames = at_least("total_frames", total_frames, 1)
+        self.num_envs = at_least("num_envs", num_envs, 1)
+        self.steps_per_collect = at_least("steps_per_collect", steps_per_collect, 1)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.replay_size = at_least("replay_size", replay_size, 1)
+        self.n_steps = at_least("n_steps", n_steps, 1)
         if workers and (workers < 0 or num_envs % workers):
-            raise ValueError(f"workers={workers}: allowed is 0 or a divisor of num_envs={num_envs}")
+            raise ValueError(f"workers={workers}: must be 0 or a divisor of num_envs={num_envs}")
         if workers and asynchronous:
-            raise ValueError(f"workers={workers}: allowed with asynchronous=True is 0: its one process has all of them")
+            raise ValueError(f"workers={workers}: must be 0 with asynchronous=True, whose one process has all of them")
         for name, value in (("init_random_frames", init_random_frames), ("learning_starts", learning_starts)):
             if not 0 <= value < total_frames:
-                raise ValueError(f"{name}={value}: allowed is 0 to below {total_frames=}")
-        positive("updates_per_step", updates_per_step)
-        positive("step_timeout_s", step_timeout_s)
+                raise ValueError(f"{name}={value}: must be >= 0 and below {total_frames=}")
+        self.updates_per_step = positive("updates_per_step", updates_per_step)
+        self.step_timeout_s = positive("step_timeout_s", step_timeout_s)
         self.save_hyperparameters()
         self.environment = environment
-        self.total_frames, self.init_random_frames = total_frames, init_random_frames
-        self.learning_starts = learning_starts
-        self.num_envs, self.workers, self.asynchronous = num_envs, workers, asynchronous
-        self.steps_per_collect = steps_per_collect
-        self.batch_size, self.replay_size = batch_size, replay_size
-        self.replay_on_device, self.n_steps = replay_on_device, n_steps
-        self.updates_per_step = float(updates_per_step)
-        self.step_timeout_s = float(step_timeout_s)
+        self.init_random_frames, self.learning_starts = init_random_frames, learning_starts
+        self.workers, self.asynchronous = workers, asynchronous
+        self.replay_on_device = replay_on_device
         self.restarts = Restarts()
         """Of the processes that hold environments."""
         self._dims: tuple[int, int] | None = None
@@ -118,14 +109,9 @@ class OnlineData(L.LightningDataModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Return the data of a checkpoint's run, without its replay; no code that the file names is run.
+        """Return the data of a run's `last.ckpt`, without its replay; no code that the file names is run.
 
-        Args:
-            checkpoint_path: of a run's `last.ckpt`.
-            map_location: has no effect: no tensors are loaded.
-            hparams_file: must be None: the arguments are those in the checkpoint.
-            weights_only: has no effect: the file is read as tensors and plain values.
-            kwargs: arguments of the class that replace the saved ones.
+        `kwargs` replace saved arguments. `map_location` and `weights_only` have no effect.
 
         Raises:
             CheckpointError: when the file is no run's checkpoint, or names a class that is neither registered nor of a
