@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dqs_callbacks.periodic import Periodic
-from dqs_callbacks.rows import Rows, drop_later_rows
+from dqs_callbacks.rows import Rows, drop_later_rows, updates_kept
 from dqs_lightning.agents import Agent
 from dqs_lightning.data import OnlineData
 from dqs_lightning.evaluation import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
@@ -66,7 +66,7 @@ class Evaluate(Periodic):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock = time.monotonic()
         if trainer.is_global_zero:
-            drop_later_rows(self._file(trainer), trainer.global_step, self.interrupted_at)
+            drop_later_rows(self._file(trainer), updates_kept(trainer), self.interrupted_at)
         super().on_train_start(trainer, pl_module)
         if self.at_start and trainer.ckpt_path is None:
             self.evaluate(trainer, pl_module)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dqs_callbacks.periodic import Periodic
-from dqs_callbacks.rows import Rows, drop_later_rows
+from dqs_callbacks.rows import Rows, drop_later_rows, updates_kept
 from dqs_lightning.agents import Agent
 from dqs_lightning.coverage import Rollouts, count_paths, entropy_of, goal_shares, path_words, roll_out
 from dqs_lightning.data import OnlineData
@@ -78,7 +78,7 @@ class GoalCoverage(Periodic):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            drop_later_rows(self._file(trainer), trainer.global_step, self.interrupted_at)
+            drop_later_rows(self._file(trainer), updates_kept(trainer), self.interrupted_at)
         super().on_train_start(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dqs_lightning.files import append_lines, atomic_write
@@ -25,6 +26,11 @@ class Rows:
             rank_zero_warn(f"{file}: cannot be written ({error}); the rows are kept for the next attempt")
             return
         self._waiting.clear()
+
+
+def updates_kept(trainer: L.Trainer) -> int:
+    """Updates up to which rows are kept at the start of training: those of the checkpoint; -1 for a new run."""
+    return -1 if trainer.ckpt_path is None else trainer.global_step
 
 
 def drop_later_rows(file: Path, updates: int, interrupted_at: int | None = None) -> None:

@@ -66,6 +66,14 @@ def test_the_policy_is_measured_before_it_learns(tmp_path: Path) -> None:
     assert rows[0]["return_mean"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_new_run_drops_the_rows_that_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / "scores.jsonl").write_text('{"updates": 0, "env_frames": 0}\n{"updates": 7, "env_frames": 900}\n')
+    data = small_data(environment=COARSE, total_frames=1_600, init_random_frames=800)
+    trainer(tmp_path, [Evaluate(every_frames=1_600, episodes=2)]).fit(small_agent(data), data)
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["env_frames"] for row in rows] == [1_600]
+
+
 def test_returns_are_those_of_one_episode_each() -> None:
     env = COARSE.make(4, seed=3)
     actions = torch.rand(40, 4, 1) * 2 - 1

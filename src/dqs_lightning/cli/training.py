@@ -160,8 +160,9 @@ class FitCLI(LightningCLI):
         text = as_yaml(self.parser.dump(self.config, skip_unset=False), self.parser.written)
         atomic_write(text.encode(), folder / "config.yaml")
         write_environment(folder)
-        if ckpt_path is not None:
-            drop_later_metrics(folder / "metrics.csv", safe_load(ckpt_path)["global_step"])
+        # A run that was killed before its first checkpoint starts anew, without the rows that it left.
+        updates = -1 if ckpt_path is None else safe_load(ckpt_path)["global_step"]
+        drop_later_metrics(folder / "metrics.csv", updates)
 
     def _nothing_to_keep(self) -> bool:
         """Whether no checkpoint was written or continued."""
