@@ -70,14 +70,6 @@ def cli(session: nox.Session) -> None:
 
 
 @nox.session
-def fuzz(session: nox.Session) -> None:
-    """Refuse a thousand mutated and a thousand misspelt configurations in a few lines each; keeps the counts."""
-    session.install(*PINNED, "-e", ".", *group("test"))
-    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "benchmarks"}
-    session.run("python", "-m", "faults.configurations", *session.posargs, env=env)
-
-
-@nox.session
 def docs(session: nox.Session) -> None:
     """Build the site into site/; a broken link, a missing anchor or a page outside the navigation fails it."""
     session.install(*PINNED, "-e", ".", *group("docs"))

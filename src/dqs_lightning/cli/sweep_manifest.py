@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.sweep_plan import Run
@@ -38,19 +38,6 @@ class Record:
     wall_s: float = 0.0
     exit_code: int | None = None
     note: str = ""
-
-    def __post_init__(self) -> None:
-        """Raises TypeError for a value of another type, as a damaged file may hold."""
-        texts = [*self.command, *self.settings, self.digest, self.note, "" if self.start is None else self.start]
-        numbers = [self.wall_s, 0 if self.exit_code is None else self.exit_code]
-        if not (
-            isinstance(self.command, list)
-            and isinstance(self.settings, list)
-            and all(isinstance(text, str) for text in texts)
-            and all(isinstance(number, int | float) for number in numbers)
-            and self.state in get_args(State)
-        ):
-            raise TypeError("not a record of a sweep")
 
 
 def checkpoint(run: Run) -> Path:
@@ -95,7 +82,7 @@ class Manifest:
         try:
             runs = json.loads(self.file.read_text())["runs"]
             return {name: Record(**{key: row[key] for key in known}) for name, row in runs.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.file}: not a manifest of dqs-sweep; move it away, or give another --out"
             ) from error
