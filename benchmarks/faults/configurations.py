@@ -352,6 +352,7 @@ def main() -> int:
         "problems": wrong,
         "missed": missed,
         **about(),
+        "command": f"PYTHONPATH=benchmarks python -m faults.configurations --examples {options.examples}",
         **{name: version(name) for name in ("jsonargparse", "omegaconf", "lightning", "hypothesis")},
     }
     out.parent.mkdir(parents=True, exist_ok=True)

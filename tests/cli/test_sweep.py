@@ -284,16 +284,9 @@ def test_another_run_of_the_same_name_is_refused(
     with pytest.raises(InputError, match=r"pole.yaml, or a file that it extends, says other things"):
         Manifest(Path("out"), expand(file, Path("out")))
     assert Path("out/manifest.json").read_text() == before
-    good = json.loads(before)
-    row = good["runs"][runs[0].name]
-    hostile = [{"runs": {"a": {**row, key: wrong}}} for key in row for wrong in ({}, [5])]
-    for content in ("[]", "\x00", "{" * 5000, "[" * 100_000, *map(json.dumps, [[], 5, {"runs": 5}, *hostile])):
-        Path("out/manifest.json").write_text(content)
-        with pytest.raises(InputError, match="not a manifest of dqs-sweep"):
-            Manifest(Path("out"), runs)
-    Path("out/manifest.json").write_bytes(b"\xff\xfe{}")
-    assert sweep.main([str(file), "--out=out", "--dry-run"]) == 2
-    assert "not a manifest of dqs-sweep" in capsys.readouterr().err
+    Path("out/manifest.json").write_text("[]")
+    with pytest.raises(InputError, match="not a manifest of dqs-sweep"):
+        Manifest(Path("out"), runs)
 
 
 def test_two_sweeps_never_share_a_folder(
