@@ -62,7 +62,7 @@ PHASES = {
     "warm-up": Phase([wait("dqs_lightning.loader:OnlineLoader._add_returns", 3), SLOW], within_s=OBEY_WITHIN_S),
     "updates": Phase([wait("dqs_lightning.agents.dqs:DQS.training_step", 22)]),
     "evaluation": Phase([wait("dqs_callbacks.evaluate:Evaluate.measure", 2), SLOW], False, within_s=OBEY_WITHIN_S),
-    "saving": Phase([wait("dqs_lightning.checkpoint:atomic_save", 2)]),
+    "saving": Phase([wait("dqs_lightning.run_checkpoint:atomic_save", 2)]),
     "closing, evaluating": Phase(
         [wait("dqs_callbacks.evaluate:Evaluate.measure", 3), SLOW], False, within_s=OBEY_WITHIN_S
     ),

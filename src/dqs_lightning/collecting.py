@@ -22,7 +22,9 @@ from dqs_lightning.envs.deadline import Patience
 from dqs_lightning.envs.process import CONTEXT, Child, ProcessFailure, seed_process
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
 from dqs_lightning.envs.watched import Watched
-from dqs_lightning.finite import MAX_MAGNITUDE, check_step, magnitude
+from dqs_lightning.finite import MAX_MAGNITUDE, NonFiniteError, check_step, magnitude
+
+NON_FINITE = f"{NonFiniteError.__name__}: "
 
 
 class Behaviour(nn.Module):
@@ -185,6 +187,8 @@ class Ahead:
 
     def _replace(self, cause: str) -> None:
         """Start another process, which collects the same block."""
+        if cause.startswith(NON_FINITE):  # the data's fault, not the process's
+            raise NonFiniteError(cause.removeprefix(NON_FINITE))
         while True:
             self._process.kill()
             further = self.restarts.spend(self._who(), cause, self.num_envs)

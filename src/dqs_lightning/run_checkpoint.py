@@ -46,6 +46,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         self._failures = 0
         self._own: tuple[Path, str] | None = None  # this rank's file that `last.ckpt` names, and its digest
         self._digests: list[str] = []
+        self._continued = self._saved = False  # whether this process has
 
     @staticmethod
     def rank_file(folder: Path, step: int, frames: int, rank: int) -> Path:
@@ -98,7 +99,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
         if self._failed(data, own, error):
             return False
-        self._own = (own, digest)
+        self._own, self._saved = (own, digest), True
         for stale in self.dirpath.glob(f"step=*-rank={trainer.global_rank}.pt"):
             if stale != own:
                 with contextlib.suppress(OSError):
@@ -129,6 +130,16 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         if last or trainer.global_step % self.every_n_updates == 0:
             self.save(trainer, last)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the states of callbacks that had only to finish what a stop interrupted at the end of the run."""
+        if not self._continued or self._saved or not trainer.is_global_zero:
+            return
+        last = self.dirpath / "last.ckpt"
+        checkpoint = safe_load(last)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        checkpoint["callbacks"].update({c.state_key: c.state_dict() for c in callbacks if c.state_dict()})
+        atomic_save(checkpoint, last)
+
     def on_block_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.should_stop:
             self.save(trainer, last=True)
@@ -150,7 +161,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         own, digest = own_file(Path(source), checkpoint, trainer.global_rank)
         data.load_rank_state(safe_load(own, digest=digest))
         if own.parent.resolve() == self.dirpath.resolve():
-            self._own = (own, digest)
+            self._own, self._continued = (own, digest), True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data = OnlineData.of(trainer)

@@ -18,8 +18,8 @@ GRACE_S = 3.0
 """Seconds that the main thread has to react before training begins; it may be waiting in C++ for another rank."""
 
 
-class StopInterrupt(Exception):
-    """Raised inside `StopSignal.interrupting` when a stop signal arrives."""
+class StopInterrupt(BaseException):
+    """Raised inside `StopSignal.interrupting` by a stop signal; no Exception, so that nothing else catches it."""
 
 
 class Phase(Enum):

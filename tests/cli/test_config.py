@@ -166,7 +166,7 @@ BAD = {
     "a callback that cannot be configured": (
         ["--trainer.callbacks+=SaveConfigCallback"],
         "SaveConfigCallback",
-        "config",
+        "--trust",
     ),
     "more devices than a machine has": (["--trainer.devices=1000000000"], "trainer.devices=1000000000", "<= 1024"),
     "nothing for a number": (["--data.num_envs=null"], "data.num_envs=null", "must be int"),
@@ -195,7 +195,7 @@ BAD = {
     "abbreviated configuration": (["--conf=x.yaml"], "--conf: no such option", "--config?"),
     "no value": (["--data.num_envs"], "--data.num_envs", "needs a value"),
     "no dashes": (["total_frames=5"], "total_frames=5", "start with --"),
-    "a group as a number": (["--data=3"], "--data=3", "must hold keys and values"),
+    "a group as a number": (["--data=3"], "data=3", "must hold keys and values"),
     "no environment": (["--data.environment=null"], "data.environment=null", "DMControl, "),
     "key of another class": (["--model.temperature.value=1"], "model.temperature.value", "no such option of Relative"),
     "key of one callback": (["--trainer.callbacks.refresh=1"], "trainer.callbacks.refresh", "callbacks.refresh_s?"),

@@ -20,7 +20,7 @@ def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def test_mutated_configurations_are_accepted_or_refused() -> None:
     counts, problems = count_mutations(EXAMPLES)
     assert not problems, problems[0]["made"] + "\n" + problems[0]["said"]
-    assert sum(counts.values()) == EXAMPLES and counts.keys() == {"accepted", "2"}
+    assert sum(counts.values()) == EXAMPLES and counts.keys() <= {"accepted", "2"}
 
 
 @pytest.mark.slow

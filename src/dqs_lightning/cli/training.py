@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dqs_callbacks
+from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, safe_load
 from dqs_lightning.cli.checks import check, check_saving, check_seed
@@ -146,7 +147,8 @@ class FitCLI(LightningCLI):
         finally:
             wait_for_ranks(self.trainer)
             self.run_dir.release()
-        if self.datamodule.finished:
+        evaluated = not any(isinstance(c, Periodic) and c.interrupted_at is not None for c in self.callbacks)
+        if self.datamodule.finished and evaluated:
             return DONE
         if self.trainer.is_global_zero:
             done, total = self.datamodule.env_frames, self.datamodule.total_frames

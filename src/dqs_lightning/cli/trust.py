@@ -19,6 +19,7 @@ TRUSTED = [
         for family in ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
     ),
     "lightning.fabric.plugins",  # where Lightning defines most of its plugins
+    "lightning.Callback",  # the base class, by the name under which the parser knows it
 ]
 """Always trusted; packages with an entry point and those that --trust names are added."""
 
