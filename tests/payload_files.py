@@ -74,6 +74,11 @@ def none(value: Any) -> list[bytes]:
     return []
 
 
+def first_of(values: Callable[[Any], list[bytes]]) -> Callable[[Any], list[bytes]]:
+    """The first place of a value alone."""
+    return lambda value: values(value)[:1]
+
+
 @dataclass(frozen=True)
 class Target:
     """A file and the command that reads it.
@@ -287,8 +292,7 @@ TARGETS = [
     Target("log.txt: dqs-sweep", RUN / "log.txt", viewed),
     Target("scores.jsonl: dqs-sweep", RUN / "scores.jsonl", viewed, lambda value: score_rows(ROW, value)),
     *(
-        Target(f"{name}: dqs-report{kind}", file, command(*arguments), values, slow=command is reported)
-        for kind, command in (("", measured), (", whole", reported))
+        target
         for name, file, values, arguments in (
             ("config.yaml", RUN / "config.yaml", lambda value: run_configurations(CONFIG, value), ()),
             ("env.json", RUN / "env.json", lambda value: environments([ENTRY], value), ()),
@@ -296,7 +300,11 @@ TARGETS = [
             ("metrics.csv", RUN / "metrics.csv", none, ()),
             ("manifest.json", Path("sweep/manifest.json"), manifests, ()),
             ("summary.json", Path("report/summary.json"), summaries, ()),
-            ("last.ckpt", RUN / "checkpoints/last.ckpt", saved_checkpoints if kind else none, ("--time-actions",)),
+            ("last.ckpt", RUN / "checkpoints/last.ckpt", none, ("--time-actions",)),
+        )
+        for target in (
+            Target(f"{name}: dqs-report", file, measured(*arguments), values),
+            Target(f"{name}: dqs-report, whole", file, reported(*arguments), first_of(values), slow=True),
         )
     ),
     Target("matplotlibrc: dqs-report", Path("matplotlibrc"), reported_by_a_process, styles, slow=True),

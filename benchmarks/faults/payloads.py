@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -84,20 +85,18 @@ def cell(target: Target, form: Form, place: Path) -> dict[str, Any] | None:
     return {**row, "problems": problems} if problems else row
 
 
-def rows_of(number: int, prepared: Path, pattern: str) -> list[dict[str, Any]]:
-    """The rows of a file, or with -1 those of the control, in a copy of the prepared folder."""
-    name = "control" if number < 0 else TARGETS[number].name
-    if pattern not in name:
-        return []
+def rows_of(name: str, prepared: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The rows of a file, or of the control, in a copy of the prepared folder."""
+    target = next((target for target in TARGETS if target.name == name), None)
     place = Path(tempfile.mkdtemp(prefix="payloads-")).resolve()
     shutil.copytree(prepared, place, dirs_exist_ok=True)
     os.chdir(place)
     sys.path.insert(0, str(place))
     signal.signal(signal.SIGALRM, stop)
     torch.set_num_threads(1)
-    rows = [control(form, place) if number < 0 else cell(TARGETS[number], form, place) for form in FORMS]
+    rows = [cell(target, form, place) if target else control(form, place) for form in FORMS]
     shutil.rmtree(place)
-    return [row for row in rows if row]
+    return name, [row for row in rows if row]
 
 
 def control(form: Form, place: Path) -> dict[str, Any] | None:
@@ -129,6 +128,7 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
         "forked": len(rows),
         "processes": 0,
         **about(),
+        "command": "PYTHONPATH=benchmarks python -m faults.payloads",
         "cores": os.cpu_count(),
     }
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
@@ -141,30 +141,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="files at a time")
     parser.add_argument("--only", default="", help="files whose name holds this; nothing is written without --out")
+    parser.add_argument("--again", action="store_true", help="files that have rows too; else only those that have none")
     parser.add_argument("--out", type=Path, help=f"default: {OUT.relative_to(ROOT)}")
     options = parser.parse_args()
-    out = (options.out or (None if options.only else OUT)) and (options.out or OUT).resolve()
-    prepared = Path(tempfile.mkdtemp(prefix="payloads-")).resolve()
-    prepare(prepared)
-    os.chdir(prepared)
-    if fitted("--config=base.yaml")():
-        raise RuntimeError("the run that is to be continued did not end with exit code 0")
-    (prepared / "new").rename(prepared / "fit")
-    os.chdir(ROOT)
-    rows: list[dict[str, Any]] = []
-    jobs = [(number, prepared, options.only) for number in range(-1, len(TARGETS))]
+    out = options.out.resolve() if options.out else None if options.only else OUT
+    known = json.loads(out.read_text())["rows"] if out and out.exists() and not options.again else []
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in known:
+        rows.setdefault(row["cell"].partition("/")[0], []).append(row)
+    names = ["control", *(target.name for target in TARGETS)]
+    todo = [name for name in names if options.only in name and name not in rows]
+    prepared = prepare_all()
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
-        for done in [pool.apply_async(rows_of, job) for job in jobs]:
-            found = done.get()
-            rows += found
+        for name, found in pool.imap_unordered(partial(rows_of, prepared=prepared), todo, chunksize=1):
+            rows[name] = found
             for row in found:
                 print(f"{row['cell']}: {row.get('ended', '')} {'; '.join(row.get('problems', []))}", flush=True)
             if out:
-                write(rows, out)
+                write([row for name in names for row in rows.get(name, [])], out)
     shutil.rmtree(prepared)
-    failed = [row["cell"] for row in rows if not row["passed"]]
-    print(f"{len(rows) - len(failed)} of {len(rows)} cells passed", *failed, sep="\n")
+    failed = [row["cell"] for name in todo for row in rows[name] if not row["passed"]]
+    print(
+        f"{sum(len(rows[name]) for name in todo) - len(failed)} cells passed, {len(failed)} failed", *failed, sep="\n"
+    )
     return int(bool(failed))
+
+
+def prepare_all() -> Path:
+    """A folder with a whole file of every kind, and a run that can be continued in `fit`."""
+    place = Path(tempfile.mkdtemp(prefix="payloads-")).resolve()
+    prepare(place)
+    os.chdir(place)
+    if fitted("--config=base.yaml")():
+        raise RuntimeError("the run that is to be continued did not end with exit code 0")
+    (place / "new").rename(place / "fit")
+    os.chdir(ROOT)
+    return place
 
 
 if __name__ == "__main__":
