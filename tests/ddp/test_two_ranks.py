@@ -45,7 +45,10 @@ def test_ranks_hold_equal_weights_and_explore_apart(tmp_path: Path) -> None:
     # A block is 8 steps x 2 frames x 2 ranks = 32 frames: 40 random blocks, then 40 with 8 updates each.
     checkpoint = safe_load(tmp_path / "r" / "checkpoints" / "last.ckpt")
     assert checkpoint["global_step"] == 320 and checkpoint["env_frames"] == 2560
-    replays = [safe_load(tmp_path / "r" / "checkpoints" / f"step=320-rank={rank}.pt")["replay"] for rank in range(2)]
+    replays = [
+        safe_load(tmp_path / "r" / "checkpoints" / f"step=320-frames=2560-rank={rank}.pt")["replay"]
+        for rank in range(2)
+    ]
     assert len(replays[0]["action"]) == len(replays[1]["action"]) == 640
     equal = (replays[0]["action"] == replays[1]["action"]).squeeze(-1)
     assert not equal[:320].any()

@@ -1,7 +1,6 @@
 """Trains on two processes; each then writes its weights. Started by test_two_ranks.py."""
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -9,5 +8,5 @@ from dqs_lightning.cli.training import FitCLI
 
 cli = FitCLI()
 cli.fit()
-torch.save(cli.model.state_dict(), Path(cli.run_dir) / f"weights-{cli.trainer.global_rank}.pt")
+torch.save(cli.model.state_dict(), cli.run_dir.path / f"weights-{cli.trainer.global_rank}.pt")
 sys.exit(0)
