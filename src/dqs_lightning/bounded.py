@@ -11,9 +11,7 @@ CHARACTERS_OF_A_VALUE = 64
 """A text counts as one value for each of so many characters."""
 
 
-def check_bounded(
-    value: Any, children: Callable[[Any], Iterable[Any]] | None = None, most: int = MAX_VALUES
-) -> None:
+def check_bounded(value: Any, children: Callable[[Any], Iterable[Any]] | None = None, most: int = MAX_VALUES) -> None:
     """Refuse a nested value that would not fit once its shared parts (such as YAML's aliases) are written out.
 
     Args:
