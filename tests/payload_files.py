@@ -67,6 +67,8 @@ SWEEP = {
     "overrides": ["model.tau=0.1"],
 }
 RUN = Path("sweep/base/a/seed=0")
+RANK = Path("rank.pt")
+"""Put in place of the run's own rank file, whose name tells its step."""
 
 
 def none(value: Any) -> list[bytes]:
@@ -136,6 +138,8 @@ def resumed() -> int:
     """dqs-fit that continues a copy of the run in `fit`, in which the payload is."""
     shutil.rmtree("new", ignore_errors=True)
     shutil.copytree("fit", "new")
+    if RANK.exists():
+        shutil.copyfile(RANK, next(Path("new/checkpoints").glob("*rank=0.pt")))
     return main(
         fit.main, "--config=base.yaml", "--run_dir=new", "--ckpt_path=auto", "--data.total_frames=128"
     )()  # fmt: skip
@@ -318,7 +322,7 @@ TARGETS = [
            saved_checkpoints, slow=True),
     Target("environment variables: dqs-fit", Path("variables.json"), with_variables, variables, slow=True),
     Target("last.ckpt: dqs-fit continues", Path("fit/checkpoints/last.ckpt"), resumed, saved_checkpoints, slow=True),
-    Target("rank file: dqs-fit continues", Path("fit/checkpoints/step=32-rank=0.pt"), resumed, slow=True),
+    Target("rank file: dqs-fit continues", RANK, resumed, slow=True),
     Target("config.yaml: dqs-fit continues", Path("fit/config.yaml"), resumed,
            lambda value: run_configurations(CONFIG, value), slow=True),
     Target("env.json: dqs-fit continues", Path("fit/env.json"), resumed,

@@ -31,11 +31,11 @@ def itself() -> list[Any]:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (doubled(40), f"more than {MAX_VALUES:,} values"),
+        (doubled(30), f"more than {MAX_VALUES:,} values"),
         (["x" * 10_000] * 10_000, f"more than {MAX_VALUES:,} values"),
         (nested(MAX_DEPTH + 1), f"deeper than {MAX_DEPTH} levels"),
         (itself(), f"deeper than {MAX_DEPTH} levels"),
-        ([[nested(40)], [[nested(40)] * 2] * 2, (shared := nested(60)), [[[[[[shared]]]]]]], "deeper than"),
+        ([(shared := nested(MAX_DEPTH - 3)), [[[shared]]]], "deeper than"),
     ],
 )
 def test_what_expands_without_end_is_refused(value: Any, said: str) -> None:

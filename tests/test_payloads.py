@@ -68,6 +68,7 @@ def test_no_file_runs_code(target: Target, place: Path, capsys: pytest.CaptureFi
 def test_a_style_of_the_working_directory_runs_no_code(place: Path) -> None:
     """Matplotlib reads it when it is imported, so this takes processes of their own."""
     contents = payload_files.styles(f"{MODULE}.X")
-    Path("matplotlibrc").write_bytes(b"".join(contents))
-    assert payload_files.reported_by_a_process() == 0 and not ran(place)
+    for content, code in ((b"".join(contents), 0), (FORMS[0].make(place), 2)):
+        Path("matplotlibrc").write_bytes(content)
+        assert payload_files.reported_by_a_process() == code and not ran(place)
     Path("matplotlibrc").unlink()

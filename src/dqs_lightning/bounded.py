@@ -3,22 +3,24 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-MAX_DEPTH = 64
+MAX_DEPTH = 40
+"""Levels of containers in one file."""
 MAX_VALUES = 500_000
 """Values of one file after every shared part has been written out."""
 CHARACTERS_OF_A_VALUE = 64
 """A text counts as one value for each of so many characters."""
 
 
-def check_bounded(value: Any, children: Callable[[Any], Iterable[Any]] | None = None) -> None:
+def check_bounded(value: Any, children: Callable[[Any], Iterable[Any]] | None = None, most: int = MAX_VALUES) -> None:
     """Refuse a nested value that would not fit once its shared parts (such as YAML's aliases) are written out.
 
     Args:
         value: the outermost one.
         children: of one value; None: items, keys and values of Python's containers.
+        most: values that are allowed.
 
     Raises:
-        ValueError: when it contains itself, is nested deeper than `MAX_DEPTH`, or has more than `MAX_VALUES` values.
+        ValueError: when it contains itself, is nested deeper than `MAX_DEPTH`, or has more values than `most`.
     """
     known: dict[int, tuple[int, int]] = {}
     inside = children or _items
@@ -32,8 +34,8 @@ def check_bounded(value: Any, children: Callable[[Any], Iterable[Any]] | None = 
             for child in inside(part):
                 more, below = measure(child, depth + 1)
                 size, height = size + more, max(height, below + 1)
-            if size > MAX_VALUES:
-                raise ValueError(f"more than {MAX_VALUES:,} values")
+            if size > most:
+                raise ValueError(f"more than {most:,} values")
             known[id(part)] = (size, height)
         if depth + known[id(part)][1] > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")

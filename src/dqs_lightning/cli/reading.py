@@ -12,7 +12,12 @@ from dqs_lightning.bounded import MAX_DEPTH, check_bounded
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.escape import printable
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 512 * 2**20
+"""Of a text, such as the metrics of a long run."""
+MAX_YAML_BYTES = 2**20
+"""Of a configuration, which is read in about 20 s."""
+MAX_YAML_VALUES = 100_000
+"""Of a configuration; the parser takes minutes for more."""
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -39,14 +44,14 @@ class BoundedLoader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         try:
-            check_bounded(node, _children)
+            check_bounded(node, _children, MAX_YAML_VALUES)
         except ValueError as error:
             raise yaml.YAMLError(str(error)) from error
         return node
 
 
-def read_text(file: Path) -> str:
-    """Return the content of a regular file of UTF-8 text.
+def read_text(file: Path, most: int = MAX_BYTES) -> str:
+    """Return the content of a regular file of UTF-8 text of at most so many bytes.
 
     Raises:
         InputError: when it is something else, such as a folder, a pipe or binary data, or cannot be read.
@@ -55,8 +60,8 @@ def read_text(file: Path) -> str:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
             raise InputError(f"{file}: must be a regular file")
-        if status.st_size > MAX_BYTES:
-            raise InputError(f"{file}: has {status.st_size:,} bytes; allowed are {MAX_BYTES:,}")
+        if status.st_size > most:
+            raise InputError(f"{file}: has {status.st_size:,} bytes; allowed are {most:,}")
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
@@ -89,7 +94,7 @@ def read_yaml(file: Path) -> Any:
     Raises:
         InputError: when the file cannot be read or is not such YAML.
     """
-    text = read_text(file)
+    text = read_text(file, MAX_YAML_BYTES)
     try:
         return yaml.load(text, BoundedLoader)
     except yaml.YAMLError as error:

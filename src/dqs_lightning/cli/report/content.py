@@ -1,12 +1,14 @@
 """From runs to the files of a report: tables, pictures, the page and the summary. Nothing here writes."""
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from dqs_lightning.cli.escape import markdown
+from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.escape import markdown, printable
 from dqs_lightning.cli.report.aggregates import Aggregate, aggregate
 from dqs_lightning.cli.report.choices import Choices
 from dqs_lightning.cli.report.notes import notes_on
@@ -77,7 +79,15 @@ def measure(runs: Sequence[Run], choices: Choices) -> Measured:
 
 
 def compose(runs: Sequence[Run], choices: Choices) -> Report:
-    """The whole report of some runs."""
+    """The whole report of some runs.
+
+    Raises:
+        InputError: when Matplotlib cannot read its settings.
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ValueError as error:
+        raise InputError(f"matplotlibrc: Matplotlib cannot read its settings: {printable(error)}") from error
     groups, made = grouped(runs), f"Made by {choices.command} (dqs-lightning {version('dqs-lightning')})."
     found = measure(runs, choices)
     sections = [Section("Learning curves", _curves(runs, choices.published))]
