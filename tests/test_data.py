@@ -217,7 +217,7 @@ def test_collects_one_block_ahead_and_no_further(tmp_path: Path) -> None:
 
 
 def test_worker_processes_are_refused_where_one_process_collects_ahead() -> None:
-    with pytest.raises(ValueError, match=r"workers=2: allowed with asynchronous=True is 0"):
+    with pytest.raises(ValueError, match="workers=2: must be 0 with asynchronous=True"):
         small_data(asynchronous=True, workers=2)
 
 

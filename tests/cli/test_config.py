@@ -271,6 +271,15 @@ FILES = {
         "bad.yaml",
         "100,000 values",
     ),
+    "merges of merges": (
+        "a: &a {x: 1}\n"
+        + "".join(
+            f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
+        "bad.yaml",
+        "100,000 values",
+    ),
+    "too large": ("# " + "x" * 2**20, "bad.yaml", "1,048,576"),
     "interpolation of nothing": ("data:\n  num_envs: ${data.nim_envs}\n", "data.num_envs:", "mean data.num_envs?"),
     "open interpolation": ("data:\n  num_envs: ${data\n", "data.num_envs:", "'${data'"),
     "unknown resolver": ("data:\n  num_envs: ${foo:bar}\n", "data.num_envs:", "foo"),

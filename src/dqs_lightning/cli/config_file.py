@@ -9,12 +9,7 @@ from typing import Any
 import yaml
 
 from dqs_lightning.cli.errors import InputError
-
-MAX_DEPTH = 40
-"""Levels of mappings and lists in one file."""
-
-MAX_VALUES = 100_000
-"""Values in one file, with those that YAML aliases repeat."""
+from dqs_lightning.cli.reading import MAX_YAML_BYTES, BoundedLoader
 
 _INTEGRAL = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE]\+?(\d{1,2})")
 _FLOAT = re.compile(
@@ -27,8 +22,8 @@ _FLOAT = re.compile(
 )
 
 
-class Loader(yaml.SafeLoader):
-    """YAML in which keys are text and given once, and in which 1e6 is an integer; dates stay text."""
+class Loader(BoundedLoader):
+    """Bounded YAML in which keys are text and given once, and in which 1e6 is an integer; dates stay text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -73,24 +68,15 @@ def load_yaml(text: str) -> Any:
     """The value of a YAML text; a text that was read before is not parsed again.
 
     Raises:
-        InputError: when a key is not text or is given twice, or when the text is nested too deeply.
-        yaml.YAMLError: when it is not YAML.
+        InputError: when a key is not text or is given twice.
+        yaml.YAMLError: when it is not YAML, is nested too deeply or has too many values.
     """
     return copy.deepcopy(_parsed(text))
 
 
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
-    try:
-        content = yaml.load(text, Loader)
-        _check_size(content)
-    except RecursionError as error:
-        raise InputError(f"nested more than {MAX_DEPTH} levels deep") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise yaml.YAMLError(str(error)) from error  # such as a number of too many digits
-    return content
+    return yaml.load(text, Loader)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -101,9 +87,15 @@ def read_config(path: Path) -> dict[str, Any]:
             names a key twice.
     """
     try:
-        text = path.read_bytes().decode() if path.is_file() else None
+        text = None
+        if path.is_file():
+            if (size := path.stat().st_size) > MAX_YAML_BYTES:
+                raise InputError(f"--config={path}: has {size:,} bytes; allowed are {MAX_YAML_BYTES:,}")
+            text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise InputError(f"--config={path}: must be text in UTF-8; byte {error.start} is not") from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"--config={str(path)[:200]}: cannot be read: {reason}") from error
@@ -151,16 +143,3 @@ def config_chain(path: Path) -> dict[Path, dict[str, Any]]:
 
     visit(path)
     return chain
-
-
-def _check_size(content: Any) -> None:
-    """Refuse what would take the parser minutes: a value nested too deeply, or aliases of aliases of aliases."""
-    level, total = [content], 0
-    for _ in range(MAX_DEPTH):
-        holders = [value for value in level if isinstance(value, dict | list)]
-        total += sum(len(holder) for holder in holders)
-        if total > MAX_VALUES:
-            raise InputError(f"holds more than {MAX_VALUES:,} values")
-        level = [item for holder in holders for item in (holder.values() if isinstance(holder, dict) else holder)]
-    if any(isinstance(value, dict | list) for value in level):
-        raise InputError(f"nested more than {MAX_DEPTH} levels deep")
