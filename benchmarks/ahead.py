@@ -25,10 +25,10 @@ import torch
 from provenance import about
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.envs import DMControl
-from dqs_lightning.loader import OnlineLoader
-from dqs_lightning.networks import soft_update
+from dqs_lightning.nn.critics import soft_update
 
 TURN = 64
 """Updates of a contender's turn: whole blocks."""

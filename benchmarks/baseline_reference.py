@@ -29,7 +29,7 @@ from torchrl.envs import EnvBase
 from dqs_lightning.cli.config_file import config_chain
 from dqs_lightning.cli.provenance import describe_environment
 from dqs_lightning.envs import DMControl
-from dqs_lightning.evaluation import episode_returns, mean_with_interval
+from dqs_lightning.evaluation.returns import episode_returns, mean_with_interval
 
 ALGORITHMS = {"sac": SAC, "td3": TD3}
 

@@ -48,10 +48,10 @@ from torchrl.envs import (
 )
 
 from dqs_lightning.agents import DQS, Agent
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.envs import DMControl
 from dqs_lightning.envs.dm_control import DMControlBatch
-from dqs_lightning.loader import OnlineLoader
 
 warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
 STEPS = 256

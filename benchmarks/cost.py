@@ -41,7 +41,7 @@ from dqs_lightning.agents import DQS, SAC
 from dqs_lightning.agents.base import Agent
 from dqs_lightning.diffusion import MomentMatched, MultiStart, TargetScore
 from dqs_lightning.envs import DMControl
-from dqs_lightning.networks import soft_update
+from dqs_lightning.nn.critics import soft_update
 
 PARTS = ("environment", "acting", "trajectories", "critic", "score target", "policy", "optimizer")
 COLOURS = ("#999999", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#E69F00", "#CC79A7")

@@ -30,13 +30,13 @@ from torchrl.envs.utils import step_mdp
 
 from dqs_lightning.agents import DQS, SquaredError, load_agent
 from dqs_lightning.agents.backups import BestOf
-from dqs_lightning.checkpoint import checkpoint_of, load_run, safe_load
+from dqs_lightning.checkpoint.archive import checkpoint_of, load_run, safe_load
 from dqs_lightning.cli.trust import restrict_imports
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import MLP, SimBa
 from dqs_lightning.envs import Environment
-from dqs_lightning.networks import soft_update
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.nn.critics import soft_update
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 MEMBERS, VISITS = 16, 16
 """Episodes that are walked, and states of each that are kept, evenly over the first 480 agent steps."""

@@ -27,11 +27,11 @@ from provenance import about
 from dqs_callbacks.pictures import COLOURS, DPI
 from dqs_callbacks.trajectories import NOWHERE, colour_of
 from dqs_lightning.agents import DQS, load_agent
-from dqs_lightning.checkpoint import checkpoint_of
-from dqs_lightning.coverage import goal_shares, roll_out
-from dqs_lightning.data import OnlineData
+from dqs_lightning.checkpoint.archive import checkpoint_of
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import Maze
-from dqs_lightning.evaluation import policy_of
+from dqs_lightning.evaluation.goal_coverage import goal_shares, roll_out
+from dqs_lightning.evaluation.returns import policy_of
 
 KEPT = ("goals.jsonl", "scores.jsonl", "env.json")
 ROLLOUTS = 2000

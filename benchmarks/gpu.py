@@ -21,7 +21,7 @@ from provenance import about
 from dqs_lightning.agents import DQS
 from dqs_lightning.agents.fused import Captured
 from dqs_lightning.diffusion import MultiStart, OnPath
-from dqs_lightning.networks import soft_update
+from dqs_lightning.nn.critics import soft_update
 
 CANDIDATES = (8, 64, 256, 1000)
 TOLERANCE = 1e-3

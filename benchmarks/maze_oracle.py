@@ -10,8 +10,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from dqs_lightning.coverage import entropy_of, goal_shares
 from dqs_lightning.envs import Maze
+from dqs_lightning.evaluation.goal_coverage import entropy_of, goal_shares
 
 CELLS = 100
 """States a side. Their cells have a side of 0.02, so that the inner walls at 0.4 run between them."""
@@ -49,7 +49,7 @@ class Oracle:
 
 
 def main() -> None:
-    from dqs_lightning.coverage import roll_out
+    from dqs_lightning.evaluation.goal_coverage import roll_out
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.01, 0.02, 0.05, 0.1])

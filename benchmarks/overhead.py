@@ -46,9 +46,9 @@ from dqs_lightning.agents import DQS
 from dqs_lightning.agents.base import Agent
 from dqs_lightning.cli import run_dir
 from dqs_lightning.cli.training import FitCLI
-from dqs_lightning.data import OnlineData
-from dqs_lightning.loader import OnlineLoader
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.loader import OnlineLoader
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 GROUP = 50
 """Updates of a group: the interval of logging, so that groups are alike."""

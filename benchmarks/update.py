@@ -38,7 +38,7 @@ from dqs_lightning.diffusion import (
     RawScore,
     TargetScore,
 )
-from dqs_lightning.networks import soft_update
+from dqs_lightning.nn.critics import soft_update
 from dqs_lightning.temperature import Constant
 
 PUBLISHED = {

@@ -14,11 +14,11 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.checkpoint import AtomicCheckpointIO
-from dqs_lightning.data import OnlineData
+from dqs_lightning.checkpoint.archive import AtomicCheckpointIO
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import MLP, Ancestral, Backbone, Importance
 from dqs_lightning.envs import DMControl, Maze
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 def small_data(**changes: Any) -> OnlineData:

@@ -12,11 +12,11 @@ from tensordict import TensorDict
 from torch import nn
 
 from dqs_lightning.agents import DQS, PPO, SAC, TD3, Agent
-from dqs_lightning.checkpoint import safe_load
-from dqs_lightning.data import OnlineData
+from dqs_lightning.checkpoint.archive import safe_load
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.finite import MAX_MAGNITUDE, NonFiniteError, check_block
-from dqs_lightning.loader import OnlineLoader
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 VALUES = (math.nan, math.inf, -math.inf, 1e38)
 AGENTS: dict[type[Agent], dict[str, Any]] = {

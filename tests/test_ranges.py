@@ -10,12 +10,12 @@ import pytest
 
 import dqs_callbacks  # noqa: F401  (its callbacks are components)
 from dqs_lightning.cli.parser import BASES
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Importance
 from dqs_lightning.envs import Maze
 from dqs_lightning.ranges import all_positive, at_least, finite, not_negative, positive, within
 from dqs_lightning.registry import components
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 NEEDED: dict[str, Any] = {
     "observation_dim": 3,

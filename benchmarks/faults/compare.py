@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 
 TIMES = re.compile(r"(^|[./])(wall_s|time/\S*|started|rank_digests\S*)$")
 """Entries that a clock writes, or that tie files of one save together."""

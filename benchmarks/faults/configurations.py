@@ -32,7 +32,7 @@ from provenance import about
 
 from dqs_lightning.cli import fit
 from dqs_lightning.cli.parser import BASES
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.registry import components
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint.archive import safe_load
 from faults.faulty import MARK, ORDER
 from faults.hooks import MARKS
 from faults.runs import FORKED, REAL, Run

@@ -148,4 +148,4 @@ def dump_restored(mark: str = "restored", ranks: Sequence[int] = (0, 1)) -> None
         torch.save(found, MARKS / f"{mark}-{rank()}.pt")
         return result
 
-    wrap("dqs_lightning.loader:OnlineLoader._start", ranks, at)
+    wrap("dqs_lightning.collection.loader:OnlineLoader._start", ranks, at)

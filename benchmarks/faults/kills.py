@@ -28,9 +28,9 @@ KILLS = 200
 OTHER_FILE_SYSTEM = Path("/dev/shm")
 SAVES = "saves"
 HOOKS = [
-    hook(log_calls, target="dqs_lightning.run_checkpoint:RunCheckpoint.save", mark=SAVES, label="save"),
-    hook(log_calls, target="dqs_lightning.run_checkpoint:atomic_save", mark=SAVES),  # of a rank's file
-    hook(log_calls, target="dqs_lightning.checkpoint:atomic_save", mark=SAVES),  # of last.ckpt
+    hook(log_calls, target="dqs_lightning.run.checkpoint:RunCheckpoint.save", mark=SAVES, label="save"),
+    hook(log_calls, target="dqs_lightning.run.checkpoint:atomic_save", mark=SAVES),  # of a rank's file
+    hook(log_calls, target="dqs_lightning.checkpoint.archive:atomic_save", mark=SAVES),  # of last.ckpt
 ]
 EVERY = ["--checkpoint.every_n_updates=4"]
 BEGIN = " begin save"

@@ -11,7 +11,7 @@ from faults.hooks import note, wrap
 from faults.runs import all_processes, session_of
 from faults.usage import shared_files, usage
 
-SAVE = "dqs_lightning.run_checkpoint:RunCheckpoint.save"
+SAVE = "dqs_lightning.run.checkpoint:RunCheckpoint.save"
 FIT = "dqs_lightning.cli.fit:main"
 
 
@@ -41,7 +41,7 @@ def sample_after_saves() -> None:
 
 def _load(folder: Path) -> None:
     from dqs_lightning.agents import load_agent
-    from dqs_lightning.checkpoint import safe_load
+    from dqs_lightning.checkpoint.archive import safe_load
 
     load_agent(folder / "last.ckpt")
     for file in folder.glob("step=*.pt"):

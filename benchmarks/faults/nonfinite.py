@@ -38,7 +38,7 @@ SITES: dict[str, dict[str, dict[str, Any]]] = {
     "DQS": {
         **DATA,
         "action": {"target": "dqs_lightning.agents.dqs:DQS.forward", "call": 60},
-        "Q": {"target": "dqs_lightning.networks:CriticPair.outputs", "call": 40},
+        "Q": {"target": "dqs_lightning.nn.critics:CriticPair.outputs", "call": 40},
         "target": {"target": "dqs_lightning.agents.dqs:DQS.critic_target", "call": 22},
         "score target": {
             "target": "dqs_lightning.diffusion.estimators:EnergyEstimator.__call__", "key": "denoised", "call": 22,
@@ -55,7 +55,7 @@ SITES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "PPO": {
         **DATA,
-        "Q": {"target": "dqs_lightning.networks:FeedForward.forward", "call": 30, "width": 1},
+        "Q": {"target": "dqs_lightning.nn.critics:FeedForward.forward", "call": 30, "width": 1},
         "target": {"target": "dqs_lightning.agents.ppo:PPO.prepare", "key": "value_target", "call": 5},
         "loss": {"target": "torchrl.objectives.ppo:ClipPPOLoss.forward", "key": "loss_critic", "call": 22, "add": True},
         "gradient": {"call": 22},

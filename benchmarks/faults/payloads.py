@@ -2,10 +2,10 @@
 
 PYTHONPATH=benchmarks python -m faults.payloads --jobs 2
 
-Every form of `tests/payloads.py` is placed in every file of `tests/payload_files.py`: as the whole file, or as a value
-at each place where a component or a text may be. A cell is a form in a file. It passes when no payload ran and every
-read ended within the limit; its exit codes are counted. The cells of `control` show that each payload runs where it is
-read without care.
+Every form of `tests/checkpoint/payloads.py` is placed in every file of `tests/checkpoint/payload_files.py`: as the
+whole file, or as a value at each place where a component or a text may be. A cell is a form in a file. It passes when
+no payload ran and every read ended within the limit; its exit codes are counted. The cells of `control` show that each
+payload runs where it is read without care.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/checkpoint"), str(ROOT / "benchmarks")]
 sys.dont_write_bytecode = True
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # which other libraries need; ours must not follow it
 

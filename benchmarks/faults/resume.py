@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint.archive import safe_load
 from faults.compare import differences, rank_files, rows, unequal
 from faults.hooks import MARKS, dump_restored, hook, signal_at
 from faults.runs import FORKED, REAL
@@ -25,7 +25,7 @@ from faults.tasks import AGENTS, RUN, TASKS, arguments
 RANKS, WORKERS = (1, 2), (0, 2)
 EXACT = {(task, workers): task != "pendulum" for task in TASKS for workers in WORKERS}
 """Where environments are restored in mid-episode."""
-COUNT = "dqs_lightning.loader:OnlineLoader._add_returns"
+COUNT = "dqs_lightning.collection.loader:OnlineLoader._add_returns"
 STEP = {
     "DQS": "dqs_lightning.agents.dqs:DQS.training_step",
     "SAC": "dqs_lightning.agents.twin:TwinCritic.training_step",

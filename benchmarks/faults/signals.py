@@ -58,11 +58,13 @@ PHASES = {
     "start-up": Phase([]),
     "start-up, parsing": Phase([wait("dqs_lightning.cli.training:FitCLI.before_instantiate_classes")], False),
     "start-up, constructing": Phase([wait("dqs_lightning.cli.training:FitCLI.instantiate_trainer")], False),
-    "building": Phase([wait("dqs_lightning.loader:OnlineLoader._start")]),
-    "warm-up": Phase([wait("dqs_lightning.loader:OnlineLoader._add_returns", 3), SLOW], within_s=OBEY_WITHIN_S),
+    "building": Phase([wait("dqs_lightning.collection.loader:OnlineLoader._start")]),
+    "warm-up": Phase(
+        [wait("dqs_lightning.collection.loader:OnlineLoader._add_returns", 3), SLOW], within_s=OBEY_WITHIN_S
+    ),
     "updates": Phase([wait("dqs_lightning.agents.dqs:DQS.training_step", 22)]),
     "evaluation": Phase([wait("dqs_callbacks.evaluate:Evaluate.measure", 2), SLOW], False, within_s=OBEY_WITHIN_S),
-    "saving": Phase([wait("dqs_lightning.run_checkpoint:atomic_save", 2)]),
+    "saving": Phase([wait("dqs_lightning.run.checkpoint:atomic_save", 2)]),
     "closing, evaluating": Phase(
         [wait("dqs_callbacks.evaluate:Evaluate.measure", 3), SLOW], False, within_s=OBEY_WITHIN_S
     ),

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.rows import Rows, drop_later_rows, updates_kept
 from dqs_lightning.agents import Agent
-from dqs_lightning.data import OnlineData
-from dqs_lightning.evaluation import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 from dqs_lightning.ranges import at_least
 
 

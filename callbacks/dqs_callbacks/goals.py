@@ -11,11 +11,11 @@ from rich.table import Table
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.rows import Rows, drop_later_rows, updates_kept
 from dqs_lightning.agents import Agent
-from dqs_lightning.coverage import Rollouts, count_paths, entropy_of, goal_shares, path_words, roll_out
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import Environment, Navigation
 from dqs_lightning.envs.mixture import mmd
-from dqs_lightning.evaluation import policy_of
+from dqs_lightning.evaluation.goal_coverage import Rollouts, count_paths, entropy_of, goal_shares, path_words, roll_out
+from dqs_lightning.evaluation.returns import policy_of
 from dqs_lightning.ranges import at_least
 from dqs_lightning.registry import components
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.pictures import publish
 from dqs_lightning.agents import DQS, Agent
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Tanh
 from dqs_lightning.ranges import at_least, finite
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.ranges import at_least
 from dqs_lightning.stop_signal import STOP, StopInterrupt

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dqs_lightning.files import append_lines, atomic_write
+from dqs_lightning.checkpoint.atomic import append_lines, atomic_write
 
 
 class Rows:

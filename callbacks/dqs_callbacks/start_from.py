@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from dqs_lightning.checkpoint import CheckpointError, checkpoint_of, load_run
+from dqs_lightning.checkpoint.archive import CheckpointError, checkpoint_of, load_run
 
 AS_CONFIGURED = "temperature"
 """The part that a run begins anew unless it is asked for: its annealing, and its measure of the former Q."""

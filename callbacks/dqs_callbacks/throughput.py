@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 
 
 class Throughput(Callback):

@@ -15,9 +15,9 @@ from dqs_callbacks.goals import navigation_of, rolled_out
 from dqs_callbacks.periodic import Periodic
 from dqs_callbacks.pictures import COLOURS, publish
 from dqs_lightning.agents import Agent
-from dqs_lightning.coverage import entropy_of, goal_shares
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import Navigation
+from dqs_lightning.evaluation.goal_coverage import entropy_of, goal_shares
 from dqs_lightning.ranges import at_least
 
 Panel = tuple[int, Tensor, Tensor]

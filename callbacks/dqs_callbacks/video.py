@@ -20,9 +20,9 @@ from torchrl.envs import EnvBase
 
 from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import Agent
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs.watched import Watched
-from dqs_lightning.evaluation import STEP_LIMIT, Policy, episode_returns, policy_of
+from dqs_lightning.evaluation.returns import STEP_LIMIT, Policy, episode_returns, policy_of
 from dqs_lightning.ranges import at_least
 
 

@@ -20,8 +20,8 @@ from dqs_callbacks import Diagnostics
 from dqs_lightning.agents import DQS, Agent, Backup, CriticLoss, Plain, Quantiles, Soft, SquaredError, load_agent
 from dqs_lightning.agents.backups import Entropic
 from dqs_lightning.agents.measured import Measured
-from dqs_lightning.checkpoint import CheckpointError, atomic_save
-from dqs_lightning.data import OnlineData
+from dqs_lightning.checkpoint.archive import CheckpointError, atomic_save
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import (
     MLP,
     Ancestral,
@@ -41,7 +41,7 @@ from dqs_lightning.diffusion import (
     TargetScore,
     Unbounded,
 )
-from dqs_lightning.networks import QValue
+from dqs_lightning.nn.critics import QValue
 from dqs_lightning.registry import components
 from dqs_lightning.temperature import Constant, LogLinear, Relative, TargetESS, Temperature
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dqs_callbacks import FiniteGuard
 from dqs_lightning.agents import PPO
-from dqs_lightning.data import OnlineData
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 FEW = {"rollout_steps": 48, "epochs": 3, "minibatch_size": 20}
 

@@ -9,7 +9,7 @@ from helpers import one_step_batch, small, small_data, trainer
 
 from dqs_callbacks import FiniteGuard
 from dqs_lightning.agents import SAC, load_agent
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 def trained(agent: SAC, updates: int, reward: Any) -> SAC:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dqs_callbacks import FiniteGuard
 from dqs_lightning.agents import TD3
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 def test_explores_around_one_action_within_the_box() -> None:

@@ -13,7 +13,7 @@ from helpers import small_agent, small_data, trainer
 from lightning.pytorch.loggers import CSVLogger
 from scipy import stats
 
-import dqs_lightning.data
+import dqs_lightning.collection.data
 from dqs_callbacks import (
     ActionLandscape,
     Diagnostics,
@@ -29,7 +29,7 @@ from dqs_lightning.agents import PPO
 from dqs_lightning.diffusion import GuidedDefensive
 from dqs_lightning.envs import DMControl, EnvironmentFailure, Maze
 from dqs_lightning.envs.maze import MazeBatch
-from dqs_lightning.evaluation import episode_returns, mean_with_interval
+from dqs_lightning.evaluation.returns import episode_returns, mean_with_interval
 
 COARSE = DMControl("cartpole", "swingup", action_repeat=50)
 
@@ -126,7 +126,7 @@ def test_the_environments_of_callbacks_are_watched(
     fault: str,
     cause: str,
 ) -> None:
-    monkeypatch.setattr(dqs_lightning.data, "START_LIMIT_S", 0.3)
+    monkeypatch.setattr(dqs_lightning.collection.data, "START_LIMIT_S", 0.3)
     environment = FailsForThree(fault, at=1, call=call)
     data = small_data(
         environment=environment, total_frames=64, init_random_frames=32, step_timeout_s=0.3, updates_per_step=0.1

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dqs_callbacks import FiniteGuard, NonFiniteError
 from dqs_lightning.agents import DQS, PPO, SAC, TD3, Agent, Quantiles
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.diffusion import Estimate, MultiStart
 from dqs_lightning.diffusion.estimators import Posterior
 from dqs_lightning.envs import Maze
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 VALUES = (math.nan, math.inf, -math.inf, 1e38)
 AGENTS: dict[type[Agent], dict[str, Any]] = {

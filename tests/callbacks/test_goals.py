@@ -15,9 +15,9 @@ from matplotlib.image import imread
 from dqs_callbacks import GoalCoverage, Trajectories
 from dqs_callbacks.goals import table
 from dqs_callbacks.trajectories import thinned
-from dqs_lightning.coverage import entropy_of
 from dqs_lightning.envs import Maze, MixtureNavigation
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.evaluation.goal_coverage import entropy_of
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 OPEN = Maze(walls=[], goals=[[0.5, 0.5], [-0.5, -0.5]], goal_radius=0.4, horizon=10)
 """Even a policy that has learned nothing meets its goals."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dqs_callbacks import StartFrom
 from dqs_lightning.agents import SAC, Agent
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.temperature import LogLinear
 
 

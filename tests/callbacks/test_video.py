@@ -22,8 +22,8 @@ from torchrl.envs.utils import check_env_specs
 from dqs_callbacks import CannotFilmError, Video
 from dqs_callbacks.video import film
 from dqs_lightning.envs import DMControl, Environment, Gym
-from dqs_lightning.evaluation import episode_returns
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.evaluation.returns import episode_returns
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 STEPS = 10
 """An episode of the first member; each further one has two steps more."""

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from dqs_callbacks import NonFiniteError
-from dqs_lightning.checkpoint import CheckpointError
+from dqs_lightning.checkpoint.archive import CheckpointError
 from dqs_lightning.cli.errors import InputError, reported, short, shown
 from dqs_lightning.envs import EnvironmentFailure
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import saved_run, small, small_data
 
-from dqs_lightning import restore
 from dqs_lightning.agents import PPO
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint import restore
+from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.cli import evaluate, export
 from dqs_lightning.envs import DMControl
 

@@ -15,7 +15,7 @@ from dqs_lightning.cli import export
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.diffusion import MomentMatched, ProbabilityFlow, Sampler, Tanh
 from dqs_lightning.registry import components
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.temperature import LogLinear
 
 DRAWS = {"MomentMatched": 3, "EulerMaruyama": 4, "ProbabilityFlow": 1}  # of three steps

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dqs_lightning.checkpoint import CheckpointError, safe_load
+from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 from dqs_lightning.cli import fit
 from dqs_lightning.cli.interpolation import as_yaml, interpolations
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SECRET = "correct-horse-battery"

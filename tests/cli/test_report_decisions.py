@@ -13,7 +13,7 @@ from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.report.decisions import BATCH, CHECKPOINT, time_decisions
 from dqs_lightning.cli.report.statistics import Cost
 from dqs_lightning.cli.report.tables import cost_table
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 def run(folder: Path) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 
-from dqs_lightning import restore
+from dqs_lightning.checkpoint import restore
 from dqs_lightning.cli import trust
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.trust import restrict_imports, trust_option

@@ -15,7 +15,7 @@ from helpers import small, small_data, trainer
 from dqs_callbacks import FiniteGuard, NonFiniteError
 from dqs_lightning.agents import DQS
 from dqs_lightning.envs import Maze
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 class Fault(L.Callback):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint.archive import safe_load
 
 
 @pytest.mark.ddp

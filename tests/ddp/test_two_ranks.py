@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint.archive import safe_load
 
 pytestmark = pytest.mark.ddp
 CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")

@@ -17,7 +17,7 @@ from torchrl.envs.utils import check_env_specs
 
 from dqs_lightning.agents import PPO
 from dqs_lightning.envs import EnvironmentFailure, Gym
-from dqs_lightning.evaluation import episode_returns
+from dqs_lightning.evaluation.returns import episode_returns
 
 TRAIN = {
     "Float64": 3,

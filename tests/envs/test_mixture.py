@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torchrl.envs.utils import check_env_specs
 
-from dqs_lightning.coverage import roll_out
 from dqs_lightning.envs import MixtureNavigation
 from dqs_lightning.envs.mixture import MixtureBatch, mmd
+from dqs_lightning.evaluation.goal_coverage import roll_out
 from dqs_lightning.registry import describe
 
 

@@ -17,9 +17,9 @@ from torchrl.envs.utils import check_env_specs
 
 from dqs_lightning.cli.checks import build
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.coverage import path_words
 from dqs_lightning.envs import PointMaze
 from dqs_lightning.envs.point_maze import TWO_GOALS, PointMazeBatch
+from dqs_lightning.evaluation.goal_coverage import path_words
 from dqs_lightning.registry import describe
 
 installed = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import DMControl, Environment, EnvironmentFailure, Gym, Maze
 from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.maze import MazeBatch

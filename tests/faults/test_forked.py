@@ -10,7 +10,7 @@ from faults.hooks import MARKS, hook, pause
 from faults.study import Lab
 from faults.tasks import RUN, arguments
 
-from dqs_lightning.checkpoint import atomic_save, safe_load
+from dqs_lightning.checkpoint.archive import atomic_save, safe_load
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_a_forked_command_has_its_own_exit_code_streams_and_session(lab: Lab) ->
 @pytest.mark.slow
 def test_a_forked_run_can_be_held_and_killed_with_all_of_its_ranks(lab: Lab) -> None:
     place = lab.place("held")
-    hold = hook(pause, target="dqs_lightning.loader:OnlineLoader._start", ranks=[0, 1])
+    hold = hook(pause, target="dqs_lightning.collection.loader:OnlineLoader._start", ranks=[0, 1])
     run = lab.launcher.start(arguments("maze", ranks=2), place, ranks=2, hooks=[hold])
     ranks = {run.marked("paused-0"), run.marked("paused-1")}
     assert len(ranks) == 2 and set(run.processes()) == ranks

@@ -14,9 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from dqs_lightning.networks import ObservationNorm
+from dqs_lightning.nn.observation_norm import ObservationNorm
 from dqs_lightning.ranges import at_least, positive
 from dqs_lightning.registry import describe
+
+STEPS = "steps_to_next_obs"
+"""Key of the steps of a transition, [..., 1], under which TorchRL's losses look for them to discount V(s')."""
 
 
 class Rollout(NamedTuple):

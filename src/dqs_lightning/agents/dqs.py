@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, Plain
-from dqs_lightning.agents.base import Agent
+from dqs_lightning.agents.base import STEPS, Agent
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles
 from dqs_lightning.agents.fused import Captured, Compiled, Losses
 from dqs_lightning.agents.measured import Measured
@@ -38,8 +38,8 @@ from dqs_lightning.diffusion import (
     path_entropy,
 )
 from dqs_lightning.finite import magnitude
-from dqs_lightning.multistep import STEPS
-from dqs_lightning.networks import INNER_PRECISIONS, CriticPair, inner_dtype, soft_update
+from dqs_lightning.nn.critics import CriticPair, soft_update
+from dqs_lightning.nn.precision import INNER_PRECISIONS, inner_dtype
 from dqs_lightning.ranges import not_negative, positive
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
 

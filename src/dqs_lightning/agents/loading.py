@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import torch
 
 from dqs_lightning.agents.base import Agent
-from dqs_lightning.checkpoint import CheckpointError, load_run
+from dqs_lightning.checkpoint.archive import CheckpointError, load_run
+from dqs_lightning.checkpoint.restore import UntrustedNameError, named_class, saved_arguments
 from dqs_lightning.registry import components
-from dqs_lightning.restore import UntrustedNameError, named_class, saved_arguments
 
 AnyAgent = TypeVar("AnyAgent", bound=Agent)
 

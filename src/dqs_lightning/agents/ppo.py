@@ -11,7 +11,7 @@ from torchrl.objectives.value import GAE
 from dqs_lightning.agents.base import Agent, Rollout
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
-from dqs_lightning.networks import FeedForward
+from dqs_lightning.nn.backbones import FeedForward
 from dqs_lightning.ranges import at_least, not_negative, positive
 
 

@@ -9,7 +9,7 @@ from torchrl.objectives import SoftUpdate, TD3Loss
 from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
-from dqs_lightning.networks import FeedForward
+from dqs_lightning.nn.backbones import FeedForward
 from dqs_lightning.ranges import at_least, not_negative
 
 

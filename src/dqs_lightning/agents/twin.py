@@ -10,7 +10,8 @@ from torchrl.objectives import LossModule, SoftUpdate
 
 from dqs_lightning.agents.base import Agent
 from dqs_lightning.diffusion import Backbone
-from dqs_lightning.networks import ObservationNorm, QNetwork
+from dqs_lightning.nn.critics import QNetwork
+from dqs_lightning.nn.observation_norm import ObservationNorm
 from dqs_lightning.ranges import positive
 
 

@@ -15,9 +15,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from dqs_callbacks import Evaluate
 from dqs_lightning.cli.errors import InputError, shown
 from dqs_lightning.cli.schema import Setting, arguments_of, takes_any_keyword
-from dqs_lightning.clock import Clock
-from dqs_lightning.data import OnlineData
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.collection.clock import Clock
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 MAX_SEED = 2**32 - 1
 MAX_INTEGER = 2**63 - 1

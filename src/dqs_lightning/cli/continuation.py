@@ -8,11 +8,11 @@ from typing import Any
 import lightning as L
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import CheckpointError, load_run, verified_digest
-from dqs_lightning.clock import Clock
-from dqs_lightning.data import OnlineData
-from dqs_lightning.resume import FINISHED, SETTINGS, changes, check_checkpoint, settings_of
-from dqs_lightning.run_checkpoint import own_file
+from dqs_lightning.checkpoint.archive import CheckpointError, load_run, verified_digest
+from dqs_lightning.collection.clock import Clock
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.run.checkpoint import own_file
+from dqs_lightning.run.resume import FINISHED, SETTINGS, changes, check_checkpoint, settings_of
 
 WAIT_S = 20.0
 """Seconds that other ranks have to end by themselves."""

@@ -19,11 +19,11 @@ MAX_LINE_CHARACTERS = 500
 
 _EXPECTED = (
     ("dqs_lightning.cli.errors", "InputError", BAD_INPUT, ""),
-    ("dqs_lightning.checkpoint", "CheckpointError", BAD_INPUT, ""),
+    ("dqs_lightning.checkpoint.archive", "CheckpointError", BAD_INPUT, ""),
     ("lightning.fabric.utilities.exceptions", "MisconfigurationException", BAD_INPUT, ""),
     ("omegaconf.errors", "OmegaConfBaseException", BAD_INPUT, ""),
     ("yaml", "YAMLError", BAD_INPUT, ""),
-    ("dqs_lightning.checkpoint", "NotSavedError", NOT_SAVED, ""),
+    ("dqs_lightning.checkpoint.archive", "NotSavedError", NOT_SAVED, ""),
     ("dqs_lightning.finite", "NonFiniteError", DIVERGED, "diverged: "),
     ("dqs_lightning.envs", "EnvironmentFailure", ENVIRONMENT_FAILED, ""),
 )

@@ -17,7 +17,7 @@ from dqs_lightning.cli.writing import existing_folder
 
 if TYPE_CHECKING:  # torch is imported once the arguments have been checked
     from dqs_lightning.agents import Agent
-    from dqs_lightning.data import OnlineData
+    from dqs_lightning.collection.data import OnlineData
     from dqs_lightning.envs.watched import Watched
 
 TRUST_HELP = "a further package whose classes the checkpoint may name; may be repeated"
@@ -63,7 +63,7 @@ def existing_checkpoint(run_or_ckpt: Path) -> Path:
     Raises:
         InputError: when there is none.
     """
-    from dqs_lightning.checkpoint import checkpoint_of
+    from dqs_lightning.checkpoint.archive import checkpoint_of
 
     try:
         path = checkpoint_of(run_or_ckpt)
@@ -131,10 +131,10 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
 
     from dqs_callbacks.video import CannotFilmError, check_films, film
     from dqs_lightning.agents import Agent, load_agent
-    from dqs_lightning.checkpoint import CheckpointError, load_run
+    from dqs_lightning.checkpoint.archive import CheckpointError, load_run
     from dqs_lightning.cli.trust import restrict_imports
-    from dqs_lightning.data import OnlineData
-    from dqs_lightning.evaluation import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
+    from dqs_lightning.collection.data import OnlineData
+    from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 
     check_device(options.device)
     restrict_imports(options.trust)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from dqs_lightning.agents import DQS, Agent, load_agent
-from dqs_lightning.checkpoint import CheckpointError, load_run
+from dqs_lightning.checkpoint.archive import CheckpointError, load_run
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
 from dqs_lightning.cli.escape import printable_lines
 from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
@@ -185,7 +185,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
     """
     import lightning as L
 
-    from dqs_lightning.data import OnlineData
+    from dqs_lightning.collection.data import OnlineData
 
     try:
         agent = load_agent(path)

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from dqs_lightning.files import append_lines, atomic_write
+from dqs_lightning.checkpoint.atomic import append_lines, atomic_write
 
 ROWS_HELD = 16
 """Rows of metrics.csv that a killed run may lose."""

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dqs_lightning.files import atomic_write
+from dqs_lightning.checkpoint.atomic import atomic_write
 
 PACKAGES = ("torch", "lightning", "torchrl", "tensordict", "dm_control", "mujoco", "gymnasium", "jsonargparse", "numpy")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dqs_lightning.bounded import MAX_DEPTH, check_bounded
+from dqs_lightning.checkpoint.bounded import MAX_DEPTH, check_bounded
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.escape import printable
 

@@ -10,8 +10,8 @@ from typing import IO
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from dqs_lightning.checkpoint.atomic import remove_temporaries
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.files import remove_temporaries
 
 VARIABLE = "DQS_RUN_DIR"
 """Ranks that Lightning starts take the first one's choice from this environment variable."""

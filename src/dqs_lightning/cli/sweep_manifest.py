@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from dqs_lightning.checkpoint.restore import fits
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.reading import read_json
 from dqs_lightning.cli.sweep_plan import Run
 from dqs_lightning.cli.sweep_process import last_words
-from dqs_lightning.restore import fits
 
 State = Literal["pending", "running", "done", "failed", "stopped"]
 NAME = "manifest.json"

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import dqs_callbacks
 from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, safe_load
+from dqs_lightning.checkpoint.archive import AtomicCheckpointIO, CheckpointError, safe_load
+from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
@@ -21,10 +22,9 @@ from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
 from dqs_lightning.cli.parser import ConfigFile, Parser
 from dqs_lightning.cli.provenance import write_environment
 from dqs_lightning.cli.run_dir import RunDir
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
-from dqs_lightning.files import atomic_write
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.stop_signal import STOP
 
 T = TypeVar("T")

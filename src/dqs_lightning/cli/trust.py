@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from jsonargparse import set_parsing_settings
 
-from dqs_lightning import restore
+from dqs_lightning.checkpoint import restore
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.escape import printable
 from dqs_lightning.registry import load_entry_points

@@ -6,7 +6,6 @@ One file a concept: `schedules` (how much noise), `support` (where samples live)
 trained), `entropy` (entropy and likelihood of a sampler), `boltzmann` (all of it together, for any energy).
 """
 
-from dqs_lightning.diffusion.backbones import MLP, Backbone, SimBa
 from dqs_lightning.diffusion.biased import PosteriorMode, QScore
 from dqs_lightning.diffusion.boltzmann import BoltzmannSampler
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning, RawScore
@@ -36,6 +35,7 @@ from dqs_lightning.diffusion.samplers import (
 )
 from dqs_lightning.diffusion.schedules import Cosine, Geometric, Karras, Linear, NoiseSchedule, Power
 from dqs_lightning.diffusion.support import Box, LogProb, Support, Tanh, Unbounded
+from dqs_lightning.nn.backbones import MLP, Backbone, SimBa
 
 __all__ = [
     "EDM",

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dqs_lightning.diffusion.backbones import MLP, Backbone
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning
 from dqs_lightning.diffusion.entropy import entropy, log_prob
 from dqs_lightning.diffusion.estimators import EnergyEstimator
@@ -18,6 +17,7 @@ from dqs_lightning.diffusion.matching import NoisedPoints, OnPath, match
 from dqs_lightning.diffusion.samplers import MomentMatched, Path, Sampler
 from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
+from dqs_lightning.nn.backbones import MLP, Backbone
 from dqs_lightning.registry import component
 
 CHECKED_EVERY = 100

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqs_lightning.diffusion.backbones import MLP, Apply, Backbone, apply
 from dqs_lightning.diffusion.estimators import Estimate
 from dqs_lightning.diffusion.samplers import Denoise, Moments
+from dqs_lightning.nn.backbones import MLP, Apply, Backbone, apply
 from dqs_lightning.ranges import positive
 
 VARIANCE_WEIGHT = 0.1

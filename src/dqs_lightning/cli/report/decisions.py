@@ -35,7 +35,7 @@ def time_decisions(groups: Groups, trust: Sequence[str] = ()) -> Decisions:
     import torch
 
     from dqs_lightning.agents import load_agent
-    from dqs_lightning.checkpoint import CheckpointError
+    from dqs_lightning.checkpoint.archive import CheckpointError
     from dqs_lightning.cli.latency import latencies
     from dqs_lightning.cli.trust import restrict_imports
 

@@ -4,8 +4,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs.transforms import MultiStepTransform
 
-STEPS = "steps_to_next_obs"
-"""Steps of a transition, [..., 1], by the name under which TorchRL's losses look for them to discount V(s')."""
+from dqs_lightning.agents.base import STEPS
 
 
 class MultiStep:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dqs_lightning.coverage import count_paths, entropy_of, goal_shares, path_words, roll_out
 from dqs_lightning.envs import Maze
+from dqs_lightning.evaluation.goal_coverage import count_paths, entropy_of, goal_shares, path_words, roll_out
 
 
 def _path(*points: tuple[float, float]) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dqs_lightning.bounded import check_bounded
+from dqs_lightning.checkpoint.bounded import check_bounded
 
 PACKAGE = __name__.partition(".")[0]
 SHOWN_CHARACTERS = 200
@@ -58,7 +58,7 @@ def named_class(path: Any) -> type:
         raise UntrustedNameError(f"names {path}, which is no class of the package {parts[0]} that is installed here")
     raise UntrustedNameError(
         f"names {path}, which is neither imported nor of a trusted package; if you trust {parts[0]}, add --trust "
-        f'{parts[0]} (in Python: import it, or call dqs_lightning.restore.trust(["{parts[0]}"]))'
+        f'{parts[0]} (in Python: import it, or call dqs_lightning.checkpoint.restore.trust(["{parts[0]}"]))'
     )
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dqs_callbacks import Throughput
 from dqs_lightning.agents import DQS, PPO
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.envs import DMControl, Environment, Gym, Maze
-from dqs_lightning.loader import OnlineLoader
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 class Keep(L.Callback):

@@ -9,12 +9,12 @@ import torch
 from helpers import maze_data, small_agent, trainer
 
 from dqs_lightning.agents import SAC
-from dqs_lightning.checkpoint import CheckpointError, safe_load
-from dqs_lightning.data import OnlineData
+from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import MLP, Ancestral, Cosine, Importance
 from dqs_lightning.envs import DMControl, Maze
-from dqs_lightning.resume import MAY_CHANGE, changes, settings_of
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
+from dqs_lightning.run.resume import MAY_CHANGE, changes, settings_of
 from dqs_lightning.temperature import Constant, LogLinear
 
 

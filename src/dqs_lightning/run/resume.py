@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import CheckpointError
+from dqs_lightning.checkpoint.archive import CheckpointError
 from dqs_lightning.registry import describe
 
 MAY_CHANGE: dict[str, str] = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from dqs_lightning.agents.base import Rollout
 
 if TYPE_CHECKING:
-    from dqs_lightning.data import OnlineData
+    from dqs_lightning.collection.data import OnlineData
 
 
 class Clock:

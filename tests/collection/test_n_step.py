@@ -8,9 +8,10 @@ from helpers import small_agent, small_data, trainer
 from tensordict import TensorDict
 
 from dqs_lightning.agents import DQS, PPO, SAC
-from dqs_lightning.data import OnlineData
-from dqs_lightning.loader import OnlineLoader
-from dqs_lightning.multistep import STEPS, MultiStep
+from dqs_lightning.agents.base import STEPS
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.loader import OnlineLoader
+from dqs_lightning.collection.n_step import MultiStep
 
 
 def stream(length: int) -> TensorDict:

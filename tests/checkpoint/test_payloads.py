@@ -12,7 +12,7 @@ import pytest
 from payload_files import TARGETS, Target
 from payloads import FORMS, MODULE, Form, ran
 
-from dqs_lightning import restore
+from dqs_lightning.checkpoint import restore
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.navigation import Points
-from dqs_lightning.evaluation import Policy, episode_returns
+from dqs_lightning.evaluation.returns import Policy, episode_returns
 
 Word = tuple[int, ...]
 """A path up to bending: see `path_words`."""

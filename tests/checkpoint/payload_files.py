@@ -28,7 +28,7 @@ from payloads import (
 
 from dqs_callbacks import StartFrom
 from dqs_lightning.agents import load_agent
-from dqs_lightning.checkpoint import safe_load
+from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.cli import evaluate, export, fit, sweep
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
 from dqs_lightning.cli.report import command as report
@@ -37,7 +37,7 @@ from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import expand
 from dqs_lightning.cli.sweep_view import View
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 
 ROW = {"env_frames": 1000, "updates": 500, "wall_s": 10.0, "episodes": 10, "return_mean": 100.0}
 ENTRY = {

@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import CheckpointError, NotSavedError, atomic_save, safe_load
-from dqs_lightning.collection_hook import CollectionHook
-from dqs_lightning.data import OnlineData
+from dqs_lightning.checkpoint.archive import CheckpointError, NotSavedError, atomic_save, safe_load
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.hook import CollectionHook
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.ranges import at_least
-from dqs_lightning.resume import FINISHED, SETTINGS, apply_changes, changes, check_checkpoint, settings_of
+from dqs_lightning.run.resume import FINISHED, SETTINGS, apply_changes, changes, check_checkpoint, settings_of
 
 ATTEMPTS = 3
 """Saves that may fail in a row before the run ends."""

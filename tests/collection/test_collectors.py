@@ -16,7 +16,7 @@ from helpers import small_agent, small_data, trainer
 from tensordict import TensorDictBase
 
 from dqs_callbacks import Throughput
-from dqs_lightning.collecting import Ahead
+from dqs_lightning.collection.collectors import Ahead
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.envs.restarts import RESTARTS, Restarts
 

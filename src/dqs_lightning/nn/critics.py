@@ -1,4 +1,4 @@
-"""Critic networks, and what all networks see of an observation."""
+"""Critic networks."""
 
 from collections.abc import Callable
 from typing import cast
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqs_lightning.diffusion import MLP, Backbone
+from dqs_lightning.nn.backbones import MLP, Backbone
 
 QValue = Callable[[Tensor], Tensor]
 """Q of actions [..., B, d] at bound observations: [..., B]."""
@@ -15,29 +15,7 @@ QValue = Callable[[Tensor], Tensor]
 CHUNK = 512
 """Rows that are scored at once: their hidden layers stay in a core's cache."""
 
-
 REDUCTIONS = ("min", "mean")
-INNER_PRECISIONS = ("auto", "float32", "bfloat16")
-
-
-def inner_dtype(precision: str, like: Tensor) -> torch.dtype:
-    """The type that one of `INNER_PRECISIONS` means for tensors such as `like`; only float32 is ever shortened."""
-    if like.dtype is not torch.float32 or precision == "float32":
-        return like.dtype
-    if precision == "bfloat16":
-        return torch.bfloat16
-    return torch.bfloat16 if multiplies_bfloat16(like.device.type) else torch.float32
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
-def multiplies_bfloat16(device_type: str) -> bool:
-    """Whether the hardware has instructions for products in bfloat16; elsewhere they are slower than float32."""
-    if device_type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device_type == "cpu":
-        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
 
 
 class QNetwork(nn.Module):
@@ -111,62 +89,6 @@ class QNetwork(nn.Module):
             return F.linear(features, *head).squeeze(-1)
 
         return q_value
-
-
-class FeedForward(nn.Module):
-    """Inputs [..., i] -> outputs [..., o] through a backbone, with ReLU.
-
-    Args:
-        inputs: dimension i.
-        outputs: dimension o.
-        backbone: the hidden layers; None: `MLP`.
-    """
-
-    def __init__(self, inputs: int, outputs: int, backbone: Backbone | None = None) -> None:
-        super().__init__()
-        self.backbone = backbone or MLP()
-        self.first = nn.Linear(inputs, self.backbone.width)
-        self.rest = self.backbone.layers()
-        self.last = nn.Linear(self.backbone.features, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.last(self.backbone(self.rest, self.first(x), torch.relu_))
-        return outputs
-
-
-class ObservationNorm(nn.Module):
-    """(s - mean) / deviation over all batches that it was shown, each of equal weight; at first it changes nothing.
-
-    Args:
-        dim: dimension o of the observation.
-    """
-
-    EPSILON = 1e-4
-    """Added to the variance: what never moves is not blown up when it does."""
-
-    mean: Tensor
-    variance: Tensor
-    batches: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("variance", torch.ones(dim))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """[..., o] -> [..., o]."""
-        return (observation - self.mean) * torch.rsqrt(self.variance + self.EPSILON)
-
-    @torch.no_grad()
-    def update(self, observation: Tensor, over_ranks: Callable[[Tensor], Tensor] = lambda moments: moments) -> None:
-        """Take in a batch [B, o]; `over_ranks` is the mean of a tensor over ranks, so that all see alike."""
-        moved = observation - self.mean
-        first, second = over_ranks(torch.stack([moved.mean(0), moved.square().mean(0)]))
-        self.batches += 1
-        weight = 1 / self.batches
-        self.mean += weight * first
-        self.variance.lerp_(second, weight).sub_((weight * first).square())
 
 
 class CriticPair(nn.Module):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dqs_lightning.bounded import MAX_DEPTH, MAX_VALUES, check_bounded
+from dqs_lightning.checkpoint.bounded import MAX_DEPTH, MAX_VALUES, check_bounded
 
 
 def doubled(times: int) -> list[Any]:

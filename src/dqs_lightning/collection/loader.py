@@ -12,16 +12,17 @@ from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.clock import Clock
-from dqs_lightning.collecting import Ahead, collector_of
+from dqs_lightning.agents.base import STEPS
+from dqs_lightning.collection.clock import Clock
+from dqs_lightning.collection.collectors import Ahead, collector_of
+from dqs_lightning.collection.n_step import MultiStep
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
 from dqs_lightning.finite import NonFiniteError, check_block, check_replay
-from dqs_lightning.multistep import STEPS, MultiStep
 
 if TYPE_CHECKING:
-    from dqs_lightning.data import OnlineData
+    from dqs_lightning.collection.data import OnlineData
 
 NEXT = ("observation", "reward", "terminated", "truncated")
 T = TypeVar("T")

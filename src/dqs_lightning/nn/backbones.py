@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from dqs_lightning.ranges import at_least, within
@@ -112,3 +113,24 @@ class SimBa(Backbone):
             hidden = hidden + apply(down, activation(apply(up, norm(hidden))))
         features: Tensor = layers[-1](hidden)
         return features
+
+
+class FeedForward(nn.Module):
+    """Inputs [..., i] -> outputs [..., o] through a backbone, with ReLU.
+
+    Args:
+        inputs: dimension i.
+        outputs: dimension o.
+        backbone: the hidden layers; None: `MLP`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, backbone: Backbone | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone or MLP()
+        self.first = nn.Linear(inputs, self.backbone.width)
+        self.rest = self.backbone.layers()
+        self.last = nn.Linear(self.backbone.features, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.backbone(self.rest, self.first(x), torch.relu_))
+        return outputs

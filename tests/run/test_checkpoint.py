@@ -10,8 +10,8 @@ import torch
 from helpers import files_up_to, maze_data, small_agent, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dqs_lightning.checkpoint import CheckpointError, NotSavedError, safe_load
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.checkpoint.archive import CheckpointError, NotSavedError, safe_load
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 class StopAt(L.Callback):

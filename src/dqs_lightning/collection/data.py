@@ -8,16 +8,16 @@ import torch
 from tensordict import TensorDictBase
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.checkpoint import CheckpointError, load_run
-from dqs_lightning.collection_hook import CollectionHook
+from dqs_lightning.checkpoint.archive import CheckpointError, load_run
+from dqs_lightning.checkpoint.restore import UntrustedNameError, saved_arguments
+from dqs_lightning.collection.hook import CollectionHook
+from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.envs import Environment
 from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
-from dqs_lightning.loader import OnlineLoader
 from dqs_lightning.ranges import at_least, positive
-from dqs_lightning.restore import UntrustedNameError, saved_arguments
 
 
 class OnlineData(L.LightningDataModule):

@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from dqs_lightning.files import write_atomically
+from dqs_lightning.checkpoint.atomic import write_atomically
 
 PREFIX = b"sha256:"
 COMMENT_BYTES = len(PREFIX) + hashlib.sha256().digest_size * 2

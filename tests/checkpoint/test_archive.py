@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers import small_agent, small_data, trainer
 
-from dqs_lightning.checkpoint import CheckpointError, atomic_save, load_run, safe_load
+from dqs_lightning.checkpoint.archive import CheckpointError, atomic_save, load_run, safe_load
 from dqs_lightning.envs import DMControl
-from dqs_lightning.run_checkpoint import RunCheckpoint
+from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 def test_a_process_that_dies_while_saving_leaves_the_old_file_whole(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_a_process_that_dies_while_saving_leaves_the_old_file_whole(tmp_path: Pa
     atomic_save({"step": 1}, path)
     script = f"""
 import os, torch
-from dqs_lightning import checkpoint
+from dqs_lightning.checkpoint import archive as checkpoint
 write = torch.save
 def half(value, file):
     write(value, file)

@@ -11,14 +11,14 @@ import torch
 from helpers import saved_run
 from lightning.pytorch.callbacks import Callback
 
-from dqs_lightning import restore
 from dqs_lightning.agents import DQS, SAC, Agent, load_agent
-from dqs_lightning.checkpoint import CheckpointError, atomic_save, safe_load
+from dqs_lightning.checkpoint import restore
+from dqs_lightning.checkpoint.archive import CheckpointError, atomic_save, safe_load
+from dqs_lightning.checkpoint.restore import UntrustedNameError, construct, named_class, trust
 from dqs_lightning.cli.parser import BASES
-from dqs_lightning.data import OnlineData
+from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Geometric, Importance, NoiseSplit
 from dqs_lightning.registry import components, describe
-from dqs_lightning.restore import UntrustedNameError, construct, named_class, trust
 
 FAMILIES = [base for base in BASES if base not in (Agent, Callback)]
 PACKAGE = """
@@ -104,7 +104,7 @@ def test_the_components_of_every_family_may_be_named(base: type) -> None:
         "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
         "dqs_lightning.agents.loading.load_agent",
         "dqs_lightning.cli.sweep_process.subprocess.Popen",
-        "dqs_lightning.checkpoint.RunCheckpoint",
+        "dqs_lightning.checkpoint.archive.RunCheckpoint",
         "dqs_lightning.diffusion.NoSuch",
         "dqs_lightning.envs.base.Environment",
         "dqs_lightning.diffusion.Geometric.__init__.__globals__",

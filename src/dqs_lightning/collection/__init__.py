@@ -1,0 +1,1 @@
+"""Batches for training: the data module, its clock, collectors, replay and rollouts."""

@@ -1,0 +1,1 @@
+"""Measures of a policy: returns, and coverage of goals."""

@@ -1,0 +1,1 @@
+"""Network parts shared by diffusion models and agents: backbones, critics, observation normalisation, precision."""
