@@ -77,7 +77,7 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--site-dir", "site", *session.posargs, env=quiet)
 
 
-BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling", "ahead", "seeds")
+BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling", "seeds")
 
 
 @nox.session

@@ -91,7 +91,8 @@ def ours(num_envs: int, repeat: int, policy: Callable[[int, int], Agent]) -> Con
         init_random_frames=0,
         updates_per_step=1 / STEPS,
     )
-    return iter(OnlineLoader(data, policy(data.observation_dim, data.action_dim), rank=0, world_size=1))
+    agent = policy(data.observation_dim, data.action_dim)
+    return iter(OnlineLoader(data, agent, data.source(agent)))
 
 
 def torchrl_env(repeat: int) -> EnvBase:

@@ -1,7 +1,7 @@
 """An environment that fails in any way ends the run in order, with its cause, and the run can be continued.
 
-{raising, hanging, killed, stopped, NaN, wrong shape, wrong dtype, never done} x {in process, workers, asynchronous},
-in each environment of the run and again after each restart, and for workers and asynchronous collection the first
+{raising, hanging, killed, stopped, NaN, wrong shape, wrong dtype, never done} x {in process, workers},
+in each environment of the run and again after each restart, and for workers the first
 four once only. Expected: the exit code of the table below, one message with the cause and no traceback, detection
 within the limit of a step and 8 s, the checkpoint of the last save or a later one, no process left, and a run that
 the same command continues when the environment is repaired. A fault that occurs once costs a restart, and the run
@@ -28,9 +28,9 @@ from faults.tasks import BLOCKS, RUN, arguments
 
 DONE, DIVERGED, FAILED, KILLED = 0, 3, 4, -signal.SIGKILL
 STEP_TIMEOUT_S, DETECTED_WITHIN_S, END_WITHIN_S = 2.0, 8.0, 90.0
-MODES = {"in process": [], "workers": ["--data.workers=2"], "asynchronous": ["--data.asynchronous=true"]}
+MODES = {"in process": [], "workers": ["--data.workers=2"]}
 AFTER_SAVE = 90
-STEP = {"in process": AFTER_SAVE, "workers": 45, "asynchronous": 30}
+STEP = {"in process": AFTER_SAVE, "workers": 45}
 """Steps to a failure that recurs: the fourth, for which no restart is left, is after the first checkpoint."""
 RESTARTED = ("raising", "hanging", "killed", "stopped")
 SETTINGS = [
@@ -67,21 +67,21 @@ ONCE = Expected(DONE, "replaced")
 
 
 def cells(brief: bool) -> list[Cell]:
-    """All combinations, faults that a restart repairs, and one of each mode as a real process; brief: three."""
+    """All combinations, faults that a restart repairs, and one of each mode as a real process; brief: two."""
     found = [
         Cell(f"{mode}/{fault}", {"mode": mode, "fault": fault, "once": False}) for mode in MODES for fault in TABLE
     ]
     found += [
         Cell(f"{mode}/{fault} once", {"mode": mode, "fault": fault, "once": True})
-        for mode in ("workers", "asynchronous")
+        for mode in ("workers",)
         for fault in RESTARTED
     ]
     if brief:
-        chosen = ("in process/hanging", "workers/killed once", "asynchronous/raising")
+        chosen = ("in process/hanging", "workers/killed once")
         return [cell for cell in found if cell.name in chosen]
     found += [
         Cell(f"{mode}/{fault}, real process", {"mode": mode, "fault": fault, "once": False, "how": REAL})
-        for mode, fault in (("in process", "raising"), ("workers", "killed"), ("asynchronous", "hanging"))
+        for mode, fault in (("in process", "raising"), ("workers", "killed"))
     ]
     return found
 

@@ -32,7 +32,7 @@ LAUNCHERS = (
 )
 
 
-PROCESSES = ("--data.workers=1", "--data.workers=2", "--data.asynchronous=true")
+PROCESSES = ("--data.workers=1", "--data.workers=2")
 """Arguments with which a command has further processes for its environments."""
 RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 IMPORTED = (

@@ -11,11 +11,10 @@ from dqs_lightning.collection.data import OnlineData
 
 
 class Throughput(Callback):
-    """Logs `time/env_fps` (frames of the whole world), `time/updates_per_s` and `train/return` at the log interval.
+    """Logs `time/env_fps` (frames of all ranks), `time/updates_per_s` and `train/return` at the log interval.
 
-    Both rates are over the time since the last row, everything included. Where collection is asynchronous,
-    `time/policy_age` is the number of updates that the policy of the latest block lacked. Where other processes hold
-    environments, `time/worker_restarts` is the number of those that were replaced so far on this rank.
+    Both rates are over the time since the last row, everything included. With `data.workers`, `time/worker_restarts`
+    is the number of workers that were replaced so far on this rank.
     """
 
     def __init__(self) -> None:
@@ -39,9 +38,7 @@ class Throughput(Callback):
             "time/env_fps": (frames - frames_then) / seconds,
             "time/updates_per_s": (updates - updates_then) / seconds,
         }
-        if data.policy_age is not None:
-            metrics["time/policy_age"] = float(data.policy_age)
-        if data.workers or data.asynchronous:
+        if data.workers:
             metrics["time/worker_restarts"] = float(data.restarts.used)
         if data.train_return is not None:
             metrics["train/return"] = data.train_return

@@ -7,14 +7,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from faulty import Faulty
 from helpers import small, small_agent, small_data, trainer
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dqs_callbacks import Throughput
-from dqs_lightning.agents import DQS, PPO
+from dqs_lightning.agents import DQS
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.envs import DMControl, Environment, Gym, Maze
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
@@ -27,14 +27,6 @@ class Keep(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
         self.batches.append(batch)
         self.frames.append(OnlineData.of(trainer).env_frames)
-
-
-class Ages(L.Callback):
-    def __init__(self) -> None:
-        self.found: list[int | None] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
-        self.found.append(OnlineData.of(trainer).policy_age)
 
 
 class _Counting(DQS):
@@ -131,25 +123,25 @@ def test_a_buffer_of_another_size_takes_up_the_latest_transitions(tmp_path: Path
     state = data.rank_state()
     kept = state["replay"]["observation"]
     in_order = torch.cat([kept[48:], kept[:48]])
-    loader = OnlineLoader(small_data(replay_size=size), small_agent(data), rank=0, world_size=1)
-    loader.restore(state)
-    assert len(loader.replay_buffer) == min(size, 64)
+    replay = small_data(replay_size=size).source(small_agent(data))
+    replay.restore(state)
+    assert len(replay.buffer) == min(size, 64)
     new = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)[:16]
     new["observation"] = torch.full_like(new["observation"], 7.0)
-    loader.replay_buffer.extend(new)
+    replay.buffer.extend(new)
     left = max(0, 64 + 16 - size)
     expected = torch.cat([in_order[left:], new["observation"]])
-    found = loader.snapshot()["replay"]["observation"]
-    first = loader.snapshot()["writer"]["_cursor"] % len(found)
+    found = replay.snapshot()["replay"]["observation"]
+    first = replay.snapshot()["writer"]["_cursor"] % len(found)
     assert torch.equal(torch.cat([found[first:], found[:first]]), expected)
 
 
 @pytest.mark.parametrize(("on_device", "place"), [(True, "meta"), (False, "cpu")])
 def test_the_buffer_lies_where_it_is_told_to(on_device: bool, place: str) -> None:
     data = small_data(replay_on_device=on_device)
-    loader = OnlineLoader(data, small_agent(data).to("meta"), rank=0, world_size=1)
-    loader.replay_buffer.extend(TensorDict({"observation": torch.zeros(4, 5)}, [4]))
-    assert loader.replay_buffer[:]["observation"].device.type == place
+    replay = data.source(small_agent(data).to("meta"))
+    replay.buffer.extend(TensorDict({"observation": torch.zeros(4, 5)}, [4]))
+    assert replay.buffer[:]["observation"].device.type == place
 
 
 def fit_in_parts(folder: Path, environment: Environment, *parts: tuple[int, int]) -> dict[str, Tensor]:
@@ -191,40 +183,24 @@ def test_a_run_with_workers_continues_with_new_episodes_where_it_cannot_otherwis
     assert len(found["action"]) == 320
 
 
-def test_collects_one_block_ahead_and_no_further(tmp_path: Path) -> None:
-    """A block's actions tell how many updates its policy had: all but those of the block before."""
-    runs = []
-    for _ in range(2):
-        L.seed_everything(3)
-        data, ages = small_data(total_frames=640, asynchronous=True), Ages()
-        fit = trainer(tmp_path, [ages, Throughput()])
-        agent = _Counting(data.observation_dim, data.action_dim, **small())
-        fit.fit(agent, data)
-        assert data.env_frames == 20 * 32
-        assert fit.global_step == 7 * 16
-        assert ages.found == [0] * 16 + [16] * 96
-        assert fit.callback_metrics["time/policy_age"] == 16
-        runs.append(data.rank_state()["replay"])
-    actions = runs[0]["action"].reshape(20, 16)
-    expected = torch.tensor([0, 0, 1, 2, 3, 4, 5]) * 16 / 1000
-    torch.testing.assert_close(actions[13:], expected.unsqueeze(-1).expand(-1, 16))
-    assert actions[:13].std() > 0.5  # uniform
-    observation = runs[0]["observation"].reshape(-1, 2, 8, 5)
-    following = runs[0]["next"]["observation"].reshape(-1, 2, 8, 5)
-    assert torch.equal(observation[:, :, 1:], following[:, :, :-1])
-    for key in ("observation", "action"):
-        assert torch.equal(runs[0][key], runs[1][key])
-
-
-def test_worker_processes_are_refused_where_one_process_collects_ahead() -> None:
-    with pytest.raises(ValueError, match="workers=2: must be 0 with asynchronous=True"):
-        small_data(asynchronous=True, workers=2)
-
-
-def test_what_learns_from_rollouts_does_not_collect_ahead(tmp_path: Path) -> None:
-    data = small_data(asynchronous=True)
-    with pytest.raises(ValueError, match="asynchronous=True: must be False for an on-policy agent"):
-        trainer(tmp_path).fit(PPO(data.observation_dim, data.action_dim), data)
+def test_a_replaced_worker_joins_no_steps_of_different_episodes(tmp_path: Path) -> None:
+    data = small_data(
+        environment=Faulty("killed", at=90, call="step"),  # each worker, in its 90th step
+        num_envs=2,
+        workers=2,
+        total_frames=600,
+        init_random_frames=64,
+        n_steps=3,
+        updates_per_step=0.1,
+    )
+    run = trainer(tmp_path, [Throughput()], log_every_n_steps=1)
+    with pytest.warns(UserWarning, match="killed by SIGKILL"):
+        run.fit(small_agent(data), data)
+    assert data.env_frames == 608
+    assert data.restarts.used == run.callback_metrics["time/worker_restarts"] == 3
+    replay: dict[str, Any] = data.rank_state()["replay"]
+    moved = (replay["next"]["observation"] - replay["observation"]).abs()
+    assert (moved <= 3 * 0.02 + 1e-6).all()  # an episode begins elsewhere
 
 
 def test_learns_from_gymnasium_too(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from dqs_lightning.agents import DQS, PPO, SAC
 from dqs_lightning.agents.base import STEPS
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.collection.n_step import MultiStep
+from dqs_lightning.collection.rollouts import Rollouts
 
 
 def stream(length: int) -> TensorDict:
@@ -109,4 +109,4 @@ def test_too_many_steps_for_the_first_update_are_refused(tmp_path: Path) -> None
 
 def test_rollouts_are_left_as_they_are() -> None:
     data: OnlineData = small_data(n_steps=3)
-    assert OnlineLoader(data, PPO(5, 1), rank=0, world_size=1).multi_step is None
+    assert isinstance(data.source(PPO(5, 1)), Rollouts)

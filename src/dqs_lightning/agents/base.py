@@ -57,6 +57,8 @@ class Agent(L.LightningModule, ABC):
     observation_norm: nn.Module
     rollout: Rollout | None = None
     """None: the agent learns from a replay buffer."""
+    env_frames: int = 0
+    """Environment frames collected so far, over all ranks; set by whoever collects."""
     watched: dict[str, Tensor]
     """Detached scalars of the present update, in the order of the data flow; `FiniteGuard` checks them."""
 
@@ -185,7 +187,7 @@ class Agent(L.LightningModule, ABC):
         checkpoint["agent"] = type(self).__name__
         checkpoint["metric_sums"], checkpoint["recorded"] = dict(self._sums), self._recorded
         checkpoint["agent_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        checkpoint["env_frames"] = getattr(getattr(self.trainer, "datamodule", None), "env_frames", 0)
+        checkpoint["env_frames"] = self.env_frames
         # Components as class path and arguments: plain values, which load without running code from the file.
         for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
             if key in checkpoint:
@@ -226,9 +228,7 @@ class Agent(L.LightningModule, ABC):
 
         `self.log` would drop whatever does not fall on a logging step, such as an evaluation.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "env_frames"):
-            metrics = {**metrics, "env_frames": float(data.env_frames)}
+        metrics = {**metrics, "env_frames": float(self.env_frames)}
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.global_step)

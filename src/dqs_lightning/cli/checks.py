@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from dqs_callbacks import Evaluate
 from dqs_lightning.cli.errors import InputError, shown
 from dqs_lightning.cli.schema import Setting, arguments_of, takes_any_keyword
-from dqs_lightning.collection.clock import Clock
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
@@ -68,7 +67,7 @@ def check(config: Namespace) -> OnlineData:
     check_callbacks(trainer.callbacks or [])
     check_trainer(trainer.clone())
     try:
-        Clock(data, agent.rollout, world_size=1)
+        data.source(agent)
     except ValueError as error:
         raise InputError(f"data.{error}") from error
     return data

@@ -9,7 +9,6 @@ import lightning as L
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError, load_run, verified_digest
-from dqs_lightning.collection.clock import Clock
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.run.checkpoint import own_file
 from dqs_lightning.run.resume import FINISHED, SETTINGS, changes, check_checkpoint, settings_of
@@ -37,7 +36,7 @@ def continued(path: Path, agent: Agent, data: OnlineData, trainer: L.Trainer) ->
                 raise CheckpointError(f"{own}: does not belong to {path.name}, which names another digest")
         for key, (old, new) in changed.items():
             print(f"{key}: {old} -> {new}", file=sys.stderr)
-    clock = Clock(data, agent.rollout, trainer.world_size)
+    clock = data.source(agent, trainer.world_size).clock
     clock.frames = checkpoint["env_frames"]
     callbacks = checkpoint["callbacks"].values()
     interrupted = any(isinstance(state, dict) and state.get("interrupted") for state in callbacks)

@@ -12,6 +12,9 @@ from dqs_lightning.checkpoint.archive import CheckpointError, load_run
 from dqs_lightning.checkpoint.restore import UntrustedNameError, saved_arguments
 from dqs_lightning.collection.hook import CollectionHook
 from dqs_lightning.collection.loader import OnlineLoader
+from dqs_lightning.collection.replay import Replay
+from dqs_lightning.collection.rollouts import Rollouts
+from dqs_lightning.collection.source import Source
 from dqs_lightning.envs import Environment
 from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
@@ -21,35 +24,32 @@ from dqs_lightning.ranges import at_least, positive
 
 
 class OnlineData(L.LightningDataModule):
-    """Collects with the agent that is being trained, and yields one batch of transitions for each update.
+    """Collects transitions with the agent that is being trained, and yields one batch for each update.
 
-    The clock is environment frames of the whole world: agent steps x action repeat x environments x ranks. Each rank
-    has its own environments (seeded apart), its own buffer, and draws its own batches. An agent that learns from its
-    latest rollout alone (`Agent.rollout`) says itself how much it collects and how often it goes through it: then
-    steps_per_collect, batch_size, replay_size, n_steps, init_random_frames, learning_starts and updates_per_step are
-    not used.
+    Frames are counted over all ranks: agent steps x action repeat x environments x ranks. Each rank has its own
+    environments with seeds of their own, its own buffer, and draws its own batches. An on-policy agent
+    (`Agent.rollout`) decides itself how much is collected and how often it is used: then steps_per_collect,
+    batch_size, replay_size, n_steps, init_random_frames, learning_starts and updates_per_step have no effect.
 
     Args:
-        environment: what to learn.
+        environment: the task.
         total_frames: length of the run in environment frames, over all ranks; >= 1.
         num_envs: environments of each rank, stepped together; >= 1.
         workers: processes among which each rank's environments are divided; 0 steps them in the rank's own process.
-        asynchronous: collect the next block in a process of its own while the updates of this one are made. Its policy
-            lacks the updates of one block, logged as `time/policy_age`.
-        steps_per_collect: steps of each environment between two visits to the buffer; >= 1.
+        steps_per_collect: steps of each environment in a block, after which the updates that are due are made; >= 1.
         batch_size: transitions in one batch, on each rank; >= 1.
         replay_size: capacity of each rank's buffer in transitions; >= 1.
-        replay_on_device: hold the buffer in the memory of the device that trains, of which it takes 4 bytes a number:
-            220 MB for a million transitions of walker-walk.
-        n_steps: steps of a transition in the buffer: their rewards summed, and the state after the last (`MultiStep`);
+        replay_on_device: whether the buffer is in the memory of the training device: 4 bytes a number, 220 MB for a
+            million transitions of walker-walk.
+        n_steps: steps of a transition in the buffer: their summed rewards, and the state after the last (`MultiStep`);
             >= 1.
         init_random_frames: frames of uniformly random actions, over all ranks, before the first update.
-        learning_starts: frames, over all ranks, before the first update. Those beyond init_random_frames are the
-            policy's own, which is worth having where it is trained already (`StartFrom`). 0: the random ones alone.
+        learning_starts: frames, over all ranks, before the first update. Those beyond init_random_frames are collected
+            with the policy, which helps where it is already trained (`StartFrom`). 0: the random ones alone.
         updates_per_step: gradient updates for each agent step of one rank; > 0, may be a fraction.
-        step_timeout_s: seconds after which a step of the environments counts as hanging; > 0. In other processes
-            (workers, asynchronous) they are then replaced, up to three times in a run; in this one, or after that, the
-            run ends with `EnvironmentFailure`. Construction and the first reset have 300 s.
+        step_timeout_s: seconds after which a step of the environments counts as hanging; > 0. Workers are then
+            replaced, up to three times in a run; without workers, or after that, the run ends with
+            `EnvironmentFailure`. Construction and the first reset have 300 s.
 
     Raises:
         ValueError: when a number is out of its range; the message names it.
@@ -61,7 +61,6 @@ class OnlineData(L.LightningDataModule):
         total_frames: int = 100_000,
         num_envs: int = 1,
         workers: int = 0,
-        asynchronous: bool = False,
         steps_per_collect: int = 8,
         batch_size: int = 256,
         replay_size: int = 1_000_000,
@@ -81,8 +80,6 @@ class OnlineData(L.LightningDataModule):
         self.n_steps = at_least("n_steps", n_steps, 1)
         if workers and (workers < 0 or num_envs % workers):
             raise ValueError(f"workers={workers}: must be 0 or a divisor of num_envs={num_envs}")
-        if workers and asynchronous:
-            raise ValueError(f"workers={workers}: must be 0 with asynchronous=True, whose one process has all of them")
         for name, value in (("init_random_frames", init_random_frames), ("learning_starts", learning_starts)):
             if not 0 <= value < total_frames:
                 raise ValueError(f"{name}={value}: must be >= 0 and below {total_frames=}")
@@ -91,7 +88,7 @@ class OnlineData(L.LightningDataModule):
         self.save_hyperparameters()
         self.environment = environment
         self.init_random_frames, self.learning_starts = init_random_frames, learning_starts
-        self.workers, self.asynchronous = workers, asynchronous
+        self.workers = workers
         self.replay_on_device = replay_on_device
         self.restarts = Restarts()
         """Of the processes that hold environments."""
@@ -172,14 +169,9 @@ class OnlineData(L.LightningDataModule):
         return self._loader.pending if self._loader else 0
 
     @property
-    def policy_age(self) -> int | None:
-        """Updates that the policy lacked when it collected the latest block; None where it lacks none."""
-        return self._loader.policy_age if self._loader else None
-
-    @property
     def train_return(self) -> float | None:
         """Mean return of this rank's latest finished training episodes; None before the first."""
-        return self._loader.last_return if self._loader else None
+        return self._loader.returns.last if self._loader else None
 
     def make_environment(self, num_envs: int, seed: int) -> Watched:
         """Environments in this process, for evaluation: what goes wrong in them raises `EnvironmentFailure`."""
@@ -193,13 +185,18 @@ class OnlineData(L.LightningDataModule):
             return self.make_environment(self.num_envs, seed)
         return WorkerBatch(self.environment, self.num_envs, self.workers, seed, self.step_timeout_s, self.restarts)
 
+    def source(self, agent: Agent, world_size: int = 1) -> Source:
+        """Returns what turns blocks into batches: a replay buffer, or rollouts for an on-policy agent."""
+        if agent.rollout:
+            return Rollouts(self, agent, agent.rollout, world_size)
+        return Replay(self, agent.discount, agent.device, world_size)
+
     def train_dataloader(self) -> "OnlineLoader":
         assert self.trainer is not None
         trainer, agent, self.restarts = self.trainer, self.trainer.lightning_module, Restarts()
         assert isinstance(agent, Agent)
-        self._loader = OnlineLoader(
-            self, agent, trainer.global_rank, trainer.world_size, self._after_block, self.any_rank
-        )
+        source = self.source(agent, trainer.world_size)
+        self._loader = OnlineLoader(self, agent, source, trainer.global_rank, self._after_block, self.any_rank)
         if self._restored is not None:
             self._loader.restore(self._restored)
         elif self._continues:
@@ -208,6 +205,7 @@ class OnlineData(L.LightningDataModule):
                 "be continued needs the callback RunCheckpoint, both when it is saved and when it continues"
             )
         self._restored, self._continues = None, False
+        agent.env_frames = self.env_frames
         return self._loader
 
     def _after_block(self) -> bool:

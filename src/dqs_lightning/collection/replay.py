@@ -1,0 +1,75 @@
+"""Batches for off-policy agents, from a TorchRL replay buffer."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from dqs_lightning.agents.base import STEPS
+from dqs_lightning.collection.clock import replay_clock
+from dqs_lightning.collection.n_step import MultiStep
+from dqs_lightning.collection.source import Source
+from dqs_lightning.collection.transition import TRANSITION
+from dqs_lightning.finite import check_replay
+
+if TYPE_CHECKING:
+    from dqs_lightning.collection.data import OnlineData
+
+
+class Replay(Source):
+    """Stores every transition of a rank, and draws batches uniformly from the latest `replay_size` of them.
+
+    Args:
+        data: the run's numbers.
+        discount: gamma of the agent, for transitions over several steps.
+        device: of the agent; the buffer is there where `data.replay_on_device` is set, and on the CPU otherwise.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, data: "OnlineData", discount: float, device: torch.device, world_size: int) -> None:
+        self.clock = replay_clock(data, world_size)
+        self.batch_size = data.batch_size
+        steps = self.clock.steps_per_block
+        capacity = min(data.replay_size, self.clock.total_frames // self.clock.frames_per_block * steps)
+        storage = LazyTensorStorage(capacity, device=device if data.replay_on_device else "cpu")
+        self.buffer = TensorDictReplayBuffer(storage=storage)
+        self.multi_step = MultiStep(data.n_steps, discount) if data.n_steps > 1 else None
+        self.keys = (*TRANSITION, STEPS) if self.multi_step else TRANSITION
+
+    def batches(self, block: TensorDictBase, due: int) -> list[TensorDictBase]:
+        """Stores a block; draws all batches that are due in one call."""
+        known = self.multi_step(block) if self.multi_step else block
+        if known is not None:
+            self.buffer.extend(known.select(*self.keys).reshape(-1))
+        if not due:
+            return []
+        drawn = self.buffer.sample(due * self.batch_size).select(*self.keys)
+        return list(drawn.reshape(due, self.batch_size).unbind(0))
+
+    def end_episodes(self) -> None:
+        if self.multi_step:
+            self.multi_step.tail = None
+
+    def snapshot(self) -> dict[str, Any]:
+        tail = self.multi_step.tail if self.multi_step else None
+        return {
+            "replay": self.buffer[:].select(*self.keys).contiguous().cpu().to_dict() if len(self.buffer) else None,
+            "writer": dict(self.buffer.writer.state_dict()),
+            "tail": None if tail is None else tail.to_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from `snapshot`; a buffer of another capacity holds the same transitions, or the latest of them."""
+        if self.multi_step and state["tail"] is not None:
+            self.multi_step.tail = TensorDict.from_dict(state["tail"], auto_batch_size=True, batch_dims=2)
+        if state["replay"] is None:
+            return
+        replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)
+        check_replay(replay)
+        capacity, oldest = self.buffer.storage.max_size, state["writer"]["_cursor"] % len(replay)
+        if len(replay) == capacity:  # in the saved order, because samples are drawn by index
+            self.buffer.extend(replay)
+            self.buffer.writer.load_state_dict(state["writer"])
+        else:
+            self.buffer.extend(torch.cat([replay[oldest:], replay[:oldest]])[-capacity:])

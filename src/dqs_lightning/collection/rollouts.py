@@ -1,0 +1,36 @@
+"""Batches for on-policy agents, from their latest rollout."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDictBase
+
+from dqs_lightning.agents import Agent
+from dqs_lightning.agents.base import Rollout
+from dqs_lightning.collection.clock import rollout_clock
+from dqs_lightning.collection.source import Source
+
+if TYPE_CHECKING:
+    from dqs_lightning.collection.data import OnlineData
+
+
+class Rollouts(Source):
+    """Goes several times through the latest block, which is the agent's rollout.
+
+    Args:
+        data: the run's numbers.
+        agent: prepares each block, for example by computing advantages.
+        rollout: its sizes.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, data: "OnlineData", agent: Agent, rollout: Rollout, world_size: int) -> None:
+        self.clock = rollout_clock(data, rollout, world_size)
+        self.agent, self.rollout = agent, rollout
+
+    def batches(self, block: TensorDictBase, due: int) -> list[TensorDictBase]:
+        """Returns each epoch's batches in a random order; transitions that do not fill a batch are left out."""
+        rows = self.agent.prepare(block).reshape(-1)
+        size = self.rollout.batch_size
+        orders = (torch.randperm(len(rows)) for _ in range(self.rollout.epochs))
+        return [rows[order[i * size : (i + 1) * size]] for order in orders for i in range(len(rows) // size)]
