@@ -27,7 +27,6 @@ from provenance import about
 
 from dqs_lightning.agents import DQS
 from dqs_lightning.cli.export import Policy, load, write
-from dqs_lightning.diffusion import MomentMatched
 
 OBSERVATION, ACTION = 24, 6
 BATCHES = (1, 64)
@@ -73,7 +72,7 @@ def sac() -> Row:
 def rows(agent: DQS) -> tuple[dict[str, Row], list[str]]:
     """All rows that can run here, and why the others cannot."""
     five = copy.deepcopy(agent)
-    five.sampler = MomentMatched(5)
+    five.diffusion = five.diffusion.with_steps(5)
     policy = Policy(agent)
     found: dict[str, Row] = {"eager": agent.act, "eager_5_steps": five.act}
     notes = []
@@ -132,7 +131,7 @@ def main() -> None:
                     seconds[name].append(time.process_time() - start)
         for name, values in seconds.items():
             medians[name][f"batch_{size}_ms"] = 1e3 * statistics.median(values)
-    sampler = f"{type(agent.sampler).__name__}, {agent.sampler.steps} steps"
+    sampler = f"{type(agent.diffusion.sampler).__name__}, {agent.diffusion.sampler.steps} steps"
     print(f"default sampler: {sampler}")
     print(f"{'row':16}" + "".join(f"{f'batch {size}, ms':>16}" for size in BATCHES))
     for name, values in medians.items():

@@ -5,8 +5,9 @@
 Energies on [-1, 1]^d whose values are known: a corner (linear), an axis-aligned Gaussian, a correlated one, and a
 product of two-mode densities. Policy samples are exact, or those of a law 1.5 times as wide (the energy's Boltzmann
 law at 2.25 T; at 1.5 T for the corner, which is exponential). Truth: for SelfNormalised the mean of Q over exp(Q/T),
-for all others T log E_U exp(Q/T); Entropic is given the exact entropy of the policy that it samples. 64 candidates a
-state and the components' defaults, save for policy_actions 0 (uniform), 8 (p8) and clip None (no_gradient).
+for all others T log E_U exp(Q/T); SoftPolicyValue receives the exact entropy of the policy that it samples. 64
+candidates a state and the components' defaults, save for policy_actions 0 (uniform), 8 (p8) and clip None
+(no_gradient).
 The last line holds name=value pairs: the greatest |bias| with exact samples.
 """
 
@@ -21,7 +22,7 @@ import torch
 from provenance import about
 from torch import Tensor
 
-from dqs_lightning.agents.backups import Backup, Entropic, SelfNormalised, Soft
+from dqs_lightning.agents.backups import Backup, BackupInput, SelfNormalised, Soft, SoftPolicyValue
 from dqs_lightning.diffusion import Box
 
 DTYPE = torch.float64
@@ -33,8 +34,8 @@ VARIANTS: dict[str, Backup] = {
     "soft": Soft(),
     "soft_p8": Soft(policy_actions=8),
     "self_normalised": SelfNormalised(),
-    "entropic": Entropic(),
-    "entropic_p8": Entropic(policy_actions=8),
+    "entropic": SoftPolicyValue(),
+    "entropic_p8": SoftPolicyValue(policy_actions=8),
 }
 
 
@@ -120,13 +121,9 @@ def errors(backup: Backup, energy: Energy, temperature: float, wide: bool, state
     policy = temperature * (energy.wide if wide else 1.0)
     entropy = energy.log_partition(policy) - energy.mean(policy) / policy
     actions = energy.sample(policy, max(backup.policy_actions, 1), states)
-    value = backup(
-        energy,
-        actions,
-        torch.tensor(temperature, dtype=DTYPE),
-        Box(),
-        lambda: torch.full((states,), entropy, dtype=DTYPE),
-    )
+    exact_entropy = lambda: torch.full((states,), entropy, dtype=DTYPE)  # noqa: E731
+    with torch.no_grad():
+        value = backup.value(BackupInput(energy, actions, torch.tensor(temperature, dtype=DTYPE), Box(), exact_entropy))
     exact = temperature * (energy.log_partition(temperature) - energy.dim * math.log(2))
     if isinstance(backup, SelfNormalised):
         exact = energy.mean(temperature)

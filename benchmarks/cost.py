@@ -64,12 +64,21 @@ def dqs_update(agent: DQS, optimizer: torch.optim.Optimizer, data: Any, clock: C
     temperature = agent.temperature()
     optimizer.zero_grad()
     with clock.part("trajectories"):
-        at_next, at_here = agent.paths(data)
+        observation = agent.observation_norm(data["observation"])
+        following = agent.observation_norm(data["next", "observation"])
+        at_next, at_here = agent.trajectories(observation, following, temperature)
     with clock.part("critic"):
-        outputs = agent.critic.outputs(data["observation"], data["action"])
-        agent.critic_loss.loss(outputs, agent.critic_target(data, temperature, at_next)).backward()
-    with clock.around(type(agent.energy_estimator), "__call__", "score target"), clock.part("policy"):
-        agent.score_loss(data, temperature, at_here)[0].backward()
+        outputs = agent.critic.outputs(observation, data["action"])
+        agent.critic_loss.loss(outputs, agent.critic_target(data, following, temperature, at_next)).backward()
+    with clock.around(type(agent.diffusion), "estimate", "score target"), clock.part("policy"):
+        states = slice(agent.diffusion.training_states)
+        loss, _ = agent.diffusion.loss(
+            agent.log_prob(observation[states], temperature),
+            agent.condition(observation[states], temperature),
+            at_here,
+            lambda: agent.diffusion.support.from_action(data["action"][states]),
+        )
+        loss.backward()
     with clock.part("optimizer"):
         optimizer.step()
         soft_update(agent.target_critic, agent.critic, agent.tau)

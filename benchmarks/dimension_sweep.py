@@ -71,13 +71,9 @@ def main() -> None:
         guide = (mean + 0.1 * deviation * torch.randn_like(mean)).float().clamp(-1, 1)
         width = 0.5 * sigma / (sigma**2 + 0.25) ** 0.5
         for name, estimator in ESTIMATORS.items():
-            found = estimator(
-                lambda a: energy(a).sum(-1) / TEMPERATURE,  # noqa: B023
-                x,
-                torch.tensor(sigma),
-                d.Box(),
-                guide=guide,
-            )
+            log_prob = lambda a: energy(a).sum(-1) / TEMPERATURE  # noqa: B023, E731
+            with torch.no_grad():
+                found = estimator.estimate(d.Posterior(log_prob, x, torch.tensor(sigma), d.Box(), guide=guide))
             error = ((found.denoised - mean) / width).square().mean().sqrt().item()
             ess = found.ess.median().item()
             rows.append({"law": law, "dim": dim, "sigma": sigma, "estimator": name, "error": error, "ess": ess})

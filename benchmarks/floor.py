@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.agents.backups import BestOf, Entropic, MixtureBackup, Plain
+from dqs_lightning.agents.backups import BestOf, ExpectedQ, MixtureBackup, SoftPolicyValue
 from dqs_lightning.diffusion import MLP
 
 
@@ -46,7 +46,8 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
         TypeError: for a backup that is not known here.
     """
     o, d = agent.observation_dim, agent.action_dim
-    critic, denoiser, backup, points = agent.critic.members[0], agent.denoiser, agent.backup, agent.noised_points
+    critic, backup, diffusion = agent.critic.members[0], agent.backup, agent.diffusion
+    denoiser, points = diffusion.denoiser, diffusion.training_points
     assert isinstance(critic.backbone, MLP)
     hidden = critic.backbone.hidden
     states = min(points.states or batch_size, batch_size)
@@ -66,7 +67,7 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
 
     # Trajectories: the condition's share of the first layer once, the noise's for one row a step.
     rows = batch_size * backup.policy_actions + states * points.trajectories
-    steps = agent.sampler.steps
+    steps = diffusion.sampler.steps
     yield Product("paths", rows, denoiser.condition_dim, hidden[0])
     yield Product("paths", 1, denoiser.embedding, hidden[0], steps)
     yield from layers("paths", rows, (d, 2 * d), steps, short=True)
@@ -77,7 +78,7 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     yield from backward("critic", batch_size, outputs, times=2)
 
     # The target: evaluations of the target critics a state, of which a gradient in the action is a second.
-    if isinstance(backup, Plain | BestOf | Entropic):
+    if isinstance(backup, ExpectedQ | BestOf | SoftPolicyValue):
         evaluations = backup.policy_actions
     elif isinstance(backup, MixtureBackup):
         climbing = backup.clip is not None and backup.policy_actions > 0
@@ -92,8 +93,8 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     yield from layers("target", batch_size, (o + d, outputs), times=2 * agent.critic_loss.policy_actions)
 
     # The estimator: critics bound to the states, candidates scored, and gradients in the action.
-    all_evaluations = agent.energy_estimator.cost(points.points)
-    candidates = min(all_evaluations, agent.energy_estimator.num_samples * points.points)
+    all_evaluations = diffusion.energy_estimator.cost(points.points)
+    candidates = min(all_evaluations, diffusion.energy_estimator.num_samples * points.points)
     yield Product("scoring", states, o, hidden[0], times=2)
     yield from (Product("scoring", states, a, b, times=2) for a, b in pairwise(hidden))
     yield from layers("scoring", states * candidates, (d, 1), times=2, short=True)
@@ -131,7 +132,7 @@ def touched(agent: DQS, batch_size: int) -> dict[str, float]:
     """Bytes of one update. `weights`: parameters, gradients, Adam's two moments and the target critics, once each;
     `activations`: the inputs and outputs of every product, once each, in the type in which it is multiplied."""
     size = {True: agent.inner_dtype(agent.critic.members[0].first.weight).itemsize, False: 4}
-    critic, denoiser = (sum(p.numel() for p in net.parameters()) for net in (agent.critic, agent.denoiser))
+    critic, denoiser = (sum(p.numel() for p in net.parameters()) for net in (agent.critic, agent.diffusion))
     activations = sum(p.rows * (p.inputs + p.outputs) * p.times * size[p.short] for p in products(agent, batch_size))
     return {"weights": 4.0 * (4 * (critic + denoiser) + critic), "activations": activations}
 

@@ -57,10 +57,10 @@ def variants() -> dict[str, dict[str, object]]:
         "resampling": {"energy_estimator": d.Resampling(num)},
         "32_states": {"energy_estimator": start, "batch_size": 128},
         "k32": {"energy_estimator": d.MultiStart(32)},
-        "eight_points_a_state": {"energy_estimator": start, "noised_points": d.OnPath(points=8, levels=8)},
+        "eight_points_a_state": {"energy_estimator": start, "training_points": d.OnTrajectory(points=8, levels=8)},
         # What the default owes to its parts.
-        "not_pooled": {"energy_estimator": start, "noised_points": d.OnPath(points=1, levels=1)},
-        "around_uniform_actions": {"energy_estimator": start, "noised_points": d.AroundActions(points=4)},
+        "not_pooled": {"energy_estimator": start, "training_points": d.OnTrajectory(points=1, levels=1)},
+        "around_uniform_actions": {"energy_estimator": start, "training_points": d.AroundReplayActions(points=4)},
         "ancestral": {"energy_estimator": start, "sampler": d.Ancestral()},
     }
 
@@ -174,7 +174,7 @@ def main() -> None:
             batch_size = components.pop("batch_size", CONFIGURATION["batch_size"])
             actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)  # type: ignore[arg-type]  # by name
             actor.fit(
-                lambda a, s: critics.given(s, dtype)(a) / temperature,  # noqa: B023
+                lambda a, s: critics.bind(s, dtype)(a) / temperature,  # noqa: B023
                 steps=options.updates,
                 batch_size=batch_size,  # type: ignore[arg-type]  # an int
                 conditions=observation,

@@ -33,7 +33,7 @@ from dqs_lightning.agents.backups import BestOf
 from dqs_lightning.checkpoint.archive import checkpoint_of, load_run, safe_load
 from dqs_lightning.cli.trust import restrict_imports
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.diffusion import MLP, SimBa
+from dqs_lightning.diffusion import MLP, AroundReplayActions, SimBa
 from dqs_lightning.envs import Environment
 from dqs_lightning.nn.critics import soft_update
 from dqs_lightning.run.checkpoint import RunCheckpoint
@@ -114,12 +114,10 @@ def advantages(
             stepped = env.step(tensordict)
             total = total + agent.discount ** (step - 1) * stepped["next", "reward"].squeeze(-1)
             tensordict = step_mdp(stepped)
-            tried = agent.sampler.sample(
-                agent.denoise(tensordict["observation"]),
-                agent.noise_schedule,
-                agent.support,
-                torch.empty_like(tried),
-                noise=lambda: torch.randn(rollouts, action.shape[-1]).repeat(num, 1),  # the same for all actions
+            condition = agent.condition(agent.observation_norm(tensordict["observation"]), agent.temperature())
+            tried = agent.diffusion.sample(
+                condition,
+                noise=lambda like: torch.randn(rollouts, like.shape[-1]).repeat(num, 1),  # the same for all actions
             )
             if step in HORIZONS:
                 left = agent.discount**step * agent.q_value(tensordict["observation"], tried)
@@ -189,9 +187,9 @@ def main() -> None:
         torch.manual_seed(options.seed)
         started = time.process_time()
         agent = DQS(known.observation_dim, known.action_dim, **variants()[name])
-        for part in ("denoiser", "observation_norm", "temperature", "sampler", "noise_schedule", "support"):
+        for part in ("diffusion", "observation_norm", "temperature"):
             setattr(agent, part, getattr(known, part))
-        agent.amortised = False  # no paths for an actor that does not learn
+        agent.diffusion.training_points = AroundReplayActions(states=1)  # the actor does not learn
         learn(agent, replay, options.updates)
         rows[key] = judge(agent, observation, action, truth)
         rows[key]["cpu_s"] = time.process_time() - started

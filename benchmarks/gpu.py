@@ -20,7 +20,7 @@ from provenance import about
 
 from dqs_lightning.agents import DQS
 from dqs_lightning.agents.fused import Captured
-from dqs_lightning.diffusion import MultiStart, OnPath
+from dqs_lightning.diffusion import MultiStart, OnTrajectory
 from dqs_lightning.nn.critics import soft_update
 
 CANDIDATES = (8, 64, 256, 1000)
@@ -35,7 +35,7 @@ def rows() -> dict[str, dict[str, object]]:
         found[f"graph_k{num}"] = {"energy_estimator": MultiStart(num), "cuda_graph": True}
         found[f"compiled_graph_k{num}"] = found[f"graph_k{num}"] | {"compile_losses": True}
     found["graph_k64_float32"] = found["graph_k64"] | {"inner_precision": "float32"}
-    found["graph_k64_256_states"] = found["graph_k64"] | {"noised_points": OnPath(256)}
+    found["graph_k64_256_states"] = found["graph_k64"] | {"training_points": OnTrajectory(256)}
     return found
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/mixture_oracle.py --out benchmarks/results/mixture_oracle.md
 
-`Soft` is the entropy-regularised optimum, V = T log mean_a exp(Q/T); `Plain` is the fixed point of the paper's backup,
-V = E[Q] under exp(Q/T). For each: the squared MMD between the ends of 2000 episodes and 2000 samples of the mixture,
-the share of ends within a mode's radius, and the modes found. Values are interpolated between cells of one unit;
-directions are 24. The last line holds name=value pairs.
+`Soft` is the entropy-regularised optimum, V = T log mean_a exp(Q/T); `ExpectedQ` is the fixed point of the paper's
+backup, V = E[Q] under exp(Q/T). For each: the squared MMD between the ends of 2000 episodes and 2000 samples of the
+mixture, the share of ends within a mode's radius, and the modes found. Values are interpolated between cells of one
+unit; directions are 24. The last line holds name=value pairs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dqs_lightning.envs import MixtureNavigation
 from dqs_lightning.envs.mixture import HALF_SIDE, mmd
 
 CELLS, DIRECTIONS, EPISODES = 101, 24, 2000
-BACKUPS = ("Soft", "Plain")
+BACKUPS = ("Soft", "ExpectedQ")
 
 
 class Oracle:
@@ -84,7 +84,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "| start | discount | T | MMD, Soft | MMD, Plain | ratio | at a mode, Soft / Plain | modes, Soft / Plain |",
+        "| start | discount | T | MMD, Soft | MMD, ExpectedQ | ratio "
+        "| at a mode, Soft / ExpectedQ | modes, Soft / ExpectedQ |",
         "|---|---|---|---|---|---|---|---|",
     ]
     ratios = []

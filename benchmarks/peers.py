@@ -100,6 +100,6 @@ def same_critic() -> Update:
         (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
         optimizer.step()
         targets.step()
-        agent.take_in(data["observation"])
+        agent.update_observation_norm(data["observation"])
 
     return update

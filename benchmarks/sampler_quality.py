@@ -89,7 +89,7 @@ def fitted(target: Target, temperature: float, estimator: str, num: int, seed: i
             condition_dim,
             noise_schedule=d.Geometric(1e-5, 1.0),
             energy_estimator=d.TargetScore(num),
-            noised_points=d.AroundActions(),
+            training_points=d.AroundReplayActions(),
             preconditioning=d.RawScore(),
             sampler=d.EulerMaruyama(),
         )
@@ -186,7 +186,7 @@ def main() -> None:
         rows: dict[str, object] = {"fit_cpu_s": round(time.process_time() - started, 1)}
         if estimator == "samplers":
             for kind, steps in product(SAMPLERS, (*EVALUATIONS, 50)):
-                sampler.sampler = SAMPLERS[kind]()
+                sampler.diffusion.sampler = SAMPLERS[kind]()
                 rows[f"{kind} {steps}"] = measure(sampler, target, temperature, steps)
         else:
             evaluations = (*EVALUATIONS, 50, 500) if estimator == PUBLISHED else EVALUATIONS

@@ -23,17 +23,17 @@ from peers import ACTION, BATCH, OBSERVATION, batch, same_critic, sb3_sac, torch
 from provenance import about
 
 from dqs_lightning.agents import DQS, Soft, SquaredError
-from dqs_lightning.agents.backups import Entropic
+from dqs_lightning.agents.backups import SoftPolicyValue
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
     MLP,
-    AroundActions,
+    AroundReplayActions,
     EulerMaruyama,
     GuidedDefensive,
     Importance,
     MomentMatched,
     MultiStart,
-    OnPath,
+    OnTrajectory,
     PosteriorMode,
     RawScore,
     TargetScore,
@@ -42,7 +42,7 @@ from dqs_lightning.nn.critics import soft_update
 from dqs_lightning.temperature import Constant
 
 PUBLISHED = {
-    "noised_points": AroundActions(),
+    "training_points": AroundReplayActions(),
     "preconditioning": RawScore(),
     "sampler": EulerMaruyama(20),
 }
@@ -53,22 +53,22 @@ PLAIN: dict[str, object] = {
     "normalise_observations": False,
     "temperature": Constant(),
 }
-"""The critic that SAC has (`configs/methods/plain.yaml`), with which all rows but the first four are compared."""
+"""The critic that SAC has (`configs/methods/sb3_critic.yaml`), with which all rows but the first four are compared."""
 CHANGES: dict[str, dict[str, object]] = {
     "plain": {},
     "plain_compiled": {"compile_losses": True},
-    "compiled_32_states": {"compile_losses": True, "noised_points": OnPath(32)},
+    "compiled_32_states": {"compile_losses": True, "training_points": OnTrajectory(32)},
     "float32": {"inner_precision": "float32"},
     "10_steps": {"sampler": MomentMatched(10)},
     "k16": {"energy_estimator": MultiStart(16)},
     "k64": {"energy_estimator": MultiStart(64)},
-    "8_points": {"noised_points": OnPath(64, 8, 8)},
-    "32_states": {"noised_points": OnPath(32)},
+    "8_points": {"training_points": OnTrajectory(64, 8, 8)},
+    "32_states": {"training_points": OnTrajectory(32)},
     "guided_defensive": {"energy_estimator": GuidedDefensive(8)},
     "importance": {"energy_estimator": Importance(8)},
     "posterior_mode": {"energy_estimator": PosteriorMode()},
     "soft_backup": {"backup": Soft()},
-    "entropic_backup": {"backup": Entropic()},
+    "entropic_backup": {"backup": SoftPolicyValue()},
     "published_k100": {"energy_estimator": TargetScore(100), **PUBLISHED},
     "published_k100_float32": {"energy_estimator": TargetScore(100), "inner_precision": "float32", **PUBLISHED},
     "published_k1000": {"energy_estimator": TargetScore(1000), **PUBLISHED},
@@ -101,7 +101,7 @@ class Step:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        agent.take_in(self.batch["observation"])
+        agent.update_observation_norm(self.batch["observation"])
         soft_update(agent.target_critic, agent.critic, agent.tau)
         agent.temperature.step(Measured(agent, self.batch["observation"], metrics["ess"]))
 

@@ -1,8 +1,10 @@
 """Small real runs that several tests start."""
 
 import contextlib
+import copy
 import resource
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,22 @@ from torchrl.envs import EnvBase
 from dqs_lightning.agents import DQS
 from dqs_lightning.checkpoint.archive import AtomicCheckpointIO
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.diffusion import MLP, Ancestral, Backbone, Importance
+from dqs_lightning.diffusion import (
+    MLP,
+    Ancestral,
+    Backbone,
+    Denoise,
+    EnergyEstimator,
+    Estimate,
+    Importance,
+    LogProb,
+    NoiseSchedule,
+    Posterior,
+    Sampler,
+    Support,
+    Unbounded,
+)
+from dqs_lightning.diffusion.samplers import Noise
 from dqs_lightning.envs import DMControl, Maze
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
@@ -131,3 +148,40 @@ def saved_run(folder: Path, agent: L.LightningModule | None = None, **changes: A
     agent = agent or DQS(data.observation_dim, data.action_dim, **small((8,)))
     trainer(folder, [RunCheckpoint(str(folder / "checkpoints"))]).fit(agent, data)
     return folder
+
+
+def seeded(seed: int) -> Noise:
+    """Standard normals of a generator with this seed."""
+    return partial(torch.randn_like, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def estimated(
+    estimator: EnergyEstimator,
+    log_prob: LogProb,
+    x: Tensor,
+    sigma: Tensor,
+    support: Support,
+    generator: torch.Generator | None = None,
+    guide: Tensor | None = None,
+) -> Estimate:
+    return estimator.estimate(Posterior(log_prob, x, sigma, support, generator, guide))
+
+
+def integrate(
+    sampler: Sampler, denoise: Denoise, schedule: NoiseSchedule, start: Tensor, noise: Noise | None
+) -> Tensor:
+    """The latent to which a sampler brings `start` at sigma_max; None: in its deterministic steps."""
+    stochastic, sampler = noise is not None, copy.copy(sampler)
+    first = iter([start / schedule.sigma_max])
+
+    def draw(like: Tensor) -> Tensor:
+        begun = next(first, None)
+        if begun is not None:
+            return begun
+        assert noise is not None
+        return noise(like)
+
+    if not stochastic:
+        sampler.stochastic = False  # type: ignore[misc]
+    return sampler.trajectory(denoise, schedule, Unbounded(), start, draw).end

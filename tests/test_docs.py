@@ -36,7 +36,7 @@ FAMILIES = {
     "CriticLoss": "critic_losses",
     "EnergyEstimator": "energy_estimators",
     "NoiseSchedule": "noise_schedules",
-    "NoisedPoints": "noised_points",
+    "TrainingPoints": "training_points",
     "Preconditioning": "preconditioning",
     "Sampler": "samplers",
     "Support": "supports",

@@ -25,7 +25,7 @@ from faults.tasks import AGENTS, RUN, TASKS, arguments
 RANKS, WORKERS = (1, 2), (0, 2)
 EXACT = {(task, workers): task != "pendulum" for task in TASKS for workers in WORKERS}
 """Where environments are restored in mid-episode."""
-COUNT = "dqs_lightning.collection.loader:OnlineLoader._add_returns"
+COUNT = "dqs_lightning.collection.episode_returns:EpisodeReturns.add"
 STEP = {
     "DQS": "dqs_lightning.agents.dqs:DQS.training_step",
     "SAC": "dqs_lightning.agents.twin:TwinCritic.training_step",
@@ -96,7 +96,8 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     elif exact:
         problems += [f"unequal: {path}" for path in unequal(reference, place / RUN)]
     else:
-        problems += new_episodes_alone(stopped, place, ended.code == DONE) + same_length(reference, place / RUN)
+        finished = stopped[0]["global_step"] == UPDATES[agent]  # then nothing is collected any more
+        problems += new_episodes_alone(stopped, place, finished) + same_length(reference, place / RUN)
     observed = {"code": ended.code, "exact": exact, "stopped_at": stopped[0]["global_step"]}
     return Outcome(problems, observed, how)
 
@@ -114,9 +115,12 @@ def new_episodes_alone(stopped: list[dict[str, Any]], place: Path, finished: boo
     found = []
     for rank, saved in enumerate(stopped):
         file = place / MARKS / f"restored-{rank}.pt"
-        if not file.exists():
-            return [] if finished else [f"rank {rank} restored nothing"]
-        restored = torch.load(file, weights_only=False)
+        if finished:
+            restored = list(_saved(place / RUN))[rank]
+        elif not file.exists():
+            return [f"rank {rank} restored nothing"]
+        else:
+            restored = torch.load(file, weights_only=False)
         paths = [path for path in differences(saved, restored) if not path.startswith(NEW_EPISODES)]
         found += [f"rank {rank} continued with another {path}" for path in paths[:4]]
     return found

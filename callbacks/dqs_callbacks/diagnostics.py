@@ -1,4 +1,4 @@
-"""Diagnostics: is the actor's target good, and does the policy follow exp(Q/T)? The score loss does not say."""
+"""Diagnostics of the actor: the quality of its target, and how closely the policy follows exp(Q/T)."""
 
 import copy
 from typing import Any
@@ -9,26 +9,26 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.diffusion import OnPath
+from dqs_lightning.diffusion import OnTrajectory, Posterior
 from dqs_lightning.ranges import at_least
 
 SAMPLES = 64
-"""Actions a state, of which the best and the mean are compared."""
-LARGE = 16
-"""The reference target has so many times the agent's candidates."""
-WALL = 0.98
-"""An action beyond it in a dimension counts as being at a wall."""
+"""Actions for each state, whose best and mean are compared."""
+REFERENCE_FACTOR = 16
+"""Candidates of the reference target, in multiples of the agent's."""
+NEAR_BOUND = 0.98
+"""Magnitude above which an action component counts as being at a bound."""
 
 
 class Diagnostics(Callback):
-    """Every so often, on states of the first batch, write under diagnostics/:
+    """Logs, every `every_updates` updates and on states of the first batch, under diagnostics/:
 
     `ess_low`, `ess_middle`, `ess_high`: effective sample size of the target, by thirds of the noise schedule;
     `target_error`: squared error of the target against one of 16 times the candidates, in units of the score loss;
-    `entropy`: of the policy, in nats; `at_walls`: share of action components beyond 0.98; `sharpness`: (best Q of
+    `entropy`: of the policy, in nats; `at_bounds`: share of action components beyond 0.98; `sharpness`: (best Q of
     64 samples - their mean) / T, which is about the dimension or less for an actor that follows exp(Q/T).
 
-    The agent's random numbers are left as they were. Does nothing for agents that are no DQS.
+    The random state is restored afterwards. Has no effect for agents other than DQS.
 
     Args:
         every_updates: updates between two measurements; >= 1. At 1000 they cost about one percent.
@@ -53,7 +53,7 @@ class Diagnostics(Callback):
             devices = [pl_module.device] if pl_module.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 measured = diagnose(pl_module, observation)
-            pl_module.write({f"diagnostics/{name}": value.item() for name, value in measured.items()})
+            pl_module.log_metrics({f"diagnostics/{name}": value.item() for name, value in measured.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"observation": self._observation}
@@ -63,25 +63,23 @@ class Diagnostics(Callback):
 
 
 def diagnose(agent: DQS, observation: Tensor) -> dict[str, Tensor]:
-    """What `Diagnostics` writes, by name, scalars; observation [B, o]."""
-    assert agent.denoiser is not None
-    temperature = agent.temperature()
-    path = agent.path(observation, SAMPLES)
-    values = agent.q_value(observation, path.action)
+    """Computes what `Diagnostics` writes, by name, scalars; observation [B, o]."""
+    diffusion, temperature = agent.diffusion, agent.temperature()
+    drawn = agent.trajectory(observation, SAMPLES)
+    values = agent.q_value(observation, drawn.action)
 
-    points = OnPath(states=None)
-    walked = agent.path(observation, points.trajectories)
-    x, sigma = points(walked, lambda: path.action[0], agent.noise_schedule)
-    log_prob = agent.log_prob(observation, temperature)
-    moments = agent.denoiser(x, sigma, agent.condition(observation))
-    larger = copy.copy(agent.energy_estimator)
-    larger.num_samples *= LARGE
-    small, large = (
-        estimator(log_prob, x, sigma, agent.support, guide=moments.mean)
-        for estimator in (agent.energy_estimator, larger)
-    )
-    error = agent.denoiser.preconditioning.loss_weight(sigma) * (small.denoised - large.denoised).square()
-    third = (agent.noise_schedule.t_of(sigma).squeeze(-1) * 3).long().clamp(0, 2)
+    points = OnTrajectory(states=None)
+    trajectory = agent.trajectory(observation, points.trajectories)
+    x, sigma = points(trajectory, lambda: drawn.action[0], diffusion.noise_schedule)
+    observation = agent.observation_norm(observation)
+    moments = diffusion.denoiser(x, sigma, agent.condition(observation, temperature))
+    posterior = Posterior(agent.log_prob(observation, temperature), x, sigma, diffusion.support, guide=moments.mean)
+    estimator = diffusion.energy_estimator
+    reference = copy.copy(estimator)
+    reference.num_samples *= REFERENCE_FACTOR
+    small, large = estimator.estimate(posterior), reference.estimate(posterior)
+    error = diffusion.denoiser.preconditioning.loss_weight(sigma) * (small.denoised - large.denoised).square()
+    third = (diffusion.noise_schedule.t_of_sigma(sigma).squeeze(-1) * 3).long().clamp(0, 2)
     ess = {
         f"ess_{name}": (small.ess * (third == i)).sum() / (third == i).sum().clamp_min(1)
         for i, name in enumerate(("low", "middle", "high"))
@@ -89,7 +87,7 @@ def diagnose(agent: DQS, observation: Tensor) -> dict[str, Tensor]:
     return {
         **ess,
         "target_error": error.mean(),
-        "entropy": agent.entropy(path).mean(),
-        "at_walls": (path.action.abs() > WALL).float().mean(),
+        "entropy": diffusion.entropy(drawn).mean(),
+        "at_bounds": (drawn.action.abs() > NEAR_BOUND).float().mean(),
         "sharpness": ((values.amax(0) - values.mean(0)) / temperature).mean(),
     }

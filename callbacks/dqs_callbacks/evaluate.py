@@ -91,7 +91,7 @@ class Evaluate(Periodic):
             "return_ci95": [round(bound, 3) for bound in interval],
         }
         self._rows.append(self._file(trainer), row)
-        agent.write({"eval/return": mean, "eval/return_low": interval[0], "eval/return_high": interval[1]})
+        agent.log_metrics({"eval/return": mean, "eval/return_low": interval[0], "eval/return_high": interval[1]})
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "wall_s": self._wall_s + time.monotonic() - self._clock}

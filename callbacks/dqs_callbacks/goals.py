@@ -102,7 +102,7 @@ class GoalCoverage(Periodic):
             "shares": [round(share, 4) for share in shares.tolist()],
         }
         self._rows.append(self._file(trainer), self._row)
-        agent.write({f"eval/{name}": value for name, value in metrics.items()})
+        agent.log_metrics({f"eval/{name}": value for name, value in metrics.items()})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

@@ -1,6 +1,5 @@
 """A picture of what the policy samples: Q over the actions of some states, and the samples upon it."""
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -170,12 +169,11 @@ def landscape(agent: Agent, state: Tensor, samples: int, trails: int, steps: int
 
 def _walked(agent: DQS, observation: Tensor, samples: int, steps: int | None) -> tuple[Tensor, Tensor]:
     """Actions [samples, d] at one state [1, o], and the points by which the sampler came to them [steps + 1, ...]."""
-    sampler = copy.copy(agent.sampler)
-    sampler.steps = steps or sampler.steps
-    like = observation.new_empty(samples, 1, agent.action_dim)
-    path = sampler.path(agent.denoise(observation), agent.noise_schedule, agent.support, like)
-    x = torch.cat([path.x, path.end.unsqueeze(0)])[:, :, 0]
-    return path.action[:, 0], agent.support.to_action(x) if isinstance(agent.support, Tanh) else x
+    diffusion = agent.diffusion.with_steps(steps) if steps else agent.diffusion
+    condition = agent.condition(agent.observation_norm(observation), agent.temperature())
+    trajectory = diffusion.trajectory(condition, samples)
+    x = torch.cat([trajectory.x, trajectory.end.unsqueeze(0)])[:, :, 0]
+    return trajectory.action[:, 0], diffusion.support.to_action(x) if isinstance(diffusion.support, Tanh) else x
 
 
 def mass_levels(density: Tensor, masses: Sequence[float] = MASSES) -> list[float]:

@@ -42,5 +42,5 @@ class Throughput(Callback):
             metrics["time/worker_restarts"] = float(data.restarts.used)
         if data.train_return is not None:
             metrics["train/return"] = data.train_return
-        pl_module.write(metrics)
+        pl_module.log_metrics(metrics)
         self._mark = (now, frames, updates)

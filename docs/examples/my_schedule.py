@@ -17,7 +17,7 @@ class Bent(NoiseSchedule):
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (self._span * t**self.power).exp()
 
-    def t_of(self, sigma: Tensor) -> Tensor:
+    def t_of_sigma(self, sigma: Tensor) -> Tensor:
         return ((sigma / self.sigma_min).clamp_min(1).log() / self._span) ** (1 / self.power)
 
     def dvar_dt(self, t: Tensor) -> Tensor:

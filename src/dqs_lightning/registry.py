@@ -82,6 +82,16 @@ def component(name: str, value: T | str | None, base: type[T], default: type[T])
         raise ValueError(f"{name}={value!r}: {value} needs arguments; pass the object ({ex})") from None
 
 
+def arguments_of(value: Any) -> dict[str, Any]:
+    """Returns the constructor's arguments of a component, read from its attributes of the same names."""
+    return {name: getattr(value, name) for name in inspect.signature(type(value)).parameters if hasattr(value, name)}
+
+
+def replace(value: T, **changes: Any) -> T:
+    """Returns a new component of the same class with some arguments changed, which are checked as usual."""
+    return type(value)(**{**arguments_of(value), **changes})
+
+
 def describe(value: Any) -> Any:
     """A component as {class_path, init_args}, the form in which configurations and checkpoints hold it.
 
@@ -94,8 +104,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     cls = type(value)
-    names = [name for name in inspect.signature(cls).parameters if hasattr(value, name)]
     return {
         "class_path": f"{cls.__module__}.{cls.__qualname__}",
-        "init_args": {name: describe(getattr(value, name)) for name in names},
+        "init_args": {name: describe(argument) for name, argument in arguments_of(value).items()},
     }

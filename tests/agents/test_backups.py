@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dqs_lightning.agents.backups import Backup, BestOf, Entropic, Plain, SelfNormalised, Soft, log_volume
+from dqs_lightning.agents.backups import Backup, BackupInput, BestOf, ExpectedQ, SelfNormalised, Soft, SoftPolicyValue
 from dqs_lightning.diffusion import Box, Support, Tanh, Unbounded
 from dqs_lightning.registry import components, describe
 
@@ -41,7 +41,9 @@ def value_of(
     support: Support | None = None,
     entropy: Callable[[], Tensor] = no_entropy,
 ) -> Tensor:
-    return backup(q, actions, torch.tensor(temperature, dtype=actions.dtype), support or Box(), entropy)
+    given = BackupInput(q, actions, torch.tensor(temperature, dtype=actions.dtype), support or Box(), entropy)
+    with torch.no_grad():
+        return backup.value(given)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def cls(request: pytest.FixtureRequest) -> type[Backup]:
 
 
 def test_all_backups_are_found() -> None:
-    assert {"BestOf", "Plain", "Soft", "SelfNormalised", "Entropic"} == {cls.__name__ for cls in BACKUPS}
+    assert {"BestOf", "ExpectedQ", "Soft", "SelfNormalised", "SoftPolicyValue"} == {cls.__name__ for cls in BACKUPS}
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -77,17 +79,8 @@ def test_takes_any_number_of_actions(cls: type[Backup], num: int) -> None:
     assert torch.isfinite(value).all()
 
 
-def test_no_gradient_flows(cls: type[Backup], actions: Tensor) -> None:
-    weight = torch.ones((), dtype=DTYPE, requires_grad=True)
-    actions.requires_grad_()
-    value = value_of(cls(), lambda a: weight * q_value(a), actions, 0.5, entropy=lambda: weight * entropy())
-    assert not value.requires_grad
-    assert weight.grad is None
-    assert actions.grad is None
-
-
 def test_the_entropy_is_computed_by_entropic_alone(cls: type[Backup], actions: Tensor) -> None:
-    if cls is Entropic:
+    if cls is SoftPolicyValue:
         with pytest.raises(AssertionError, match="the entropy was asked for"):
             value_of(cls(), q_value, actions, 0.5)
     else:
@@ -114,18 +107,18 @@ def test_finite_at_tiny_temperatures(cls: type[Backup], support: Support, temper
 
 
 def test_plain_is_the_value_of_the_first_action(actions: Tensor) -> None:
-    assert torch.equal(value_of(Plain(), q_value, actions, 0.5), q_value(actions[0]))
+    assert torch.equal(value_of(ExpectedQ(), q_value, actions, 0.5), q_value(actions[0]))
 
 
 def test_best_of_is_the_greatest_value_at_each_state(actions: Tensor) -> None:
     value = value_of(BestOf(), q_value, actions, 0.5)
     assert torch.equal(value, q_value(actions).max(0).values)
     assert len(q_value(actions).argmax(0).unique()) > 1
-    assert torch.equal(value_of(BestOf(1), q_value, actions[:1], 0.5), value_of(Plain(), q_value, actions, 0.5))
+    assert torch.equal(value_of(BestOf(1), q_value, actions[:1], 0.5), value_of(ExpectedQ(), q_value, actions, 0.5))
 
 
 def test_entropic_is_the_mean_and_the_entropy_above_that_of_uniform(actions: Tensor) -> None:
-    value = value_of(Entropic(), q_value, actions, 0.5, Box(-2.0, 0.5), entropy)
+    value = value_of(SoftPolicyValue(), q_value, actions, 0.5, Box(-2.0, 0.5), entropy)
     torch.testing.assert_close(value, q_value(actions).mean(0) + 0.5 * (entropy() - math.log(2.5)))
 
 
@@ -133,7 +126,7 @@ def test_entropic_is_the_mean_and_the_entropy_above_that_of_uniform(actions: Ten
 def test_entropic_of_a_uniform_policy_is_the_mean(support: Box | Tanh) -> None:
     uniform = support.uniform(6, torch.zeros(3, 4, dtype=DTYPE))
     full = torch.full((3,), 4 * math.log(support.high - support.low), dtype=DTYPE)
-    value = value_of(Entropic(), lambda a: a.sum(-1), uniform, 0.5, support, lambda: full)
+    value = value_of(SoftPolicyValue(), lambda a: a.sum(-1), uniform, 0.5, support, lambda: full)
     torch.testing.assert_close(value, uniform.sum(-1).mean(0))
 
 
@@ -237,12 +230,12 @@ def test_the_closed_form_of_a_linear_energy() -> None:
 @pytest.mark.parametrize("dim, bound", [(6, 0.2), (21, 1.2)])
 @pytest.mark.parametrize("temperature", [0.3, 0.03])
 def test_many_dimensions(energy: Callable[[Tensor], Tensor], dim: int, bound: float, temperature: float) -> None:
-    """With samples of the exact policy: Entropic has no bias, Soft's is below the bound, both in units of T."""
+    """With samples of the exact policy: SoftPolicyValue has no bias, Soft's is below the bound, both in units of T."""
     law, soft, mean = per_dimension(energy, temperature)
     exact = dim * soft
     policy = draw(law, 4, STATES, dim)
     full = torch.full((STATES,), dim * entropy_of(law), dtype=DTYPE)
-    entropic = value_of(Entropic(), energy, policy, temperature, entropy=lambda: full)
+    entropic = value_of(SoftPolicyValue(), energy, policy, temperature, entropy=lambda: full)
     standard_error = entropic.std().item() / math.sqrt(STATES)
     assert entropic.mean().item() == pytest.approx(exact, abs=5 * standard_error + 1e-3 * temperature)
     assert entropic.std().item() / temperature == pytest.approx(math.sqrt(dim / 4), rel=0.35)
@@ -257,14 +250,14 @@ def test_many_dimensions(energy: Callable[[Tensor], Tensor], dim: int, bound: fl
 
 @pytest.mark.parametrize("energy", [corner, hill], ids=["corner", "hill"])
 def test_with_a_wrong_policy(energy: Callable[[Tensor], Tensor]) -> None:
-    """That of 1.5 T: Entropic is below Soft's exact value by T KL, Soft still converges to it."""
+    """That of 1.5 T: SoftPolicyValue is below Soft's exact value by T KL, Soft still converges to it."""
     dim, temperature = 6, 0.1
     law, soft, _ = per_dimension(energy, temperature)
     wide, _, _ = per_dimension(energy, 1.5 * temperature)
     divergence = dim * (wide * (wide.clamp_min(1e-300) / law.clamp_min(1e-300)).log()).sum().item()
     policy = draw(wide, 4, STATES, dim)
     full = torch.full((STATES,), dim * entropy_of(wide), dtype=DTYPE)
-    entropic = value_of(Entropic(), energy, policy, temperature, entropy=lambda: full)
+    entropic = value_of(SoftPolicyValue(), energy, policy, temperature, entropy=lambda: full)
     assert divergence > 0.2
     below = (dim * soft - entropic.mean().item()) / temperature
     assert below == pytest.approx(divergence, abs=5 * entropic.std().item() / temperature / math.sqrt(STATES))
@@ -306,16 +299,9 @@ def test_the_candidates_are_as_many_as_said(actions: Tensor) -> None:
 
 
 def test_what_asks_for_a_finite_volume(cls: type[Backup], actions: Tensor) -> None:
-    if cls not in (BestOf, Plain):
+    if cls not in (BestOf, ExpectedQ):
         with pytest.raises(ValueError, match="Unbounded"):
             value_of(cls(), q_value, actions, 0.5, Unbounded(), entropy)
-
-
-def test_log_volume() -> None:
-    assert log_volume(Box(), 6) == pytest.approx(6 * math.log(2))
-    assert log_volume(Tanh(-2.0, 0.5), 3) == pytest.approx(3 * math.log(2.5))
-    with pytest.raises(ValueError, match=re.escape("support=Unbounded: allowed is a set of finite volume")):
-        log_volume(Unbounded(), 2)
 
 
 @pytest.mark.parametrize("cls", MIXED)
@@ -338,7 +324,7 @@ def test_bad_arguments_are_refused(cls: type[Soft], arguments: dict[str, float],
         cls(**arguments)
 
 
-@pytest.mark.parametrize("cls", [BestOf, Entropic])
-def test_what_averages_or_picks_needs_an_action(cls: type[Entropic]) -> None:
+@pytest.mark.parametrize("cls", [BestOf, SoftPolicyValue])
+def test_what_averages_or_picks_needs_an_action(cls: type[SoftPolicyValue]) -> None:
     with pytest.raises(ValueError, match="policy_actions=0: must be >= 1"):
         cls(policy_actions=0)

@@ -119,7 +119,7 @@ def test_bad_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="num=0: must be >= 1"):
         Quantiles(0)
     for dropped in (-1, 5):
-        with pytest.raises(ValueError, match=f"dropped={dropped}: allowed is 0 to num - 1 = 4"):
+        with pytest.raises(ValueError, match=f"dropped={dropped}: must be in 0 to num - 1 = 4"):
             Quantiles(5, dropped)
 
 

@@ -17,28 +17,31 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dqs_callbacks import Diagnostics
-from dqs_lightning.agents import DQS, Agent, Backup, CriticLoss, Plain, Quantiles, Soft, SquaredError, load_agent
-from dqs_lightning.agents.backups import Entropic
+from dqs_lightning.agents import DQS, Agent, Backup, CriticLoss, ExpectedQ, Quantiles, Soft, SquaredError, load_agent
+from dqs_lightning.agents.backups import SoftPolicyValue
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.checkpoint.archive import CheckpointError, atomic_save
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import (
     MLP,
     Ancestral,
-    AroundActions,
+    AroundReplayActions,
     Backbone,
+    Estimate,
     EulerMaruyama,
     Importance,
     Karras,
     MomentMatched,
     MultiStart,
-    OnPath,
+    OnTrajectory,
+    Posterior,
     ProbabilityFlow,
     Resampling,
     Sampler,
     SimBa,
     Tanh,
     TargetScore,
+    Trajectory,
     Unbounded,
 )
 from dqs_lightning.nn.critics import QValue
@@ -65,11 +68,36 @@ def tiny(**changes: object) -> DQS:
     return DQS(3, 2, **arguments)
 
 
+def trajectories(agent: DQS, batch: TensorDict) -> tuple[Trajectory, Trajectory | None]:
+    seen = (agent.observation_norm(batch[key]) for key in ("observation", ("next", "observation")))
+    return agent.trajectories(*seen, agent.temperature())
+
+
+def critic_target(agent: DQS, batch: TensorDict, trajectory: Trajectory, temperature: float = 0.1) -> Tensor:
+    following = agent.observation_norm(batch["next", "observation"])
+    return agent.critic_target(batch, following, torch.tensor(temperature), trajectory)
+
+
+def noised(agent: DQS, batch: TensorDict) -> list[Posterior]:
+    """Where the energy estimator is used in an update."""
+    seen: list[Posterior] = []
+    estimate = agent.diffusion.energy_estimator.estimate
+
+    def spy(posterior: Posterior) -> Estimate:
+        seen.append(posterior)
+        return estimate(posterior)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(agent.diffusion.energy_estimator, "estimate", spy)
+        agent.losses(batch)
+    return seen
+
+
 def test_target_bootstraps_from_truncated_and_not_from_terminated_states() -> None:
-    changes = {"backup": Plain(), "critic_reduction": "min", "critic_loss": SquaredError()}
+    changes = {"backup": ExpectedQ(), "critic_reduction": "min", "critic_loss": SquaredError()}
     agent, batch = tiny(discount=0.9, normalise_observations=False, **changes), make_batch()
-    path, _ = agent.paths(batch)
-    target = agent.critic_target(batch, torch.tensor(0.1), path)
+    path, _ = trajectories(agent, batch)
+    target = critic_target(agent, batch, path)
     value = agent.target_critic(batch["next", "observation"], path.action[0]).min(0).values
     reward, terminated = batch["next", "reward"].squeeze(-1), batch["next", "terminated"].squeeze(-1)
     torch.testing.assert_close(target.squeeze(-1), torch.where(terminated, reward, reward + 0.9 * value))
@@ -78,15 +106,17 @@ def test_target_bootstraps_from_truncated_and_not_from_terminated_states() -> No
 
 @pytest.mark.parametrize("inner_precision", ["float32", "bfloat16"])
 def test_paths_start_from_the_states_that_they_are_for(inner_precision: str) -> None:
-    agent = tiny(backup=Soft(64, policy_actions=2), noised_points=OnPath(5, 6, 2), inner_precision=inner_precision)
-    torch.nn.init.normal_(agent.denoiser.last.weight)
+    agent = tiny(
+        backup=Soft(64, policy_actions=2), training_points=OnTrajectory(5, 6, 2), inner_precision=inner_precision
+    )
+    torch.nn.init.normal_(agent.diffusion.denoiser.last.weight)
     batch, paths = make_batch(), []
     for changed in (None, "observation", ("next", "observation")):
         if changed is not None:
             batch = batch.clone()
             batch[changed] = batch[changed] + 1
         torch.manual_seed(1)
-        paths.append(agent.paths(batch))
+        paths.append(trajectories(agent, batch))
     assert paths[0][0].action.shape == (2, 32, 2)
     assert paths[0][1].x.shape == (3, 3, 5, 2)
     (next_0, here_0), (next_1, here_1), (next_2, here_2) = paths
@@ -97,22 +127,22 @@ def test_paths_start_from_the_states_that_they_are_for(inner_precision: str) -> 
 
 
 def test_an_update_without_paths_at_its_states() -> None:
-    agent, batch = tiny(noised_points=AroundActions()), make_batch()
-    at_next, at_here = agent.paths(batch)
+    agent, batch = tiny(training_points=AroundReplayActions()), make_batch()
+    at_next, at_here = trajectories(agent, batch)
     assert at_here is None
     assert at_next.action.shape == (1, 32, 2)
 
 
 def test_bad_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="inner_precision='half': allowed are auto, float32, bfloat16"):
+    with pytest.raises(ValueError, match="inner_precision='half': must be one of auto, float32, bfloat16"):
         tiny(inner_precision="half")
 
 
 def test_target_of_quantiles_is_the_law_of_the_return_of_the_policys_action() -> None:
-    agent = tiny(discount=0.9, backup=Plain(), critic_loss=Quantiles(5, dropped=1), normalise_observations=False)
+    agent = tiny(discount=0.9, backup=ExpectedQ(), critic_loss=Quantiles(5, dropped=1), normalise_observations=False)
     batch = make_batch()
-    path, _ = agent.paths(batch)
-    target = agent.critic_target(batch, torch.tensor(0.1), path)
+    path, _ = trajectories(agent, batch)
+    target = critic_target(agent, batch, path)
     pool = agent.target_critic.outputs(batch["next", "observation"], path.action[0]).permute(1, 0, 2).reshape(32, 10)
     kept = pool.sort(-1).values[:, :8]
     alive = ~batch["next", "terminated"]
@@ -120,7 +150,7 @@ def test_target_of_quantiles_is_the_law_of_the_return_of_the_policys_action() ->
 
 
 def test_quantiles_want_an_action_of_the_policy() -> None:
-    message = "backup=Soft with policy_actions=0: critic_loss=Quantiles wants 1 and more"
+    message = "backup=Soft with policy_actions=0: critic_loss=Quantiles needs at least 1"
     with pytest.raises(ValueError, match=message):
         tiny(backup=Soft(8, policy_actions=0), critic_loss=Quantiles())
 
@@ -149,8 +179,10 @@ def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
     backup, batch = Soft(20_000, policy_actions=0), make_batch(4)
     agent = tiny(discount=1.0, backup=backup, critic_loss=SquaredError())
     batch["next", "terminated"][:] = False
-    temperature = torch.tensor(0.2)
-    target = (agent.critic_target(batch, temperature, agent.paths(batch)[0]) - batch["next", "reward"]).squeeze(-1)
+    temperature = 0.2
+    target = (
+        critic_target(agent, batch, trajectories(agent, batch)[0], temperature) - batch["next", "reward"]
+    ).squeeze(-1)
     axis = torch.linspace(-1, 1, 201)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2).expand(-1, 4, 2)
     q = agent.target_critic.value(batch["next", "observation"], grid)
@@ -159,10 +191,11 @@ def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
 
 
 def test_actor_learns_at_the_first_states_of_the_batch() -> None:
-    agent, batch = tiny(noised_points=OnPath(states=5, points=4)), make_batch()
-    assert agent.score_loss(batch, torch.tensor(0.1), agent.paths(batch)[1])[1].ess.shape == (4, 5)
-    agent = tiny(noised_points=AroundActions())
-    assert agent.score_loss(batch, torch.tensor(0.1), agent.paths(batch)[1])[1].ess.shape == (1, 32)
+    batch = make_batch()
+    (posterior,) = noised(tiny(training_points=OnTrajectory(states=5, points=4)), batch)
+    assert posterior.x.shape == (4, 5, 2)
+    (posterior,) = noised(tiny(training_points=AroundReplayActions()), batch)
+    assert posterior.x.shape == (1, 32, 2)
 
 
 @pytest.mark.parametrize("name", [name for name in components(Temperature) if name not in ("Constant", "LogLinear")])
@@ -189,20 +222,29 @@ def test_every_backup_trains_with_every_critic_loss(name: str, loss: str, tmp_pa
 def test_entropy_of_a_policy_that_knows_nothing(sampler: Sampler) -> None:
     """A fresh denoiser is that of a normal law of deviation sigma_data; wide noise makes it nearly exact."""
     agent = tiny(sampler=sampler, support=Unbounded(), noise_schedule=Karras(0.01, 5.0))
-    entropy = agent.entropy(agent.path(torch.randn(4, 3), 512))
+    entropy = agent.diffusion.entropy(agent.trajectory(torch.randn(4, 3), 512))
     exact = torch.full((4,), math.log(2 * math.pi * math.e * 0.5**2))
     torch.testing.assert_close(entropy, exact, atol=0.6, rtol=0)
 
 
-def test_score_loss_reaches_the_denoiser_only_and_the_critic_loss_the_critics_only(tmp_path: Path) -> None:
+def test_the_score_loss_trains_the_denoiser_and_the_critic_loss_the_critics() -> None:
     agent, batch = tiny(), make_batch()
-    loss, estimate = agent.score_loss(batch, torch.tensor(0.1), agent.paths(batch)[1])
-    loss.backward()
-    assert all(p.grad is None for p in agent.critic.parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.denoiser.parameters())
-    assert estimate.ess.shape == (4, 32)
-    assert not estimate.denoised.requires_grad
-    assert not any(p.requires_grad for p in agent.target_critic.parameters())
+    parts = {"critic": agent.critic, "denoiser": agent.diffusion.denoiser, "target": agent.target_critic}
+    agent.losses(batch)[0].backward()
+    found = {name: [p.grad.clone() for p in part.parameters() if p.grad is not None] for name, part in parts.items()}
+    assert not found["target"] and not any(p.requires_grad for p in agent.target_critic.parameters())
+    assert any(gradient.abs().sum() > 0 for gradient in found["denoiser"])
+    observation = agent.observation_norm(batch["observation"])
+    agent.zero_grad()
+    torch.manual_seed(3)
+    at_next, _ = trajectories(agent, batch)
+    target = critic_target(agent, batch, at_next, agent.temperature().item())
+    agent.critic_loss.loss(agent.critic.outputs(observation, batch["action"]), target).backward()
+    alone = [p.grad.clone() for p in agent.critic.parameters()]
+    agent.zero_grad()
+    torch.manual_seed(3)
+    agent.losses(batch)[0].backward()
+    torch.testing.assert_close([p.grad for p in agent.critic.parameters()], alone)  # the score loss adds nothing
 
 
 def test_a_run_makes_one_optimizer_step_each_update_and_averages_the_target(tmp_path: Path) -> None:
@@ -219,7 +261,7 @@ def test_a_run_makes_one_optimizer_step_each_update_and_averages_the_target(tmp_
     optimizer = agent.optimizers()
     assert len(optimizer.param_groups) == 2
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert trained == {id(p) for m in (agent.critic, agent.denoiser) for p in m.parameters()}
+    assert trained == {id(p) for m in (agent.critic, agent.diffusion.denoiser) for p in m.parameters()}
 
 
 def test_gradients_are_clipped_to_the_norm_in_each_group(tmp_path: Path) -> None:
@@ -244,7 +286,7 @@ class Bandit(torch.nn.Module):
         right = -((action[..., 0] - 0.5) / self.width).square() / 2 + observation[..., 0]
         return torch.logaddexp(left, right)
 
-    def given(self, observation: Tensor, dtype: torch.dtype) -> QValue:
+    def bind(self, observation: Tensor, dtype: torch.dtype) -> QValue:
         return lambda action: self.value(observation, action)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -255,12 +297,14 @@ def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> No
     """Share of the right mode = sigmoid(s / T) when T = 1: several good actions live on, in the right amounts."""
     agent = DQS(1, 1, energy_estimator=Importance(64), **small((64, 64)), temperature=Constant(1.0))
     agent.critic = Bandit()
-    optimizer = torch.optim.Adam(agent.denoiser.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(agent.diffusion.denoiser.parameters(), 2e-3)
     for _ in range(1500):
         observation = torch.randint(-1, 2, (128, 1)).float()
-        batch = TensorDict({"observation": observation, "action": torch.rand(128, 1) * 2 - 1}, [128])
-        path = agent.path(observation[: agent.noised_points.states], agent.noised_points.trajectories)
-        loss, _ = agent.score_loss(batch, torch.tensor(1.0), path)
+        (_, here), temperature = agent.trajectories(observation, observation, torch.tensor(1.0)), torch.tensor(1.0)
+        first = observation[:64]
+        loss, _ = agent.diffusion.loss(
+            agent.log_prob(first, temperature), agent.condition(first, temperature), here, lambda: torch.empty(0)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -311,7 +355,7 @@ def test_without_an_actor_actions_follow_the_critics_at_once() -> None:
     """exp(Q/T) with Q = -4 (a - 0.3)^2 and T = 0.5 is normal, of deviation 0.25."""
     changes = {"energy_estimator": Resampling(256), "temperature": Constant(0.5), "amortised": False}
     agent = DQS(3, 1, **changes)
-    agent.critic.given = lambda observation, dtype: lambda action: -4 * (action[..., 0] - 0.3).square()
+    agent.critic.bind = lambda observation, dtype: lambda action: -4 * (action[..., 0] - 0.3).square()
     observation = torch.randn(2, 5, 3)
     actions = agent.sample(observation, 200)
     assert actions.shape == (200, 2, 5, 1)
@@ -324,7 +368,7 @@ def test_without_an_actor_only_the_critics_learn(tmp_path: Path) -> None:
     agent = DQS(data.observation_dim, data.action_dim, **small(), energy_estimator=Resampling(8), amortised=False)
     before = copy.deepcopy(agent.critic.state_dict())
     trainer(tmp_path, [Diagnostics(every_updates=50)]).fit(agent, data)
-    assert agent.denoiser is None
+    assert not list(agent.diffusion.parameters())
     assert not any(torch.equal(value, before[name]) for name, value in agent.critic.state_dict().items())
     with pytest.raises(ValueError, match="amortised=False: TargetESS"):
         DQS(3, 2, amortised=False, temperature=TargetESS())
@@ -343,7 +387,7 @@ def test_every_part_sees_normalised_observations(backbone: Backbone, changes: di
     agent, plain = tiny(**both), tiny(**both, normalise_observations=False)
     plain.load_state_dict({k: v for k, v in agent.state_dict().items() if not k.startswith("observation_norm")})
     batch = make_batch()
-    agent.take_in(100 + 7 * batch["observation"])
+    agent.update_observation_norm(100 + 7 * batch["observation"])
     seen = copy.deepcopy(batch)
     for key in ("observation", ("next", "observation")):
         seen[key] = agent.observation_norm(batch[key])
@@ -358,13 +402,20 @@ def test_every_part_sees_normalised_observations(backbone: Backbone, changes: di
     assert not torch.equal(seen["observation"], batch["observation"])
 
 
-def test_the_policy_is_told_the_temperature() -> None:
+def test_the_policy_is_conditioned_on_the_temperature() -> None:
     agent = tiny(temperature=LogLinear(1.0, 0.01, 100))
-    observation = torch.randn(5, 3)
-    torch.testing.assert_close(agent.condition(observation)[:, 3], torch.zeros(5))
-    for _ in range(50):
-        agent.temperature.step()
-    torch.testing.assert_close(agent.condition(observation)[:, 3], torch.full((5,), math.log(0.1)))
+    for expected in (0.0, math.log(0.1)):
+        condition = agent.condition(torch.randn(5, 3), agent.temperature())
+        torch.testing.assert_close(condition[:, 3], torch.full((5,), expected))
+        for _ in range(50):
+            agent.temperature.step()
+
+
+@pytest.mark.parametrize("name", components(Backup))
+def test_gradients_of_the_target_are_stopped(name: str) -> None:
+    agent, batch = tiny(backup=components(Backup)[name]()), make_batch()
+    at_next, _ = trajectories(agent, batch)
+    assert not critic_target(agent, batch, at_next).requires_grad
 
 
 @pytest.mark.parametrize("name", sorted(components(Agent)))
@@ -392,7 +443,7 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
     assert torch.equal(torch.load(tmp_path / "action.pt"), agent.act(observation, deterministic=True))
     loaded = load_agent(tmp_path / "a.ckpt")
     if isinstance(loaded, DQS):
-        assert isinstance(loaded.noise_schedule, Karras) and loaded.noise_schedule.rho == 5.0
+        assert isinstance(schedule := loaded.diffusion.noise_schedule, Karras) and schedule.rho == 5.0
         assert isinstance(loaded.critic_loss, Quantiles) and loaded.critic_loss.dropped == 1
         torch.testing.assert_close(loaded.temperature(), torch.tensor(0.5))
     assert (
@@ -439,16 +490,29 @@ def test_numbers_out_of_range_are_named(key: str, value: object) -> None:
 
 COMPONENTS = [
     {},
-    {"energy_estimator": TargetScore(4), "noised_points": AroundActions(), "sampler": EulerMaruyama(3)},
+    {"energy_estimator": TargetScore(4), "training_points": AroundReplayActions(), "sampler": EulerMaruyama(3)},
     {"backup": Soft(16, policy_actions=1, widths=(0.1,)), "support": Tanh(), "temperature": LogLinear()},
-    {"backup": Entropic(), "energy_estimator": MultiStart(8), "noise_schedule": Karras(), "temperature": Relative()},
+    {
+        "backup": SoftPolicyValue(),
+        "energy_estimator": MultiStart(8),
+        "noise_schedule": Karras(),
+        "temperature": Relative(),
+    },
 ]
 each_configuration = pytest.mark.parametrize("changes", COMPONENTS, ids=["default", "published", "soft", "entropic"])
 
 
 def test_components_are_saved_as_they_are_and_not_as_defaults() -> None:
     saved = DQS(3, 2).hparams
-    for name in ("noise_schedule", "energy_estimator", "noised_points", "sampler", "support", "temperature", "backup"):
+    for name in (
+        "noise_schedule",
+        "energy_estimator",
+        "training_points",
+        "sampler",
+        "support",
+        "temperature",
+        "backup",
+    ):
         assert saved[name] is not None, name
     assert saved["sampler"].steps == 6
 
@@ -460,7 +524,7 @@ def test_an_update_asks_the_host_for_no_value(changes: dict[str, object]) -> Non
     loss, metrics = agent.losses(batch)
     loss.backward()
     agent.temperature.step(Measured(agent, batch["observation"], metrics["ess"]))
-    assert all(p.grad is not None for p in agent.denoiser.parameters())
+    assert all(p.grad is not None for p in agent.diffusion.denoiser.parameters())
 
 
 @each_configuration
@@ -521,12 +585,13 @@ def test_a_copy_compiles_and_captures_its_own_losses(take: Callable[[DQS], DQS])
         assert torch.equal(found, expected)
         assert not torch.equal(found, agent.fused_losses(batch)[0])
     assert torch.equal(sum(captured[name] for name in ("critic_loss", "score_loss")), expected)
-    assert other.denoiser.last.bias.grad is not None
+    assert other.diffusion.denoiser.last.bias.grad is not None
 
 
 def test_a_graph_without_cuda_is_refused(tmp_path: Path) -> None:
     data = small_data(total_frames=480)
     with pytest.raises(
-        MisconfigurationException, match=r"cuda_graph=True on 1 device\(s\) of type cpu: allowed is one of type cuda"
+        MisconfigurationException,
+        match=r"cuda_graph=True on 1 device\(s\) of type cpu: must be one",
     ):
         trainer(tmp_path).fit(small_agent(data, cuda_graph=True), data)

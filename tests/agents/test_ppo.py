@@ -128,7 +128,7 @@ def test_a_run_continues_bitwise(tmp_path: Path) -> None:
 def test_more_environments_than_a_batch_can_hold_are_refused(tmp_path: Path) -> None:
     data = OnlineData(small_data().environment, num_envs=40, total_frames=800, init_random_frames=0)
     agent = PPO(data.observation_dim, data.action_dim, **small(), **FEW | {"minibatch_size": 48})
-    with pytest.raises(ValueError, match="num_envs=40: a rollout of 48 steps gives each environment 1, "):
+    with pytest.raises(ValueError, match="num_envs=40: a rollout of 48 steps has 1 for each environment, "):
         trainer(tmp_path).fit(agent, data)
 
 

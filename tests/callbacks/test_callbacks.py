@@ -202,10 +202,10 @@ def test_diagnostics_measure_the_actor_and_leave_the_run_as_it_was(tmp_path: Pat
         assert torch.equal(one, two)
     found = {k.removeprefix("diagnostics/"): v.item() for k, v in fit.callback_metrics.items() if "diagnostics/" in k}
     assert set(found) == {
-        "ess_low", "ess_middle", "ess_high", "target_error", "entropy", "at_walls", "sharpness"
+        "ess_low", "ess_middle", "ess_high", "target_error", "entropy", "at_bounds", "sharpness"
     }  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
-    assert 0 <= found["at_walls"] <= 1
+    assert 0 <= found["at_bounds"] <= 1
     assert found["sharpness"] >= 0
     assert found["target_error"] > 0
     assert 1 <= found["ess_low"] <= 32
@@ -218,9 +218,9 @@ def test_sharpness_and_entropy_see_a_policy_change() -> None:
     agent, observation = small_agent(data), torch.randn(16, data.observation_dim)
     before = diagnose(agent, observation)
     with torch.no_grad():
-        last = agent.denoiser.rest[-1]
+        last = agent.diffusion.denoiser.rest[-1]
         last.bias[agent.action_dim :] = -8.0  # the variance's half
-        agent.denoiser.preconditioning.sigma_data = 1e-3
+        agent.diffusion.denoiser.preconditioning.sigma_data = 1e-3
     after = diagnose(agent, observation)
     assert after["sharpness"] < before["sharpness"] / 10
     assert after["entropy"] < before["entropy"] - 1

@@ -118,7 +118,7 @@ class Fault(L.Callback):
         if self.source == "critic loss":
             agent.critic_loss = FaultyLoss()
         if self.source == "score target":
-            agent.energy_estimator = FaultyEstimator(8)
+            agent.diffusion.energy_estimator = FaultyEstimator(8)
         for source, critic in (("q", agent.critic), ("target", agent.target_critic)):
             if self.source == source:
                 critic.members[0].last.register_forward_hook(lambda *call: self.add(call[-1]))

@@ -25,7 +25,7 @@ CASES = [(name, ".onnx") for name in DRAWS] + [(name, ".pt2") for name in sorted
 def checkpoint(folder: Path, **changes: object) -> Path:
     """That of an agent whose actions depend on all that they may depend on: observation, noise and temperature."""
     agent = DQS(5, 2, **{"temperature": LogLinear(1.0, 0.01, 100), **small(), **changes})
-    nn.init.normal_(agent.denoiser.last.weight, std=0.3)
+    nn.init.normal_(agent.diffusion.denoiser.last.weight, std=0.3)
     for _ in range(50):
         agent.temperature.step()
     agent.trainer = writer = trainer(folder)
@@ -102,7 +102,7 @@ def test_a_package_holds_its_facts_and_the_denoiser_alone(tmp_path: Path) -> Non
     held = {"facts.json": ""}
     program = torch.export.load(tmp_path / "policy.pt2", extra_files=held)
     assert json.loads(held["facts.json"])["action_high"] == "1.0"
-    assert {name.partition(".")[0] for name in program.state_dict} == {"denoiser"}
+    assert {name.rpartition(".denoiser.")[0] for name in program.state_dict} == {"diffusion"}
     assert not program.module()(torch.randn(1, 5), torch.randn(1, 1, 2)).requires_grad
 
 

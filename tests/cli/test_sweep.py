@@ -102,13 +102,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r'line \d+: key 0.5: must be text; put it in quotes: "0.5"',
     ),
     "variant without a list": (
-        {"variants": {"a": "model.backup=Plain"}},
-        "variants.a=model.backup=Plain: must be a list",
+        {"variants": {"a": "model.backup=ExpectedQ"}},
+        "variants.a=model.backup=ExpectedQ: must be a list",
     ),
-    "override as a mapping": ({"variants": {"a": [{"model.backup": "Plain"}]}}, "variants.a={.*must be an option"),
+    "override as a mapping": ({"variants": {"a": [{"model.backup": "ExpectedQ"}]}}, "variants.a={.*must be an option"),
     "override with dashes": (
-        {"overrides": ["--model.backup=Plain"]},
-        "overrides=--model.backup=Plain: must be an option",
+        {"overrides": ["--model.backup=ExpectedQ"]},
+        "overrides=--model.backup=ExpectedQ: must be an option",
     ),
     "override twice": ({"overrides": ["data.num_envs=1", "data.num_envs=2"]}, "data.num_envs is given twice"),
     "the seed as override": ({"overrides": ["seed_everything=1"]}, "overrides=seed_everything=1: a sweep may not set"),
@@ -139,7 +139,7 @@ def test_a_wrong_file_is_refused_and_nothing_is_made(file: Path, case: str, caps
 MISSPELT = {
     "key": ("model.temperature.tao=0.1", "no such option of Relative", "--model.temperature.tau"),
     "group": ("dta.num_envs=2", "--dta: no such option", "--data"),
-    "component": ("model.backup=Plane", "model.backup=Plane: no such component", "Plain"),
+    "component": ("model.backup=ExpectedP", "model.backup=ExpectedP: no such component", "ExpectedQ"),
     "abbreviation": ("checkpoint.every_n_update=5", "no such option", "--checkpoint.every_n_updates"),
     "abbreviated reserved option": ("seed_every=5", "--seed_every: no such option", "--seed_everything"),
 }

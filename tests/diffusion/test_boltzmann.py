@@ -62,12 +62,12 @@ def test_follows_its_generator(fitted: BoltzmannSampler) -> None:
 
 def test_more_steps_when_asked(fitted: BoltzmannSampler) -> None:
     asked: list[int] = []
-    handle = fitted.denoiser.last.register_forward_hook(lambda *_: asked.append(1))
+    handle = fitted.diffusion.denoiser.last.register_forward_hook(lambda *_: asked.append(1))
     fitted.sample(3, steps=17)
     fitted.sample(3)
     handle.remove()
     assert len(asked) == 17 + 10
-    assert fitted.sampler.steps == 10
+    assert fitted.diffusion.sampler.steps == 10
     with pytest.raises(ValueError, match="steps=0"):
         fitted.sample(3, steps=0)
 
@@ -119,8 +119,8 @@ def test_components_by_name_and_by_object() -> None:
         sampler="DPMSolverSDE",
         preconditioning="EDM",
     )
-    assert type(sampler.noise_schedule).__name__ == "Karras"
-    assert sampler.energy_estimator.num_samples == 4
+    assert type(sampler.diffusion.noise_schedule).__name__ == "Karras"
+    assert sampler.diffusion.energy_estimator.num_samples == 4
     fit(sampler, bumps, 2)
     with pytest.raises(ValueError, match=r"noise_schedule='Kosine': allowed are Cosine.*did you mean Cosine"):
         BoltzmannSampler(2, noise_schedule="Kosine")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from helpers import estimated
 from torch import Tensor
 
 from dqs_lightning.diffusion import (
@@ -121,7 +122,7 @@ def test_denoiser_is_the_preconditioned_network(denoiser: Denoiser) -> None:
 def test_starts_at_the_priors_moments(preconditioning: Preconditioning) -> None:
     x, sigma = torch.randn(4, 2), SIGMA.float()
     c_skip, _, _ = preconditioning.coefficients(sigma)
-    moments = Denoiser(2, preconditioning=preconditioning)(x, sigma)
+    moments = Denoiser(2, preconditioning=preconditioning)(x, sigma, x.new_empty(0))
     torch.testing.assert_close(moments.mean, c_skip * x)
     torch.testing.assert_close(moments.variance, preconditioning.prior_variance(sigma).expand_as(x))
 
@@ -131,7 +132,7 @@ def test_starts_at_the_priors_moments(preconditioning: Preconditioning) -> None:
 def test_moments_have_the_shape_and_dtype_of_x(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     denoiser, x = Denoiser(3, backbone=MLP((8,)), embedding=4).to(dtype), torch.randn(shape, dtype=dtype)
     for sigma in (torch.tensor(0.3, dtype=dtype), torch.full((*shape[:-1], 1), 0.3, dtype=dtype)):
-        for found in denoiser(x, sigma):
+        for found in denoiser(x, sigma, x.new_empty(0)):
             assert found.shape == shape
             assert found.dtype == dtype
 
@@ -141,14 +142,14 @@ def test_variance_is_positive_and_bounded_whatever_the_weights(output: float) ->
     """Within a factor of 10^4 of the prior's: log V and 1 / V stay finite in the loss."""
     denoiser, x = Denoiser(2, backbone=MLP((8,)), embedding=4), torch.randn(4, 2)
     torch.nn.init.constant_(denoiser.last.bias, output)
-    ratio = denoiser(x, SIGMA.float()).variance / EDM().prior_variance(SIGMA.float())
+    ratio = denoiser(x, SIGMA.float(), x.new_empty(0)).variance / EDM().prior_variance(SIGMA.float())
     assert ((ratio > 1e-4) & (ratio < 1e4)).all()
     assert ((ratio > 1) == (output > 0)).all()
 
 
 def test_given_equals_forward(denoiser: Denoiser) -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    denoise = denoiser.given(condition)
+    denoise = denoiser.bind(condition)
     for sigma in (SIGMA, 0.5 * SIGMA):
         torch.testing.assert_close(denoise(x, sigma), denoiser(x, sigma, condition))
 
@@ -176,12 +177,6 @@ def test_listens_to_noise_and_condition() -> None:
         assert not torch.allclose(found, other)
 
 
-def test_works_without_a_condition() -> None:
-    denoiser = network(EDM(), condition_dim=0)
-    x = torch.randn(4, 2, dtype=torch.float64)
-    torch.testing.assert_close(denoiser(x, SIGMA), denoiser(x, SIGMA, x.new_empty(4, 0)))
-
-
 def test_every_parameter_is_trained(denoiser: Denoiser) -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     moments = denoiser(x, SIGMA, condition)
@@ -204,7 +199,7 @@ def constant_problem() -> tuple[Moments, Estimate, Tensor]:
     """Moments [1, 2] to choose for a point of which 64 estimates were made, at one noise level."""
     targets = torch.randn(64, 2, dtype=torch.float64)
     estimate = Estimate(targets, torch.rand(64, 2, dtype=torch.float64) + 0.1, torch.ones(64))
-    best = Moments(targets.mean(0, keepdim=True), estimate.spread.mean(0, keepdim=True))
+    best = Moments(targets.mean(0, keepdim=True), estimate.second_moment.mean(0, keepdim=True))
     return best, estimate, torch.full((64, 1), 0.4, dtype=torch.float64)
 
 
@@ -244,7 +239,7 @@ def test_a_noise_level_counts_by_its_weight(denoiser: Denoiser) -> None:
     in_mean, in_variance = slopes(denoiser, Moments(mean, variance), estimate, SIGMA)
     expected = denoiser.preconditioning.loss_weight(SIGMA) * (mean - estimate.denoised) / 4
     torch.testing.assert_close(in_mean, expected)
-    share = in_variance * variance / (1 - estimate.spread / variance)
+    share = in_variance * variance / (1 - estimate.second_moment / variance)
     torch.testing.assert_close(share, share[:1, :1].expand_as(share))
     assert share.min() > 0
 
@@ -272,8 +267,10 @@ def test_learns_to_sample_an_energy(mixture, wasserstein: Callable[[Tensor, np.n
         clean = 2 * torch.rand(256, 1) - 1
         sigma = schedule.draw(clean)
         x = clean + sigma * torch.randn_like(clean)
-        moments = denoiser(x, sigma)
-        loss = denoiser.loss(moments, estimator(mixture.log_prob, x, sigma, support, guide=moments.mean), sigma)
+        moments = denoiser(x, sigma, x.new_empty(0))
+        loss = denoiser.loss(
+            moments, estimated(estimator, mixture.log_prob, x, sigma, support, guide=moments.mean), sigma
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -282,10 +279,11 @@ def test_learns_to_sample_an_energy(mixture, wasserstein: Callable[[Tensor, np.n
     with torch.no_grad():
         x = torch.linspace(-1, 1, 81).unsqueeze(1)
         for sigma in (torch.tensor(0.1), torch.tensor(0.4), torch.tensor(1.0)):
-            found, exact = denoiser(x, sigma), mixture.denoise(x, sigma)
+            found, exact = denoiser(x, sigma, x.new_empty(0)), mixture.denoise(x, sigma)
             assert (found.mean - exact.mean).abs().mean() < 0.12 * exact.variance.mean().sqrt()
             assert (found.variance - exact.variance).abs().mean() < 0.25 * exact.variance.mean()
-        samples = MomentMatched(steps=10).sample(denoiser.given(None), schedule, support, torch.empty(4000, 1))
+        denoise, like = denoiser.bind(torch.empty(0)), torch.empty(4000, 1)
+        samples = MomentMatched(steps=10).trajectory(denoise, schedule, support, like).action
     assert (samples < 0).float().mean().item() == pytest.approx(0.3, abs=0.06)
     assert wasserstein(samples, mixture.quantiles(4000)) < 0.08
 

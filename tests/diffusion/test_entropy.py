@@ -18,8 +18,8 @@ from dqs_lightning.diffusion import (
     Tanh,
     Unbounded,
 )
-from dqs_lightning.diffusion.entropy import entropy, log_prob, path_entropy
-from dqs_lightning.diffusion.samplers import Moments, Path
+from dqs_lightning.diffusion.entropy import entropy, log_prob, trajectory_entropy
+from dqs_lightning.diffusion.samplers import Moments, Trajectory
 from dqs_lightning.diffusion.support import Support
 
 SCHEDULE = Geometric()
@@ -157,17 +157,19 @@ def test_entropy_with_few_samples_is_little_biased() -> None:
 @pytest.mark.parametrize("name", ["uniform", "corner", "narrow", "two modes", "two modes 2d"])
 def test_path_entropy_is_that_of_the_law(name: str) -> None:
     law, support = LAWS[name]
-    path = MomentMatched(12).path(law.denoise, SCHEDULE, support, torch.empty(512, 3, law.dim, dtype=torch.float64))
-    answer = path_entropy(path, support)
+    path = MomentMatched(12).trajectory(
+        law.denoise, SCHEDULE, support, torch.empty(512, 3, law.dim, dtype=torch.float64)
+    )
+    answer = trajectory_entropy(path, support)
     assert answer.shape == (3,)
     assert float(answer.mean()) == pytest.approx(law.entropy(), abs=0.2)
 
 
 def test_path_entropy_of_a_noise_free_path() -> None:
-    path = ProbabilityFlow(30).path(shrink, SCHEDULE, Unbounded(), torch.empty(4000, 1, 1, dtype=torch.float64))
+    path = ProbabilityFlow(30).trajectory(shrink, SCHEDULE, Unbounded(), torch.empty(4000, 1, 1, dtype=torch.float64))
     exact = 0.5 * math.log(2 * math.pi * math.e * 0.25)
-    assert float(path_entropy(path, Unbounded(), paired=False)) == pytest.approx(exact, abs=0.2)
-    assert float(path_entropy(path, Unbounded())) < exact - 0.5
+    assert float(trajectory_entropy(path, Unbounded(), paired=False)) == pytest.approx(exact, abs=0.2)
+    assert float(trajectory_entropy(path, Unbounded())) < exact - 0.5
 
 
 def test_path_of_noised_samples_gives_the_entropy() -> None:
@@ -178,7 +180,7 @@ def test_path_of_noised_samples_gives_the_entropy() -> None:
     x = clean + walk
     mean = torch.stack([law.denoise(at, level).mean for at, level in zip(x, sigma, strict=True)])
     expected = entropy(law.denoise, SCHEDULE, support, clean)
-    answer = path_entropy(Path(clean, clean, x, sigma, mean), support)
+    answer = trajectory_entropy(Trajectory(clean, clean, x, sigma, mean), support)
     assert float(answer.mean()) == pytest.approx(float(expected.mean()), abs=0.12)
 
 
@@ -186,7 +188,8 @@ def test_path_entropy_waits_for_no_device() -> None:
     """Tensors without values: whoever asks for one fails."""
     like = torch.empty(7, 5, 3, 2, device="meta")
     for support in (Unbounded(), Box(), Tanh()):
-        assert path_entropy(Path(like[0], like[0], like, torch.empty(7, device="meta"), like), support).shape == (3,)
+        walk = Trajectory(like[0], like[0], like, torch.empty(7, device="meta"), like)
+        assert trajectory_entropy(walk, support).shape == (3,)
 
 
 # Density
@@ -291,10 +294,10 @@ def test_tanh_carries_the_jacobian() -> None:
         for support, samples in ((Unbounded(), latents), (tanh, actions))
     )
     torch.testing.assert_close(squashed, plain - shift[0])
-    walk = Ancestral(10).path(law.denoise, SCHEDULE, tanh, torch.empty(50, 2, 1, dtype=torch.float64))
+    walk = Ancestral(10).trajectory(law.denoise, SCHEDULE, tanh, torch.empty(50, 2, 1, dtype=torch.float64))
     log_slope = math.log(2) + torch.log1p(-torch.tanh(walk.mean[-1]).square())
-    expected = path_entropy(walk, Unbounded()) + log_slope.sum(-1).mean(0)
-    torch.testing.assert_close(path_entropy(walk, tanh), expected)
+    expected = trajectory_entropy(walk, Unbounded()) + log_slope.sum(-1).mean(0)
+    torch.testing.assert_close(trajectory_entropy(walk, tanh), expected)
 
 
 # Contract
@@ -304,7 +307,7 @@ def test_follows_its_generator() -> None:
     samples, before = torch.randn(8, 3, 2), torch.get_rng_state()
     for function in (
         lambda g: entropy(shrink, SCHEDULE, Unbounded(), samples, g),
-        lambda g: log_prob(Denoiser(2).forward, SCHEDULE, Unbounded(), samples, 3, 2, g),
+        lambda g: log_prob(Denoiser(2).bind(torch.empty(0)), SCHEDULE, Unbounded(), samples, 3, 2, g),
     ):
         state = torch.get_rng_state()
         first = function(torch.Generator().manual_seed(1))
@@ -331,12 +334,12 @@ def test_follows_its_generator() -> None:
 @pytest.mark.parametrize("support", [Unbounded(), Box(), Tanh()], ids=lambda support: type(support).__name__)
 def test_shape_dtype_and_no_gradient(support: Support, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     net = Denoiser(2, 3, MLP((8,))).to(dtype)
-    denoise = net.given(torch.randn(*shape[:-1], 3, dtype=dtype))
+    denoise = net.bind(torch.randn(*shape[:-1], 3, dtype=dtype))
     actions = torch.rand(5, *shape, dtype=dtype).requires_grad_()
-    path = Ancestral(4).path(denoise, SCHEDULE, support, torch.empty(5, *shape, dtype=dtype))
+    path = Ancestral(4).trajectory(denoise, SCHEDULE, support, torch.empty(5, *shape, dtype=dtype))
     for answer in (
         entropy(denoise, SCHEDULE, support, actions),
-        path_entropy(path, support),
+        trajectory_entropy(path, support),
         log_prob(denoise, SCHEDULE, support, actions[0], steps=3),
         log_prob(denoise, SCHEDULE, support, actions[0], steps=3, probes=2),
     ):
@@ -364,9 +367,9 @@ def test_a_law_narrower_than_the_noise_is_finite() -> None:
     for support in (Unbounded(), Box()):
         assert torch.isfinite(entropy(denoise, SCHEDULE, support, torch.full((8, 3, 2), 0.4))).all()
         for sampler in (Ancestral(5), ProbabilityFlow(5), Ancestral(1)):
-            path = sampler.path(denoise, SCHEDULE, support, torch.empty(8, 3, 2))
+            path = sampler.trajectory(denoise, SCHEDULE, support, torch.empty(8, 3, 2))
             for paired in (True, False):
-                answer = path_entropy(path, support, paired)
+                answer = trajectory_entropy(path, support, paired)
                 assert torch.isfinite(answer).all()
 
 
@@ -377,7 +380,7 @@ def test_too_few_are_refused() -> None:
         entropy(shrink, SCHEDULE, Unbounded(), torch.zeros(3, 2), levels=1)
     like = torch.zeros(4, 1, 3, 2)
     with pytest.raises(ValueError, match="1 paths"):
-        path_entropy(Path(like[0], like[0], like, torch.ones(4), like), Box())
+        trajectory_entropy(Trajectory(like[0], like[0], like, torch.ones(4), like), Box())
     for wrong in ({"steps": 0}, {"probes": 0}):
         with pytest.raises(ValueError, match="=0"):
             log_prob(shrink, SCHEDULE, Unbounded(), torch.zeros(3, 2), **wrong)

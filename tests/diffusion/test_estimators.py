@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import estimated
 from torch import Tensor, nn
 
 from dqs_lightning.diffusion import (
@@ -159,11 +160,11 @@ def test_unchanged_by_a_constant(
     cls: type[EnergyEstimator], support: Support, wells: LogProb, num_samples: int
 ) -> None:
     x, sigma, estimator = noised((64, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), build(cls, num_samples)
-    plain = estimator(wells, x, sigma, support, seeded())
+    plain = estimated(estimator, wells, x, sigma, support, seeded())
     for constant in (1e4, -1e4):
-        shifted = estimator(lambda a: wells(a) + constant, x, sigma, support, seeded())  # noqa: B023
+        shifted = estimated(estimator, lambda a: wells(a) + constant, x, sigma, support, seeded())  # noqa: B023
         torch.testing.assert_close(shifted.denoised, plain.denoised, rtol=0, atol=1e-8)
-        torch.testing.assert_close(shifted.spread, plain.spread, rtol=0, atol=1e-8)
+        torch.testing.assert_close(shifted.second_moment, plain.second_moment, rtol=0, atol=1e-8)
         torch.testing.assert_close(shifted.ess, plain.ess, rtol=1e-6, atol=0)
 
 
@@ -182,12 +183,12 @@ def test_finite_at_every_noise(
     x, noise = noised((*shape, 3), sigma).float(), torch.full((*shape, 1), sigma)
     candidates = num_samples * (shape[0] if len(shape) == 2 else 1)
     for guide in (None, torch.zeros_like(x)):
-        estimate = build(cls, num_samples)(wells, x, noise, support, guide=guide)
-        for found in (estimate.denoised, estimate.spread):
+        estimate = estimated(build(cls, num_samples), wells, x, noise, support, guide=guide)
+        for found in (estimate.denoised, estimate.second_moment):
             assert found.shape == x.shape
             assert found.dtype == x.dtype
             assert torch.isfinite(found).all()
-        assert (estimate.spread >= 0).all()
+        assert (estimate.second_moment >= 0).all()
         assert estimate.ess.shape == shape
         assert (estimate.ess >= 1 - 1e-4).all()
         assert (estimate.ess <= candidates * (1 + 1e-4)).all()
@@ -201,7 +202,7 @@ def test_near_the_posterior_however_far_outside(
     """In float32, from the walls of a box to 40 deviations outside: never the opposite wall, never a huge score."""
     deviations = torch.linspace(0, 40, 161).unsqueeze(1)
     x, noise = torch.cat([1 + sigma * deviations, -1 - sigma * deviations]), torch.tensor(sigma)
-    estimate = build(cls, 64)(wells, x, noise, Box())
+    estimate = estimated(build(cls, 64), wells, x, noise, Box())
     exact = posterior(wells, x.double(), noise.double(), Box()).mean
     assert (estimate.denoised - exact).abs().max() < 3 * sigma
 
@@ -209,7 +210,7 @@ def test_near_the_posterior_however_far_outside(
 @each_pair
 def test_follows_its_generator(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
     x, sigma, before = torch.linspace(-1, 1, 16).unsqueeze(1), torch.tensor(0.3), torch.get_rng_state()
-    first, again, other = (build(cls, 8)(wells, x, sigma, support, seeded(seed)) for seed in (1, 1, 2))
+    first, again, other = (estimated(build(cls, 8), wells, x, sigma, support, seeded(seed)) for seed in (1, 1, 2))
     for one, same, differs in zip(first, again, other, strict=True):
         assert torch.equal(one, same)
         assert torch.equal(one, differs) == (cls in INCONSISTENT)
@@ -223,7 +224,8 @@ def test_scalar_sigma_equals_a_column(
 ) -> None:
     x = noised((*shape, 2), 0.3).float()
     scalar, column = (
-        build(cls, 8)(wells, x, sigma, support, seeded()) for sigma in (torch.tensor(0.3), torch.full((*shape, 1), 0.3))
+        estimated(build(cls, 8), wells, x, sigma, support, seeded())
+        for sigma in (torch.tensor(0.3), torch.full((*shape, 1), 0.3))
     )
     torch.testing.assert_close(scalar, column)
 
@@ -232,7 +234,7 @@ def test_scalar_sigma_equals_a_column(
 def test_no_gradient_reaches_the_energy(cls: type[EnergyEstimator], support: Support) -> None:
     network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
     x = torch.randn(4, 2, requires_grad=True)
-    estimate = build(cls, 8)(lambda a: network(a).squeeze(-1), x, torch.ones(4, 1), support, guide=x / 2)
+    estimate = estimated(build(cls, 8), lambda a: network(a).squeeze(-1), x, torch.ones(4, 1), support, guide=x / 2)
     assert not any(found.requires_grad for found in estimate)
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -242,7 +244,7 @@ def test_leaves_its_arguments_as_they_are(cls: type[EnergyEstimator], support: S
     x, sigma, guide = noised((4, 2), 0.3), 0.1 + torch.rand(4, 1, dtype=torch.float64), noised((4, 2), 0.3)
     before = [given.clone() for given in (x, sigma, guide)]
     for near in (None, guide):
-        build(cls, 8)(wells, x, sigma, support, guide=near)
+        estimated(build(cls, 8), wells, x, sigma, support, guide=near)
     for given, copy in zip((x, sigma, guide), before, strict=True):
         assert torch.equal(given, copy)
         assert not given.requires_grad
@@ -252,8 +254,8 @@ def test_leaves_its_arguments_as_they_are(cls: type[EnergyEstimator], support: S
 def test_works_where_gradients_are_off(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
     x, sigma = torch.linspace(-1, 1, 16).unsqueeze(1), torch.tensor(0.3)
     with torch.no_grad():
-        off = build(cls, 8)(wells, x, sigma, support, seeded())
-    torch.testing.assert_close(off, build(cls, 8)(wells, x, sigma, support, seeded()))
+        off = estimated(build(cls, 8), wells, x, sigma, support, seeded())
+    torch.testing.assert_close(off, estimated(build(cls, 8), wells, x, sigma, support, seeded()))
 
 
 @each_estimator
@@ -270,7 +272,7 @@ def test_costs_what_it_says(
 ) -> None:
     """Rows that the energy is asked for, those with a gradient counted as such, for each noised point."""
     estimator, energy, x = build(cls, num_samples), Counted(wells), noised((*shape, 2), 0.3)
-    estimator(energy, x, torch.tensor(0.3, dtype=torch.float64), support)
+    estimated(estimator, energy, x, torch.tensor(0.3, dtype=torch.float64), support)
     laws, points = x[0, ..., 0].numel() if x.ndim == 3 else len(x), len(x) if x.ndim == 3 else 1
     assert energy.count == estimator.cost(points) * laws
 
@@ -281,9 +283,9 @@ def test_one_point_of_a_law_equals_the_point_alone(
 ) -> None:
     x, guide, sigma = noised((16, 2), 0.3), noised((16, 2), 0.1), 0.1 + torch.rand(16, 1, dtype=torch.float64)
     for near in (None, guide):
-        alone = build(cls, 8)(wells, x, sigma, support, seeded(), near)
-        pooled = build(cls, 8)(
-            wells, x[None], sigma[None], support, seeded(), None if near is None else near.unsqueeze(0)
+        alone = estimated(build(cls, 8), wells, x, sigma, support, seeded(), near)
+        pooled = estimated(
+            build(cls, 8), wells, x[None], sigma[None], support, seeded(), None if near is None else near.unsqueeze(0)
         )
         torch.testing.assert_close(tuple(found.squeeze(0) for found in pooled), tuple(alone))
 
@@ -291,7 +293,7 @@ def test_one_point_of_a_law_equals_the_point_alone(
 @estimators_of([cls for cls in ESTIMATORS if cls is not NoiseSplit])
 def test_says_whether_it_pools(cls: type[EnergyEstimator]) -> None:
     """Under a flat energy and wide noise every candidate counts: those of all points, or a point's own."""
-    ess = build(cls, 8)(lambda a: 0 * a.sum(-1), noised((4, 50, 1), 0.1), torch.tensor(3.0), Box()).ess
+    ess = estimated(build(cls, 8), lambda a: 0 * a.sum(-1), noised((4, 50, 1), 0.1), torch.tensor(3.0), Box()).ess
     assert (ess.mean() > 16) == cls.pools
     assert (ess <= 8 * (4 if cls.pools else 1) + 1e-3).all()
 
@@ -307,7 +309,7 @@ def test_rows_have_their_own_laws(cls: type[EnergyEstimator], support: Support, 
     x, sigma = noised((3, 6, 2) if pooled else (6, 2), 0.3), torch.tensor(0.3, dtype=torch.float64)
     pull = torch.randn(6, 2, dtype=torch.float64)
     other = pull + torch.tensor([0.0, 0, 0, 5, 5, 5], dtype=torch.float64).unsqueeze(1)
-    first, second = (build(cls, 8)(energy(p), x, sigma, support, seeded()) for p in (pull, other))
+    first, second = (estimated(build(cls, 8), energy(p), x, sigma, support, seeded()) for p in (pull, other))
     torch.testing.assert_close(first.denoised[..., :3, :], second.denoised[..., :3, :])
     assert (first.denoised[..., 3:, :] - second.denoised[..., 3:, :]).abs().max() > 1e-3
 
@@ -327,12 +329,12 @@ def test_converges_to_quadrature(
     x, noise = noised((12, dim), sigma), torch.tensor(sigma, dtype=torch.float64)
     exact = posterior(wells, x, noise, support)
     for guide in (None, -x.clamp(-1, 1)):
-        estimate = build(cls, 30_000)(wells, x, noise, support, guide=guide)
+        estimate = estimated(build(cls, 30_000), wells, x, noise, support, guide=guide)
         error = (estimate.denoised - exact.mean).abs()
         assert error.mean() < 0.03 * sigma
         assert error.max() < 0.25 * sigma
         away = 0 * exact.mean if guide is None else (exact.mean - guide).abs()
-        error = (estimate.spread - exact.variance - away.square()).abs() / (sigma**2 + 2 * sigma * away)
+        error = (estimate.second_moment - exact.variance - away.square()).abs() / (sigma**2 + 2 * sigma * away)
         assert error.mean() < 0.03
         assert error.max() < 0.25
 
@@ -345,12 +347,12 @@ def test_points_of_one_law_converge_each(
     x, sigma = noised((4, 3, 2), 0.3), torch.linspace(0.25, 0.6, 12, dtype=torch.float64).reshape(4, 3, 1)
     guide = -x.clamp(-1, 1)
     exact = posterior(wells, x, sigma, support)
-    estimate = build(cls, 10_000)(wells, x, sigma, support, guide=guide)
+    estimate = estimated(build(cls, 10_000), wells, x, sigma, support, guide=guide)
     error = (estimate.denoised - exact.mean).abs() / sigma
     assert error.mean() < 0.03
     assert error.max() < 0.25
     away = (exact.mean - guide).abs()
-    error = (estimate.spread - exact.variance - away.square()).abs() / (sigma**2 + 2 * sigma * away)
+    error = (estimate.second_moment - exact.variance - away.square()).abs() / (sigma**2 + 2 * sigma * away)
     assert error.mean() < 0.03
     assert error.max() < 0.25
 
@@ -366,9 +368,9 @@ def test_converges_for_an_optimum_in_a_corner(
     away = sigma * torch.tensor([[0, 0], [1, -0.5], [1.5, 1.5], [-1, 2], [-1, -1], [0, -3]], dtype=torch.float64)
     x, noise = 1 + away, torch.tensor(sigma, dtype=torch.float64)
     exact = posterior(towards_corner, x, noise, Box())
-    estimate = build(cls, 30_000)(towards_corner, x, noise, Box())
+    estimate = estimated(build(cls, 30_000), towards_corner, x, noise, Box())
     assert (estimate.denoised - exact.mean).abs().max() < 0.05 * sigma
-    assert (estimate.spread - exact.variance).abs().max() < 0.05 * sigma**2
+    assert (estimate.second_moment - exact.variance).abs().max() < 0.05 * sigma**2
 
 
 @each_consistent_pair
@@ -378,7 +380,8 @@ def test_error_shrinks_with_samples(
     x, noise = noised((400, 1), 0.3), torch.tensor(0.3, dtype=torch.float64)
     exact = posterior(wells, x, noise, support)
     few, many = (
-        (build(cls, num)(wells, x, noise, support).denoised - exact.mean).square().mean().sqrt() for num in (8, 512)
+        (estimated(build(cls, num), wells, x, noise, support).denoised - exact.mean).square().mean().sqrt()
+        for num in (8, 512)
     )
     # The square root of 64 is 8.
     assert many < few / 4
@@ -394,10 +397,10 @@ def test_gaussian_energy_on_the_line(cls: type[EnergyEstimator]) -> None:
     x = torch.tensor([[0.0, 0.0], [0.5, -1.5], [1.2, 0.3]], dtype=torch.float64)
     sigma = torch.tensor([[0.05], [0.2], [0.5]], dtype=torch.float64)
     exact = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
-    estimate = build(cls, 50_000)(log_prob, x, sigma, Unbounded())
+    estimate = estimated(build(cls, 50_000), log_prob, x, sigma, Unbounded())
     assert ((estimate.denoised - exact).abs() < 0.05 * sigma).all()
     variance = (std * sigma).square() / (std**2 + sigma**2)
-    assert ((estimate.spread - variance).abs() < 0.05 * variance).all()
+    assert ((estimate.second_moment - variance).abs() < 0.05 * variance).all()
 
 
 # TargetScore
@@ -409,7 +412,7 @@ def test_target_score_is_the_papers_on_the_line(wells: LogProb) -> None:
     points = Unbounded().propose(x, sigma, num, seeded()).points
     moved = x.clone().requires_grad_()
     (paper,) = torch.autograd.grad(torch.logsumexp(wells(moved + (points - x)), 0).sum(), moved)
-    estimate = TargetScore(num_samples=num)(wells, x, sigma, Unbounded(), seeded())
+    estimate = estimated(TargetScore(num_samples=num), wells, x, sigma, Unbounded(), seeded())
     torch.testing.assert_close(score(estimate.denoised, x, sigma), paper)
 
 
@@ -417,7 +420,7 @@ def test_target_score_is_the_papers_on_the_line(wells: LogProb) -> None:
 def test_target_score_clips_the_norm(support: Support, wells: LogProb) -> None:
     x, sigma, limit = noised((200, 2), 0.1), torch.tensor(0.1, dtype=torch.float64), 5.0
     free, clipped = (
-        score(TargetScore(8, max_norm)(wells, x, sigma, support, seeded()).denoised, x, sigma)
+        score(estimated(TargetScore(8, max_norm), wells, x, sigma, support, seeded()).denoised, x, sigma)
         for max_norm in (None, limit)
     )
     length = free.norm(dim=-1, keepdim=True)
@@ -436,7 +439,7 @@ def test_bad_norms_are_refused(max_norm: float) -> None:
 def test_a_gradient_is_finite_at_the_end_of_the_random_numbers(cls: type[EnergyEstimator], wells: LogProb) -> None:
     """With this seed one of the proposals' random numbers is an exact 0, as one in 2^24 is."""
     x = torch.full((20_000, 1), 0.5)
-    estimate = cls(num_samples=2)(wells, x, torch.tensor(0.03), Box(), seeded(146))
+    estimate = estimated(cls(num_samples=2), wells, x, torch.tensor(0.03), Box(), seeded(146))
     assert torch.isfinite(estimate.denoised).all()
 
 
@@ -453,7 +456,7 @@ def test_control_variate_is_better_than_what_it_combines(
 
     def error(estimator: EnergyEstimator) -> float:
         """On average over a hundred draws at each point."""
-        drawn = estimator(wells, x.repeat(100, 1), sigma, support).denoised
+        drawn = estimated(estimator, wells, x.repeat(100, 1), sigma, support).denoised
         return (drawn - exact.repeat(100, 1)).abs().mean().item()
 
     assert error(ControlVariate(32)) < 0.85 * min(error(Importance(32)), error(TargetScore(32)))
@@ -465,7 +468,8 @@ def test_control_variate_is_between_what_it_combines(wells: LogProb) -> None:
         for sigma in (0.03, 0.3, 1.0):
             x, noise = noised((100, 2), sigma), torch.tensor(sigma, dtype=torch.float64)
             mixed, one, other = (
-                cls(4)(wells, x, noise, support, seeded()).denoised for cls in (ControlVariate, Importance, TargetScore)
+                estimated(cls(4), wells, x, noise, support, seeded()).denoised
+                for cls in (ControlVariate, Importance, TargetScore)
             )
             assert (mixed >= torch.minimum(one, other) - 1e-6).all()
             assert (mixed <= torch.maximum(one, other) + 1e-6).all()
@@ -474,7 +478,7 @@ def test_control_variate_is_between_what_it_combines(wells: LogProb) -> None:
 def test_control_variate_knows_a_flat_energy() -> None:
     """Without a gradient the score has no variance: D = x exactly."""
     x = torch.randn(20, 2)
-    estimate = ControlVariate(4)(lambda a: 0 * a.sum(-1), x, torch.tensor(0.3), Unbounded())
+    estimate = estimated(ControlVariate(4), lambda a: 0 * a.sum(-1), x, torch.tensor(0.3), Unbounded())
     torch.testing.assert_close(estimate.denoised, x)
 
 
@@ -484,9 +488,9 @@ def test_control_variate_knows_a_flat_energy() -> None:
 def test_q_score_is_the_clean_laws_score(wells: LogProb) -> None:
     x, sigma = noised((20, 2), 0.3).requires_grad_(), 0.1 + torch.rand(20, 1, dtype=torch.float64)
     (exact,) = torch.autograd.grad(wells(x).sum(), x)
-    estimate = QScore()(wells, x, sigma, Unbounded())
+    estimate = estimated(QScore(), wells, x, sigma, Unbounded())
     torch.testing.assert_close(score(estimate.denoised, x.detach(), sigma), exact)
-    assert (estimate.spread == 0).all()
+    assert (estimate.second_moment == 0).all()
     assert (estimate.ess == 1).all()
 
 
@@ -499,9 +503,9 @@ def test_q_score_on_a_box_is_projected() -> None:
         return 3 * a.sum(-1)
 
     x, sigma = torch.tensor([[-4.0], [-1.2], [-0.5], [0.6], [4.0]]), torch.tensor(0.5)
-    estimate = QScore()(energy, x, sigma, Box(), guide=torch.zeros(5, 1))
+    estimate = estimated(QScore(), energy, x, sigma, Box(), guide=torch.zeros(5, 1))
     torch.testing.assert_close(estimate.denoised, torch.tensor([[-1.0], [-0.45], [0.25], [1.0], [1.0]]))
-    torch.testing.assert_close(estimate.spread, estimate.denoised**2)
+    torch.testing.assert_close(estimate.second_moment, estimate.denoised**2)
     assert asked[0].abs().max() <= 1
 
 
@@ -513,7 +517,7 @@ def test_an_estimator_that_takes_gradients_can_be_vectorised(wells: LogProb) -> 
     x, sigma, scale = noised((3, 5, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.5, 1.0, 2.0])
 
     def estimate(x: Tensor, scale: Tensor) -> Tensor:
-        return PosteriorMode()(lambda a: scale * wells(a), x, sigma, Box()).denoised
+        return estimated(PosteriorMode(), lambda a: scale * wells(a), x, sigma, Box()).denoised
 
     found = torch.func.vmap(estimate)(x, scale)
     torch.testing.assert_close(found, torch.stack([estimate(*each) for each in zip(x, scale, strict=True)]))
@@ -532,22 +536,22 @@ def test_posterior_mode_of_a_gaussian_energy_stands_at_its_mean() -> None:
     mean, std = 0.4, 0.5
     x, sigma = noised((20, 2), 0.3), torch.linspace(0.05, 1.0, 20, dtype=torch.float64).unsqueeze(1)
     exact = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
-    estimate = PosteriorMode()(gaussian(mean, std), x, sigma, Unbounded(), guide=exact)
+    estimate = estimated(PosteriorMode(), gaussian(mean, std), x, sigma, Unbounded(), guide=exact)
     torch.testing.assert_close(estimate.denoised, exact)
-    torch.testing.assert_close(estimate.spread, torch.zeros_like(exact))
+    torch.testing.assert_close(estimate.second_moment, torch.zeros_like(exact))
 
     sigma = sigma * 0.4
     exact = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
     guide = None
     for _ in range(200):
-        guide = PosteriorMode()(gaussian(mean, std), x, sigma, Unbounded(), guide=guide).denoised
+        guide = estimated(PosteriorMode(), gaussian(mean, std), x, sigma, Unbounded(), guide=guide).denoised
     torch.testing.assert_close(guide, exact)
 
 
 def test_posterior_mode_starts_at_the_noised_point() -> None:
     """Without a guide: there its step is sigma^2 times the gradient."""
     x, sigma = noised((20, 2), 0.1), torch.tensor(0.1, dtype=torch.float64)
-    estimate = PosteriorMode(clip=100)(gaussian(0.4, 0.5), x, sigma, Unbounded())
+    estimate = estimated(PosteriorMode(clip=100), gaussian(0.4, 0.5), x, sigma, Unbounded())
     torch.testing.assert_close(estimate.denoised, x + sigma**2 * (0.4 - x) / 0.5**2)
 
 
@@ -558,14 +562,16 @@ def test_posterior_mode_keeps_near_its_guide(clip: float) -> None:
     reach = clip * sigma * 0.7 / (sigma**2 + 0.7**2).sqrt()
     for slope in (1e6, -1e6):
         energy: LogProb = lambda a: slope * a.sum(-1)  # noqa: B023, E731
-        estimate = PosteriorMode(sigma_data=0.7, clip=clip)(energy, x, sigma, Unbounded(), guide=guide)
+        estimate = estimated(PosteriorMode(sigma_data=0.7, clip=clip), energy, x, sigma, Unbounded(), guide=guide)
         torch.testing.assert_close(estimate.denoised, guide + reach * (1 if slope > 0 else -1))
-        torch.testing.assert_close(estimate.spread, reach**2)
+        torch.testing.assert_close(estimate.second_moment, reach**2)
 
 
 def test_posterior_mode_on_a_box_is_projected() -> None:
     guide = torch.tensor([[-7.0], [0.0], [7.0]])
-    estimate = PosteriorMode(clip=100)(lambda a: 1e3 * a.sum(-1), guide, torch.tensor(0.5), Box(), guide=guide)
+    estimate = estimated(
+        PosteriorMode(clip=100), lambda a: 1e3 * a.sum(-1), guide, torch.tensor(0.5), Box(), guide=guide
+    )
     torch.testing.assert_close(estimate.denoised, torch.ones(3, 1))
 
 
@@ -584,17 +590,17 @@ def test_noise_split_picks_row_by_row(shape: tuple[int, ...]) -> None:
     sigma = torch.tensor([0.01, 0.29, 0.3, 2.0]).expand(shape).unsqueeze(-1)
     split, x = NoiseSplit(_Constant(1.0), _Constant(5.0), at=0.3), torch.zeros(*shape, 2)
     expected = torch.tensor([1.0, 1.0, 5.0, 5.0]).expand(shape)
-    estimate = split(lambda a: a.sum(-1), x, sigma, Unbounded())
+    estimate = estimated(split, lambda a: a.sum(-1), x, sigma, Unbounded())
     assert torch.equal(estimate.denoised, expected.unsqueeze(-1).expand_as(x))
-    assert torch.equal(estimate.spread, 2 * expected.unsqueeze(-1).expand_as(x))
+    assert torch.equal(estimate.second_moment, 2 * expected.unsqueeze(-1).expand_as(x))
     assert torch.equal(estimate.ess, 3 * expected)
 
 
 def test_noise_split_hands_on_its_guide(wells: LogProb) -> None:
     x, guide, sigma = noised((6, 2), 0.1), noised((6, 2), 0.1), torch.tensor(0.1, dtype=torch.float64)
     for split in (NoiseSplit(PosteriorMode(), QScore(), at=0.2), NoiseSplit(QScore(), PosteriorMode(), at=0.05)):
-        found = split(wells, x, sigma, Box(), guide=guide)
-        torch.testing.assert_close(found, PosteriorMode()(wells, x, sigma, Box(), guide=guide))
+        found = estimated(split, wells, x, sigma, Box(), guide=guide)
+        torch.testing.assert_close(found, estimated(PosteriorMode(), wells, x, sigma, Box(), guide=guide))
 
 
 def test_noise_split_counts_both() -> None:

@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import estimated
 from scipy.stats import truncnorm
 from torch import Tensor
 
@@ -78,8 +79,8 @@ def test_pooling_lowers_the_error(
     x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
     exact = posterior(wells, x, sigma, support).mean
     estimator = cls(num_samples=num_samples)
-    shared = estimator(wells, x, sigma, support)
-    apart = estimator(wells, x.reshape(-1, 2), sigma, support)
+    shared = estimated(estimator, wells, x, sigma, support)
+    apart = estimated(estimator, wells, x.reshape(-1, 2), sigma, support)
     assert rms(shared.denoised - exact) < 0.8 * rms(apart.denoised.reshape(x.shape) - exact)
     assert shared.ess.mean() > apart.ess.mean()
 
@@ -91,7 +92,7 @@ def test_candidates_weigh_by_the_density_of_all_components(
     """Point by point and candidate by candidate, for points of one law at noise levels of their own."""
     x, guide, sigma = noised((3, 2, 2), 0.3), noised((3, 2, 2), 0.3), 0.2 + torch.rand(3, 2, 1, dtype=torch.float64)
     estimator, generator = cls(num_samples=9), torch.Generator().manual_seed(1)
-    estimate = estimator(wells, x, sigma, support, torch.Generator().manual_seed(1), guide)
+    estimate = estimated(estimator, wells, x, sigma, support, torch.Generator().manual_seed(1), guide)
     parts = estimator.components(Posterior(wells, x, sigma, support, generator, guide))
     drawn = torch.cat([support.draw(c.center, c.width, c.num, generator).flatten(0, 1) for c in parts])
     assert len(drawn) == 27
@@ -108,7 +109,7 @@ def test_candidates_weigh_by_the_density_of_all_components(
             weight = weight / weight.sum()
             torch.testing.assert_close(estimate.denoised[m, b], (weight.unsqueeze(-1) * points).sum((0, 1)))
             spread = (weight.unsqueeze(-1) * (points - guide[m, b]).square()).sum((0, 1))
-            torch.testing.assert_close(estimate.spread[m, b], spread)
+            torch.testing.assert_close(estimate.second_moment[m, b], spread)
             torch.testing.assert_close(estimate.ess[m, b], 1 / weight.square().sum())
 
 
@@ -117,7 +118,7 @@ def test_weighted_means_stay_in_the_box(cls: type[MixtureImportance], wells: Log
     x = torch.linspace(-20, 20, 401).unsqueeze(1)
     for sigma in (1e-3, 0.03, 0.5, 2.0):
         for guide in (None, -x):
-            estimate = cls(num_samples=4)(wells, x, torch.tensor(sigma), Box(), guide=guide)
+            estimate = estimated(cls(num_samples=4), wells, x, torch.tensor(sigma), Box(), guide=guide)
             assert estimate.denoised.abs().max() <= 1 + 1e-6
 
 
@@ -127,9 +128,9 @@ def test_weighted_means_stay_in_the_box(cls: type[MixtureImportance], wells: Log
 @pytest.mark.parametrize("cls", [Importance, TargetScore])
 def test_effective_samples_from_flat_to_sharp(cls: type[EnergyEstimator]) -> None:
     x, sigma = torch.zeros(8, 2), torch.tensor(0.5)
-    flat = cls(num_samples=16)(lambda a: 0 * a.sum(-1), x, sigma, Box()).ess
-    tilted = cls(num_samples=16)(lambda a: 2 * a.sum(-1), x, sigma, Box()).ess
-    sharp = cls(num_samples=16)(lambda a: 1e5 * a.sum(-1), x, sigma, Box()).ess
+    flat = estimated(cls(num_samples=16), lambda a: 0 * a.sum(-1), x, sigma, Box()).ess
+    tilted = estimated(cls(num_samples=16), lambda a: 2 * a.sum(-1), x, sigma, Box()).ess
+    sharp = estimated(cls(num_samples=16), lambda a: 1e5 * a.sum(-1), x, sigma, Box()).ess
     torch.testing.assert_close(flat, torch.full((8,), 16.0))
     assert ((tilted > 1.01) & (tilted < 15.9)).all()
     assert (sharp < 1.01).all()
@@ -140,7 +141,7 @@ def test_importance_is_a_softmax_over_its_draws(support: Support, wells: LogProb
     x, sigma = noised((10, 2), 0.3), torch.tensor(0.3, dtype=torch.float64)
     points = support.propose(x, sigma, 16, torch.Generator().manual_seed(1)).points
     weight = support.log_prob(wells, points).softmax(0)
-    estimate = Importance(16)(wells, x, sigma, support, torch.Generator().manual_seed(1))
+    estimate = estimated(Importance(16), wells, x, sigma, support, torch.Generator().manual_seed(1))
     torch.testing.assert_close(estimate.denoised, (weight.unsqueeze(-1) * points).sum(0))
     torch.testing.assert_close(estimate.ess, 1 / weight.square().sum(0))
 
@@ -164,7 +165,7 @@ def test_whatever_the_guide_the_mean_is_the_posteriors(
     x, noise = noised((12, 2), sigma), torch.tensor(sigma, dtype=torch.float64)
     exact = posterior(wells, x, noise, support)
     for guide in (None, exact.mean, -exact.mean, 5 + 0 * x):
-        estimate = build(10_000)(wells, x, noise, support, guide=guide)
+        estimate = estimated(build(10_000), wells, x, noise, support, guide=guide)
         error = (estimate.denoised - exact.mean).abs()
         assert error.mean() < 0.03 * sigma
         assert error.max() < 0.25 * sigma
@@ -182,7 +183,7 @@ def test_a_guide_sharpens_in_six_dimensions(build: Callable[[int], MixtureImport
     exact = torch.from_numpy(truncnorm.mean(*((wall - x.numpy() - 5) / 0.5 for wall in (-1, 1)), x.numpy() + 5, 0.5))
 
     def error(estimator: EnergyEstimator, guide: Tensor | None = None) -> float:
-        return rms(estimator(narrow, x, sigma, Box(), guide=guide).denoised - exact)
+        return rms(estimated(estimator, narrow, x, sigma, Box(), guide=guide).denoised - exact)
 
     assert error(build(32), exact) < error(Importance(32)) / 1.5
 
@@ -198,7 +199,7 @@ def test_a_gradient_finds_what_the_guide_does_not() -> None:
     exact, guide = (0.1**2 * x + 4.0 * target) / (0.1**2 + 4.0), torch.zeros_like(x)
 
     def error(estimator: EnergyEstimator) -> float:
-        return rms(estimator(narrow, x, sigma, Unbounded(), guide=guide).denoised - exact)
+        return rms(estimated(estimator, narrow, x, sigma, Unbounded(), guide=guide).denoised - exact)
 
     assert error(GuidedDefensive(16)) < 0.8 * error(Defensive(16))
     assert error(GuidedDefensive(16, widths=(0.3,), clip=3.0, gradient_steps=4)) < 0.8 * error(Defensive(16))
@@ -283,7 +284,7 @@ def test_steps_are_counted(num_samples: int, gradient_steps: int, wells: LogProb
         return value
 
     estimator = GuidedDefensive(num_samples, widths=(1.0, 0.3), gradient_steps=gradient_steps)
-    estimator(energy, noised((3, 5, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), Box())
+    estimated(estimator, energy, noised((3, 5, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), Box())
     assert count == 5 * estimator.cost(3)
 
 
@@ -331,7 +332,7 @@ def test_climbs_find_the_mode_that_guide_and_noise_do_not() -> None:
     share = torch.sigmoid(math.log(0.7 / 0.3) + 0.8 * x[:4].sum(-1) / 4.01)  # of the right mode, given x
     exact = 0.4 * (2 * share - 1)
     found = {
-        cls: cls(32)(narrow_modes, x, sigma, Box(), guide=torch.full_like(x, 0.4)).denoised[:4].mean(-1)
+        cls: estimated(cls(32), narrow_modes, x, sigma, Box(), guide=torch.full_like(x, 0.4)).denoised[:4].mean(-1)
         for cls in (MultiStart, GuidedDefensive)
     }
     lost = found[GuidedDefensive].mean() - exact.mean()
@@ -380,7 +381,7 @@ def test_bad_climbs_are_refused(name: str, value: float) -> None:
 @pytest.mark.parametrize("shape", [(4, 2), (3, 4, 2)], ids=["alone", "pooled"])
 def test_resampling_needs_a_finite_volume(wells: LogProb, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="Unbounded"):
-        Resampling()(wells, torch.zeros(shape), torch.tensor(1.0), Unbounded())
+        estimated(Resampling(), wells, torch.zeros(shape), torch.tensor(1.0), Unbounded())
 
 
 @pytest.mark.parametrize("support", [Box(-2.0, 0.5), Tanh(-2.0, 0.5)], ids=["Box", "Tanh"])
@@ -393,8 +394,13 @@ def test_resampling_asks_the_same_law_at_every_noise(support: Support) -> None:
         return 0 * a.sum(-1)
 
     for sigma in (1e-3, 30.0):
-        Resampling(500)(
-            energy, sigma * torch.randn(4, 1), torch.tensor(sigma), support, torch.Generator().manual_seed(1)
+        estimated(
+            Resampling(500),
+            energy,
+            sigma * torch.randn(4, 1),
+            torch.tensor(sigma),
+            support,
+            torch.Generator().manual_seed(1),
         )
     assert torch.equal(asked[0], asked[1])
     assert asked[0].min() < -1.95
@@ -405,6 +411,9 @@ def test_resampling_asks_the_same_law_at_every_noise(support: Support) -> None:
 def test_resampling_pools_as_many_candidates_as_it_draws(wells: LogProb, posterior: ExactPosterior) -> None:
     x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
     exact = posterior(wells, x, sigma, Box()).mean
-    shared, apart = Resampling(32)(wells, x, sigma, Box()), Resampling(32)(wells, x.reshape(-1, 2), sigma, Box())
+    shared, apart = (
+        estimated(Resampling(32), wells, x, sigma, Box()),
+        estimated(Resampling(32), wells, x.reshape(-1, 2), sigma, Box()),
+    )
     assert rms(shared.denoised - exact) < 0.6 * rms(apart.denoised.reshape(x.shape) - exact)
     assert shared.ess.mean() > 4 * apart.ess.mean()

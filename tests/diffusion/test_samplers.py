@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import integrate, seeded
 from scipy.special import ndtri
 from scipy.stats import kstest
 from torch import Tensor
@@ -97,7 +98,8 @@ def test_exact_moments_are_exact(mixture) -> None:
 def test_converges_to_the_target(cls: type[Sampler], wide: NoiseSchedule, mixture, wasserstein: Wasserstein) -> None:
     like, target = torch.empty(8000, 1, dtype=torch.float64), mixture.quantiles(8000)
     few, many = (
-        wasserstein(cls(steps=steps).sample(mixture.denoise, wide, Unbounded(), like), target) for steps in (4, 200)
+        wasserstein(cls(steps=steps).trajectory(mixture.denoise, wide, Unbounded(), like).action, target)
+        for steps in (4, 200)
     )
     assert many < 0.03
     assert many < few / 2
@@ -110,7 +112,7 @@ def test_noise_free_steps_carry_noise_to_the_target(
     num = 2000
     noise = wide.sigma_max * torch.from_numpy(ndtri((np.arange(num) + 0.5) / num)).unsqueeze(1)
     few, many = (
-        wasserstein(cls(steps=steps).integrate(mixture.denoise, wide, noise, None), mixture.quantiles(num))
+        wasserstein(integrate(cls(steps=steps), mixture.denoise, wide, noise, None), mixture.quantiles(num))
         for steps in (10, 400)
     )
     assert many < 0.03
@@ -122,7 +124,7 @@ def test_converges_on_a_box_with_its_optimum_at_a_wall(
 ) -> None:
     slope, num = 3.0, 500
     denoise = quadrature_denoiser(lambda a: slope * a.sum(-1))
-    samples = cls(steps=60).sample(denoise, wide, Box(), torch.empty(num, 1, dtype=torch.float64))
+    samples = cls(steps=60).trajectory(denoise, wide, Box(), torch.empty(num, 1, dtype=torch.float64)).action
     assert samples.abs().max() <= 1
     ranks = (np.arange(num) + 0.5) / num
     quantiles = np.log(np.exp(-slope) + ranks * 2 * np.sinh(slope)) / slope
@@ -133,7 +135,8 @@ def test_moment_matched_steps_carry_the_mode_masses(wide: NoiseSchedule, mixture
     """In ten steps, where the mean alone gives too much to the larger mode."""
     like, target = torch.empty(8000, 1, dtype=torch.float64), mixture.quantiles(8000)
     mean_only, matched = (
-        method(steps=10).sample(mixture.denoise, wide, Unbounded(), like) for method in (Ancestral, MomentMatched)
+        method(steps=10).trajectory(mixture.denoise, wide, Unbounded(), like).action
+        for method in (Ancestral, MomentMatched)
     )
     assert wasserstein(matched, target) < wasserstein(mean_only, target) / 2
     missed, carried = (abs((samples < 0).double().mean().item() - 0.3) for samples in (mean_only, matched))
@@ -146,7 +149,7 @@ def test_moment_matched_steps_of_a_normal_law_are_exact() -> None:
     def deviation(sampler: Sampler) -> float:
         start = 10 * torch.randn(50_000, 1, dtype=torch.float64)
         schedule = Geometric(0.01, 10.0)
-        return sampler.integrate(shrink, schedule, start, lambda: torch.randn_like(start)).std().item()
+        return integrate(sampler, shrink, schedule, start, torch.randn_like).std().item()
 
     for steps in (2, 5, 20):
         assert deviation(MomentMatched(steps, max_ratio=math.inf)) == pytest.approx(0.5, rel=0.02)
@@ -160,7 +163,7 @@ def test_moment_matched_without_variance_is_ancestral(
     """At the same noise levels."""
     like, denoise = torch.empty(50, 2, dtype=torch.float64), certain(lambda x, sigma: shrink(x, sigma).mean)
     ancestral, matched = (
-        sampler.sample(denoise, wide, support, like, torch.Generator().manual_seed(1), deterministic)
+        sampler.trajectory(denoise, wide, support, like, None if deterministic else seeded(1)).action
         for sampler in (Ancestral(6), MomentMatched(6, max_ratio=math.inf))
     )
     torch.testing.assert_close(matched, ancestral)
@@ -170,7 +173,7 @@ def test_moment_matched_without_variance_is_ancestral(
 def test_moment_matched_steps_are_not_too_long(steps: int) -> None:
     """A step lowers sigma by 2.5 at most; all the way to sigma_min where the steps suffice, and in equal ratios."""
     schedule, like = Geometric(0.01, 10.0), torch.empty(1, 1, dtype=torch.float64)
-    levels = MomentMatched(steps, max_ratio=2.5).path(shrink, schedule, Unbounded(), like).sigma
+    levels = MomentMatched(steps, max_ratio=2.5).trajectory(shrink, schedule, Unbounded(), like).sigma
     ratios = levels[:-1] / levels[1:]
     assert levels[0].item() == pytest.approx(10.0)
     assert levels[-1].item() == pytest.approx(max(0.01, 10.0 * 2.5 ** (1 - steps)))
@@ -197,7 +200,7 @@ def test_order_on_the_flow_of_a_normal_law(second_order: type[Sampler], wide: No
     exact = denoise(1 + (start - 1) * ((0.25 + low**2) / (0.25 + wide.sigma_max**2)).sqrt(), low).mean
 
     def error(method: type[Sampler], steps: int) -> float:
-        return (method(steps).integrate(denoise, wide, start, None) - exact).abs().max().item()
+        return (integrate(method(steps), denoise, wide, start, None) - exact).abs().max().item()
 
     assert error(second_order, 40) < error(second_order, 20) / 3
     assert error(second_order, 80) < error(second_order, 40) / 3.5
@@ -215,7 +218,7 @@ def test_second_order_knows_uneven_steps(wide: NoiseSchedule, power: int) -> Non
         return Moments(3 * torch.log(sigma).expand_as(x), torch.zeros_like(x))
 
     start = torch.randn(4, 1, dtype=torch.float64)
-    DPMSolverSDE(6).integrate(denoise, wide, start, None if power == 1 else lambda: torch.zeros_like(start))
+    integrate(DPMSolverSDE(6), denoise, wide, start, None if power == 1 else torch.zeros_like)
     for (x, sigma), (x_next, sigma_next) in pairwise(asked[1:]):
         middle, share = 3 * torch.log(sigma * sigma_next) / 2, (sigma_next / sigma) ** power
         torch.testing.assert_close(x_next, middle + share * (x - middle))
@@ -224,20 +227,22 @@ def test_second_order_knows_uneven_steps(wide: NoiseSchedule, power: int) -> Non
 def test_second_order_needs_fewer_steps_with_noise(wide: NoiseSchedule, mixture, wasserstein: Wasserstein) -> None:
     like, target = torch.empty(8000, 1, dtype=torch.float64), mixture.quantiles(8000)
     first, second = (
-        wasserstein(method(20).sample(mixture.denoise, wide, Unbounded(), like), target)
+        wasserstein(method(20).trajectory(mixture.denoise, wide, Unbounded(), like).action, target)
         for method in (Ancestral, DPMSolverSDE)
     )
     assert second < first / 2
 
 
 def test_probability_flow_is_random_in_its_start_only() -> None:
-    def noise() -> Tensor:
-        raise AssertionError("noise was asked for")
+    def noise(like: Tensor) -> Tensor:
+        raise AssertionError("noise was drawn")
 
     start = torch.randn(5, 2)
-    with_noise, without = (ProbabilityFlow(6).integrate(shrink, Geometric(), start, source) for source in (noise, None))
+    with_noise, without = (
+        integrate(ProbabilityFlow(6), shrink, Geometric(), start, source) for source in (noise, None)
+    )
     assert torch.equal(with_noise, without)
-    assert torch.equal(without, DPMSolverSDE(6).integrate(shrink, Geometric(), start, None))
+    assert torch.equal(without, integrate(DPMSolverSDE(6), shrink, Geometric(), start, None))
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -245,9 +250,8 @@ def test_probability_flow_is_random_in_its_start_only() -> None:
 def test_no_sample_is_outside_whatever_the_denoiser(cls: type[Sampler], deterministic: bool, steps: int) -> None:
     for support in (Box(-2.0, 0.7), Tanh(-2.0, 0.7)):
         for denoise in (certain(lambda x, sigma: 10 * x + 5), lambda x, sigma: Moments(-50 + 0 * x, 9 + 0 * x)):
-            samples = cls(steps=steps).sample(
-                denoise, Geometric(), support, torch.empty(500, 2), deterministic=deterministic
-            )
+            noise = None if deterministic else torch.randn_like
+            samples = cls(steps=steps).trajectory(denoise, Geometric(), support, torch.empty(500, 2), noise).action
             assert ((samples >= -2.0) & (samples <= 0.7)).all()
 
 
@@ -259,7 +263,7 @@ def test_noise_free_samples_follow_the_flow(cls: type[Sampler]) -> None:
         return Moments(1 + mean, variance)
 
     like = torch.empty(1, 1, dtype=torch.float64)
-    sample = cls(steps=500).sample(denoise, Geometric(0.01, 1.0), Unbounded(), like, deterministic=True)
+    sample = cls(steps=500).trajectory(denoise, Geometric(0.01, 1.0), Unbounded(), like, None).action
     assert sample.item() == pytest.approx(1 - 0.5 / 1.25**0.5, abs=0.02)
 
 
@@ -270,7 +274,7 @@ def test_starts_from_the_largest_noise(cls: type[Sampler]) -> None:
         seen.append(x)
         return shrink(x, sigma)
 
-    cls(steps=3).sample(denoise, Geometric(0.01, 10.0), Unbounded(), torch.empty(4000, 2))
+    cls(steps=3).trajectory(denoise, Geometric(0.01, 10.0), Unbounded(), torch.empty(4000, 2))
     assert kstest(seen[0].flatten().numpy(), "norm", args=(0, 10.0)).pvalue > 1e-3
 
 
@@ -278,7 +282,7 @@ def test_denoised_means_are_projected(cls: type[Sampler]) -> None:
     """A denoiser that points outside serves as one that points at the wall."""
     schedule, like = Geometric(), torch.empty(200, 2)
     out, wall = (
-        cls(steps=6).sample(denoise, schedule, Box(), like, torch.Generator().manual_seed(1))
+        cls(steps=6).trajectory(denoise, schedule, Box(), like, seeded(1)).action
         for denoise in (certain(lambda x, sigma: 25 + 0 * x), certain(lambda x, sigma: 1 + 0 * x))
     )
     torch.testing.assert_close(out, wall)
@@ -293,43 +297,37 @@ def test_evaluates_the_denoiser_once_a_step(cls: type[Sampler], support: Support
                 levels.append(float(sigma))  # noqa: B023
                 return shrink(x, sigma)
 
-            cls(steps=steps).sample(denoise, Geometric(), support, torch.empty(3, 2), deterministic=deterministic)
+            noise = None if deterministic else torch.randn_like
+            cls(steps=steps).trajectory(denoise, Geometric(), support, torch.empty(3, 2), noise)
             assert len(levels) == steps
             assert levels == sorted(levels, reverse=True)
             assert levels[0] == pytest.approx(2.0)
             assert levels[-1] > 0
 
 
-# Paths
+# Trajectories
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 5, 2)], ids=str)
-def test_path_is_what_the_denoiser_was_asked(
+def test_trajectory_is_where_the_denoiser_was_evaluated(
     cls: type[Sampler], support: Support, steps: int, shape: tuple[int, ...]
 ) -> None:
-    asked: list[tuple[Tensor, Tensor]] = []
+    visited: list[tuple[Tensor, Tensor]] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
-        asked.append((x.clone(), sigma.clone()))
+        visited.append((x.clone(), sigma.clone()))
         mean, variance = shrink(x, sigma)
         return Moments(3 * mean, variance)
 
-    like, state = torch.empty(shape, dtype=torch.float64), torch.Generator().manual_seed(1).get_state()
-    path, action = (
-        method(denoise, Geometric(), support, like, torch.Generator().set_state(state))
-        for method in (cls(steps).path, cls(steps).sample)
-    )
-    assert torch.equal(path.action, action)
-    assert (path.x.shape, path.mean.shape, path.sigma.shape) == ((steps, *shape), (steps, *shape), (steps,))
-    # The second half of what was asked is `sample`'s own.
-    for calls in (asked[:steps], asked[steps:]):
-        for x, sigma, (asked_x, asked_sigma) in zip(path.x, path.sigma, calls, strict=True):
-            assert torch.equal(x, asked_x)
-            assert torch.equal(sigma, asked_sigma)
-    for x, sigma, mean in zip(path.x, path.sigma, path.mean, strict=True):
+    found = cls(steps).trajectory(denoise, Geometric(), support, torch.empty(shape, dtype=torch.float64), seeded(1))
+    assert torch.equal(found.action, support.to_action(found.end))
+    assert (found.x.shape, found.mean.shape, found.sigma.shape) == ((steps, *shape), (steps, *shape), (steps,))
+    for x, sigma, at in zip(found.x, found.sigma, visited, strict=True):
+        assert torch.equal(x, at[0]) and torch.equal(sigma, at[1])
+    for x, sigma, mean in zip(found.x, found.sigma, found.mean, strict=True):
         assert torch.equal(mean, support.project(3 * shrink(x, sigma).mean))
-    assert (path.sigma.diff() < 0).all()
+    assert (found.sigma.diff() < 0).all()
 
 
 # Randomness and shapes
@@ -337,26 +335,21 @@ def test_path_is_what_the_denoiser_was_asked(
 
 def test_deterministic_draws_nothing(cls: type[Sampler], support: Support) -> None:
     like, before = torch.empty(5, 2), torch.get_rng_state()
-    generator = torch.Generator().manual_seed(1)
-    start = generator.get_state()
 
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
         mean, variance = shrink(x, sigma)
         return Moments(mean + 0.3, variance)
 
-    first = cls(steps=5).sample(denoise, Geometric(), support, like, generator, True)
-    second = cls(steps=5).sample(denoise, Geometric(), support, like, None, True)
+    first, second = (cls(steps=5).trajectory(denoise, Geometric(), support, like, None).action for _ in "ab")
     assert torch.equal(first, second)
     assert torch.equal(first, first[:1].expand_as(first))
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(start, generator.get_state())
 
 
-def test_follows_its_generator(cls: type[Sampler], support: Support) -> None:
+def test_uses_the_noise_that_it_is_given(cls: type[Sampler], support: Support) -> None:
     like, before = torch.empty(16, 2), torch.get_rng_state()
     first, again, other = (
-        cls(steps=5).sample(shrink, Geometric(), support, like, torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
+        cls(steps=5).trajectory(shrink, Geometric(), support, like, seeded(seed)).action for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -364,7 +357,7 @@ def test_follows_its_generator(cls: type[Sampler], support: Support) -> None:
 
 
 def test_rows_differ(cls: type[Sampler], support: Support) -> None:
-    samples = cls(steps=5).sample(shrink, Geometric(), support, torch.empty(100, 2))
+    samples = cls(steps=5).trajectory(shrink, Geometric(), support, torch.empty(100, 2)).action
     assert len(samples.unique(dim=0)) > 90
 
 
@@ -374,7 +367,8 @@ def test_rows_differ(cls: type[Sampler], support: Support) -> None:
 def test_shape_and_dtype_are_those_of_like(
     cls: type[Sampler], support: Support, shape: tuple[int, ...], dtype: torch.dtype, steps: int
 ) -> None:
-    samples = cls(steps=steps).sample(shrink, Geometric(), support, torch.full(shape, torch.nan, dtype=dtype))
+    like = torch.full(shape, torch.nan, dtype=dtype)
+    samples = cls(steps=steps).trajectory(shrink, Geometric(), support, like).action
     assert samples.shape == shape
     assert samples.dtype == dtype
     assert torch.isfinite(samples).all()

@@ -51,7 +51,7 @@ def test_t_of_inverts_sigma(schedule: NoiseSchedule, dtype: torch.dtype) -> None
     t = torch.linspace(0, 1, 1001, dtype=dtype)
     # The inverse of Power has infinite slope at t = 0, where half of the digits are lost.
     atol = {torch.float32: 1e-4, torch.float64: 1e-7}[dtype]
-    torch.testing.assert_close(schedule.t_of(schedule.sigma(t)), t, rtol=0, atol=atol)
+    torch.testing.assert_close(schedule.t_of_sigma(schedule.sigma(t)), t, rtol=0, atol=atol)
 
 
 def test_dvar_dt_is_the_derivative(schedule: NoiseSchedule, dtype: torch.dtype) -> None:
@@ -111,7 +111,7 @@ def test_draw_stays_within_the_limits(schedule: NoiseSchedule, dtype: torch.dtyp
 
 
 def test_draw_puts_one_level_in_each_stratum(schedule: NoiseSchedule) -> None:
-    t = schedule.t_of(schedule.draw(torch.zeros(1000, 2, dtype=torch.float64))).flatten() * 1000
+    t = schedule.t_of_sigma(schedule.draw(torch.zeros(1000, 2, dtype=torch.float64))).flatten() * 1000
     assert torch.equal(t.floor().sort().values, torch.arange(1000, dtype=torch.float64))
     assert kstest((t - t.floor()).numpy(), "uniform").pvalue > 1e-3
 

@@ -344,3 +344,10 @@ def test_starts_are_anywhere_in_the_set() -> None:
     around = Unbounded().start(x, sigma, torch.Generator().manual_seed(0))
     assert around.shape == x.shape
     assert around.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_log_volume() -> None:
+    assert Box().log_volume(6) == pytest.approx(6 * math.log(2))
+    assert Tanh(-2.0, 0.5).log_volume(3) == pytest.approx(3 * math.log(2.5))
+    with pytest.raises(ValueError, match="support=Unbounded: must have a finite volume"):
+        Unbounded().log_volume(2)

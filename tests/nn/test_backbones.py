@@ -74,8 +74,8 @@ def test_a_denoiser_of_each(backbone: Backbone) -> None:
     x, sigma, condition = torch.randn(4, 5, 2), torch.rand(4, 5, 1) + 0.1, torch.randn(5, 3)
     with torch.no_grad():
         exact = denoiser(x, sigma, condition)
-        same = denoiser.given(condition, torch.float32)(x, sigma)
-        short = denoiser.given(condition, torch.bfloat16)(x, sigma)
+        same = denoiser.bind(condition, torch.float32)(x, sigma)
+        short = denoiser.bind(condition, torch.bfloat16)(x, sigma)
     torch.testing.assert_close(same.mean, exact.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(short.mean, exact.mean, rtol=0.05, atol=0.03)
     assert not torch.equal(short.mean, same.mean)

@@ -78,7 +78,7 @@ def test_pair_holds_two_networks_and_reduces_them(observation: Tensor, shape: tu
     assert not torch.allclose(both[0], both[1])
     reduced = both.min(0).values if reduction == "min" else both.mean(0)
     torch.testing.assert_close(pair.value(observation, action), reduced)
-    torch.testing.assert_close(pair.given(observation, torch.float64)(action), reduced)
+    torch.testing.assert_close(pair.bind(observation, torch.float64)(action), reduced)
     assert len({parameter.data_ptr() for parameter in pair.parameters()}) == len(list(pair.parameters()))
 
 
@@ -98,7 +98,7 @@ def test_bound_observations_change_nothing(backbone: Backbone, shape: tuple[int,
     pair = CriticPair(3, 2, backbone, outputs=outputs).double()
     observation = torch.randn(5, 3, dtype=torch.float64)
     action = torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True)
-    bound, plainly = pair.given(observation, torch.float64)(action), pair.value(observation, action)
+    bound, plainly = pair.bind(observation, torch.float64)(action), pair.value(observation, action)
     torch.testing.assert_close(bound, plainly)
     gradients = [torch.autograd.grad(value.square().sum(), action)[0] for value in (bound, plainly)]
     torch.testing.assert_close(*gradients)
@@ -115,7 +115,7 @@ def test_a_large_state_value_costs_no_precision_of_the_advantage() -> None:
             member.last.weight.copy_(member.last.weight.abs() * 100)
             member.first.weight[:, 3:] *= 0.2
     exact = pair.value(observation, action)
-    error = pair.given(observation, torch.bfloat16)(action) - exact
+    error = pair.bind(observation, torch.bfloat16)(action) - exact
     rounded = exact.bfloat16().float() - exact
     assert exact.mean() > 100 * exact.std(0).mean()
     assert error.std() < 0.02 * exact.std(0).mean()

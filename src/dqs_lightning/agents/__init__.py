@@ -1,6 +1,6 @@
 """Agents: LightningModules that learn from batches of transitions."""
 
-from dqs_lightning.agents.backups import Backup, Plain, Soft
+from dqs_lightning.agents.backups import Backup, ExpectedQ, Soft
 from dqs_lightning.agents.base import Agent
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles, SquaredError
 from dqs_lightning.agents.dqs import DQS
@@ -17,7 +17,7 @@ __all__ = [
     "Agent",
     "Backup",
     "CriticLoss",
-    "Plain",
+    "ExpectedQ",
     "Quantiles",
     "Soft",
     "SquaredError",

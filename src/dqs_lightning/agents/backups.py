@@ -10,31 +10,19 @@ from torch import Tensor
 
 from dqs_lightning.diffusion import LogProb, Support
 from dqs_lightning.diffusion.estimators import gradient_of
+from dqs_lightning.diffusion.proposals import LOG_2PI, Component, Mixture
 from dqs_lightning.ranges import all_positive, at_least, positive
 
 
-def log_volume(support: Support, dim: int) -> float:
-    """Log of the action set's volume in `dim` dimensions; that of [-1, 1]^d is d log 2.
-
-    Raises:
-        ValueError: when the set is no box.
-    """
-    low, high = getattr(support, "low", None), getattr(support, "high", None)
-    if low is None or high is None:
-        raise ValueError(f"support={type(support).__name__}: allowed is a set of finite volume, Box or Tanh")
-    return dim * math.log(high - low)
-
-
-class State(NamedTuple):
-    """What is known of the states s' of a batch.
+class BackupInput(NamedTuple):
+    """What a backup may use at the states s' of a batch.
 
     Attributes:
         q_value: of the target critics, actions [..., B, d] -> [..., B].
         actions: independent draws of the policy at each state, [P, B, d].
         temperature: T > 0, a scalar tensor.
         support: the action set.
-        entropy: gives the policy's differential entropy at each state, over all dimensions, in nats, [B]; computed
-            only when called.
+        entropy: computes the policy's differential entropy at each state, over all dimensions, in nats, [B].
     """
 
     q_value: LogProb
@@ -45,46 +33,35 @@ class State(NamedTuple):
 
 
 class Backup(ABC):
-    """The value of a state under the target critic.
+    """Computes the value of a state under the target critic.
 
-    Subclass it and write `value`; the subclass can then be named in a config. Law: V moves by c when Q does.
+    Subclass it and write `value`; the subclass can then be named in a configuration. Adding c to Q must add c to V.
 
     Attributes:
-        policy_actions: actions of the policy that it wants for each state, P; >= 0.
-        weighs_candidates: whether it asks for the value of many candidates a state, of which none is the result: these
-            may be scored in a shorter type.
+        policy_actions: actions of the policy that are drawn for each state, P; >= 0.
+        weighs_candidates: whether Q is evaluated at many candidates of a state, none of which alone is the result.
+            These may be evaluated in lower precision.
     """
 
     policy_actions: int = 1
     weighs_candidates: bool = False
 
     @abstractmethod
-    def value(self, state: State) -> Tensor:
-        """V [B]. Asked without gradients."""
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        q_value: LogProb,
-        actions: Tensor,
-        temperature: Tensor,
-        support: Support,
-        entropy: Callable[[], Tensor],
-    ) -> Tensor:
-        """`value` of the `State` that these make."""
-        return self.value(State(q_value, actions, temperature, support, entropy))
+    def value(self, given: BackupInput) -> Tensor:
+        """Returns V [B]. Called with gradients disabled."""
 
 
-class Plain(Backup):
-    """V(s) = min_i Q_i(s, a), one a from the policy: the paper's backup, without an entropy term.
+class ExpectedQ(Backup):
+    """V(s) = Q(s, a), one a from the policy: the paper's backup, without an entropy term.
 
-    This evaluates the policy's return and no more, without bias and with the variance of one draw. It does not make
-    exp(Q/T) the optimum of anything: for the optimal Q, the Boltzmann policy of Q is worse than the greedy one, and
-    an actor that follows Q tends to collapse onto one of several equal actions.
+    Q is the reduction of the two critics (`critic_reduction`). It evaluates the policy's return without bias and with
+    the variance of one draw. exp(Q/T) is then not the optimal policy of any objective: for the optimal Q, the
+    Boltzmann policy is worse than the greedy one, and an actor that follows Q tends to collapse to one of several equal
+    actions.
     """
 
-    def value(self, state: State) -> Tensor:
-        return state.q_value(state.actions[0])
+    def value(self, given: BackupInput) -> Tensor:
+        return given.q_value(given.actions[0])
 
 
 class BestOf(Backup):
@@ -94,15 +71,15 @@ class BestOf(Backup):
     critic's errors: the more, the larger P.
 
     Args:
-        policy_actions: P; >= 1. With 1 it is `Plain`.
+        policy_actions: P; >= 1. With 1 it is `ExpectedQ`.
     """
 
     def __init__(self, policy_actions: int = 4) -> None:
         at_least("policy_actions", policy_actions, 1)
         self.policy_actions = int(policy_actions)
 
-    def value(self, state: State) -> Tensor:
-        return state.q_value(state.actions).amax(0)
+    def value(self, given: BackupInput) -> Tensor:
+        return given.q_value(given.actions).amax(0)
 
 
 class MixtureBackup(Backup):
@@ -150,31 +127,25 @@ class MixtureBackup(Backup):
             raise ValueError(f"num_candidates={num_candidates}: must be >= {least}")
         self._uniform = self.num_candidates - components * self._each
 
-    def _candidates(self, state: State) -> tuple[Tensor, Tensor]:
+    def _candidates(self, given: BackupInput) -> tuple[Tensor, Tensor]:
         """Q and log(1 / q) of the candidates, [J, B] each, q the density of their mixture over the action set."""
-        q_value, support = state.q_value, state.support
-        actions = state.actions[: self.policy_actions]
+        q_value, support = given.q_value, given.support
+        actions = given.actions[: self.policy_actions]
         batch, dim = actions.shape[1:]
-        normals: list[tuple[Tensor, Tensor]] = []
+        normals: list[Component] = []
         if self._each and len(actions):
             start = support.from_action(actions)
             shift = torch.zeros_like(start)
             if self.clip is not None:
-                _, shift = gradient_of(lambda a: q_value(a) / state.temperature, start, support)
+                _, shift = gradient_of(lambda a: q_value(a) / given.temperature, start, support)
             for width in self.widths:
                 reach = width * (self.clip or 0.0)
                 center = support.project(start + (width**2 * shift).clamp(-reach, reach))
-                normals.append((center, start.new_full((1, 1, 1), width)))
-        drawn = [support.propose(*normal, self._each).points.reshape(-1, batch, dim) for normal in normals]
-        uniform = support.cover(self._uniform, actions.new_empty(batch, dim))
-        x = torch.cat([support.from_action(uniform), *drawn])
-        log_det = support.log_prob(lambda a: a.new_zeros(a.shape[:-1]), x)  # log |da/dx|: x has density q |da/dx|
-        log_mixture = log_det + (math.log(self._uniform / len(x)) - log_volume(support, dim))
-        for center, sigma in normals:
-            # proposal_log_prob leaves out a normal's constant, which a uniform part needs.
-            log_normals = support.proposal_log_prob(x.unsqueeze(1), center, sigma) - dim / 2 * math.log(2 * math.pi)
-            log_mixture = torch.logaddexp(log_mixture, math.log(self._each / len(x)) + log_normals.logsumexp(1))
-        return q_value(support.to_action(x)).to(x.dtype), log_det - log_mixture
+                normals.append(Component(center, start.new_full((1, 1, 1), width), self._each))
+        mixture = Mixture(support, normals, self._uniform)
+        x = mixture.draw(actions.new_empty(batch, dim))
+        log_density = mixture.log_density(x) - dim / 2 * LOG_2PI
+        return q_value(support.to_action(x)).to(x.dtype), support.log_jacobian(x) - log_density
 
 
 class Soft(MixtureBackup):
@@ -187,16 +158,17 @@ class Soft(MixtureBackup):
 
     Bias for a policy that is exp(Q/T), with the defaults, in units of T (benchmarks/backup_coverage.py): at most 0.3
     in 6 dimensions and 1 in 21 for one mode along the axes; 0.3 and 5.5 for a correlated one; 2 and 11 for a product of
-    two-mode densities, 2^d modes of which a few draws know little. Prefer `Entropic` there. Uniform candidates alone
-    (policy_actions=0) serve in one dimension, and in two at T that are not small: in 6 they are too low by 1 to 150.
+    two-mode densities, whose 2^d modes a few draws do not cover. Prefer `SoftPolicyValue` there. Uniform candidates
+    alone (policy_actions=0) are enough in one dimension, and in two for T that is not small: in 6 dimensions they are
+    too low by 1 to 150.
     """
 
-    def value(self, state: State) -> Tensor:
-        q, log_inverse = self._candidates(state)
+    def value(self, given: BackupInput) -> Tensor:
+        q, log_inverse = self._candidates(given)
         top = q.amax(0)  # taken out before the division: Q / T has large steps in float32
-        log_sum = torch.logsumexp((q - top) / state.temperature + log_inverse, 0)
-        log_mean = log_sum - math.log(len(q)) - log_volume(state.support, state.actions.shape[-1])
-        value: Tensor = top + state.temperature * log_mean
+        log_sum = torch.logsumexp((q - top) / given.temperature + log_inverse, 0)
+        log_mean = log_sum - math.log(len(q)) - given.support.log_volume(given.actions.shape[-1])
+        value: Tensor = top + given.temperature * log_mean
         return value
 
 
@@ -204,22 +176,22 @@ class SelfNormalised(MixtureBackup):
     """V(s) = E[Q(s, a)] over the Boltzmann law exp(Q(s, a) / T) itself, whatever the policy has learned of it.
 
     Self-normalised importance sampling: V = sum_j w_j Q_j, w = softmax(Q_j / T - log q(a_j)), with candidates a_j of
-    density q (arguments: `MixtureBackup`). The value of following exp(Q/T) without an entropy term: what `Plain` has
-    for a policy that is exp(Q/T), with less variance in few dimensions.
+    density q (arguments: `MixtureBackup`). It is the value of following exp(Q/T) without an entropy term: that of
+    `ExpectedQ` for a policy that is exp(Q/T), with less variance in few dimensions.
 
     The bias is of either sign: too low where modes are missed, too high where the gradient steps gather the candidates
     at the top. With a policy that is exp(Q/T) it is within 0.4 T in 6 dimensions for one mode and within 2 T for a
     product of two-mode densities; in 21 it comes to several T, at worst 15 (benchmarks/backup_coverage.py).
     """
 
-    def value(self, state: State) -> Tensor:
-        q, log_inverse = self._candidates(state)
+    def value(self, given: BackupInput) -> Tensor:
+        q, log_inverse = self._candidates(given)
         top = q.amax(0)
-        weight = torch.softmax((q - top) / state.temperature + log_inverse, 0)
+        weight = torch.softmax((q - top) / given.temperature + log_inverse, 0)
         return top + (weight * (q - top)).sum(0)
 
 
-class Entropic(Backup):
+class SoftPolicyValue(Backup):
     """V(s) = E_{a ~ pi}[Q(s, a)] + T (H(pi(.|s)) - log volume): the Gibbs variational value.
 
     It equals `Soft`'s value where pi is exp(Q/T) and is below it by T KL(pi || exp(Q/T)) elsewhere; as an evaluation
@@ -235,6 +207,6 @@ class Entropic(Backup):
         at_least("policy_actions", policy_actions, 1)
         self.policy_actions = int(policy_actions)
 
-    def value(self, state: State) -> Tensor:
-        q, volume = state.q_value(state.actions), log_volume(state.support, state.actions.shape[-1])
-        return q.mean(0) + state.temperature * (state.entropy() - volume)
+    def value(self, given: BackupInput) -> Tensor:
+        q, volume = given.q_value(given.actions), given.support.log_volume(given.actions.shape[-1])
+        return q.mean(0) + given.temperature * (given.entropy() - volume)

@@ -41,7 +41,7 @@ class Agent(L.LightningModule, ABC):
 
     A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],
     `terminated` [B, 1]. With `OnlineData.n_steps` above 1, `next` is that many steps on, fewer at the end of an
-    episode, and `steps_to_next_obs` [B, 1] says how many. Metrics go through `record`, which keeps tensors on the
+    episode, and `steps_to_next_obs` [B, 1] says how many. Metrics go through `accumulate`, which keeps tensors on the
     device; every `Trainer.log_every_n_steps` updates their means are written to all loggers, beside `env_frames`.
 
     Args:
@@ -124,7 +124,7 @@ class Agent(L.LightningModule, ABC):
         """The behaviour policy: one stochastic action for each observation."""
         return self.act(observation)
 
-    def take_in(self, observation: Tensor) -> None:
+    def update_observation_norm(self, observation: Tensor) -> None:
         """Let `observation_norm` see the observations [B, o] of a batch, alike on all ranks.
 
         After an update with them: what is not finite has stopped the run by then.
@@ -147,9 +147,9 @@ class Agent(L.LightningModule, ABC):
         """
         self.zero_grad()
         self.manual_backward(loss)
-        self.descend({**(watched or {}), "loss": loss})
+        self.clip_and_step({**(watched or {}), "loss": loss})
 
-    def descend(self, watched: Mapping[str, Tensor]) -> None:
+    def clip_and_step(self, watched: Mapping[str, Tensor]) -> None:
         """Clipping and one optimizer step with the gradients that are there; `watched` as in `update`."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -161,7 +161,7 @@ class Agent(L.LightningModule, ABC):
         optimizer.step()
 
     @torch.no_grad()
-    def record(self, **metrics: Tensor) -> None:
+    def accumulate(self, **metrics: Tensor) -> None:
         """Accumulate scalar tensors under train/; at the Trainer's logging interval write their means.
 
         No device-to-host sync between two rows.
@@ -172,7 +172,7 @@ class Agent(L.LightningModule, ABC):
             # Sums from a checkpoint may be on another device.
             self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
         if self._trainer is not None and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.write({f"train/{name}": float(total) / self._recorded for name, total in self._sums.items()})
+            self.log_metrics({f"train/{name}": float(total) / self._recorded for name, total in self._sums.items()})
             self._sums, self._recorded = {}, 0
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ class Agent(L.LightningModule, ABC):
             raise ValueError(f"hparams_file={hparams_file}, strict={strict}: must be left out")
         return restore(cls, checkpoint_path, "cpu" if map_location is None else map_location, **kwargs)
 
-    def write(self, metrics: dict[str, float]) -> None:
+    def log_metrics(self, metrics: dict[str, float]) -> None:
         """Send metrics to every logger and to `Trainer.callback_metrics`, with `env_frames` as an axis.
 
         `self.log` would drop whatever does not fall on a logging step, such as an evaluation.

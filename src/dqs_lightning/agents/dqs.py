@@ -4,40 +4,24 @@ import copy
 from functools import partial
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dqs_lightning.agents.backups import Backup, Plain
+from dqs_lightning.agents.backups import Backup, BackupInput, ExpectedQ
 from dqs_lightning.agents.base import STEPS, Agent
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles
-from dqs_lightning.agents.fused import Captured, Compiled, Losses
+from dqs_lightning.agents.fused import Captured, Compiled, Losses, check_capturable
 from dqs_lightning.agents.measured import Measured
-from dqs_lightning.diffusion import (
-    EDM,
-    MLP,
-    Backbone,
-    Box,
-    Denoise,
-    Denoiser,
-    EnergyEstimator,
-    Estimate,
-    Geometric,
-    LogProb,
-    MomentMatched,
-    Moments,
-    MultiStart,
-    NoisedPoints,
-    NoiseSchedule,
-    OnPath,
-    Path,
-    Preconditioning,
-    Sampler,
-    Support,
-    match,
-    path_entropy,
-)
+from dqs_lightning.diffusion.denoiser import EDM, Preconditioning
+from dqs_lightning.diffusion.estimators import EnergyEstimator
+from dqs_lightning.diffusion.guided import MultiStart
+from dqs_lightning.diffusion.process import Diffusion, EnergyDiffusion
+from dqs_lightning.diffusion.samplers import MomentMatched, Sampler, Trajectory
+from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
+from dqs_lightning.diffusion.support import Box, LogProb, Support
+from dqs_lightning.diffusion.training_points import OnTrajectory, TrainingPoints
 from dqs_lightning.finite import magnitude
+from dqs_lightning.nn.backbones import MLP, Backbone
 from dqs_lightning.nn.critics import CriticPair, soft_update
 from dqs_lightning.nn.precision import INNER_PRECISIONS, inner_dtype
 from dqs_lightning.ranges import not_negative, positive
@@ -45,39 +29,43 @@ from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
 
 class DQS(Agent):
-    """The agent. One `training_step` is one update of critic, denoiser, target critic and temperature.
+    """Diffusion Q-Sampling. One `training_step` updates critics, denoiser, target critics and temperature once.
 
     Args:
         observation_dim: dimension of the flat observation.
-        action_dim: dimension of the action; actions lie in [-1, 1].
+        action_dim: dimension of the action; actions are in [-1, 1].
         noise_schedule: sigma(t). Default: Geometric(0.03, 2).
-        energy_estimator: target of the denoiser from the critic. Default: MultiStart with K = 8.
-        noised_points: where the denoiser is trained. Default: OnPath, four points of the sampler's own path at each of
-            64 states of the batch; AroundActions is the paper's.
+        energy_estimator: the denoiser's target, computed from the critics. Default: MultiStart with K = 8.
+        training_points: where the denoiser is trained. Default: OnTrajectory, four points of the sampler's trajectory
+            at each of 64 states of the batch; AroundReplayActions is the paper's.
         sampler: from noise to actions. Default: MomentMatched, 6 steps.
-        support: the action set and the latent in which the diffusion runs. Default: Box.
-        preconditioning: how the score network's output is read. Default: EDM.
-        temperature: T. Default: Relative, from a tenth of the spread of Q to a fiftieth.
-        backup: V(s') in the critic's target. Default: Plain, the paper's.
+        support: the action set and the latent space of the diffusion. Default: Box.
+        preconditioning: how the network's output becomes the denoised mean. Default: EDM.
+        temperature: T. Default: Relative, from 0.1 to 0.02 standard deviations of Q over uniform actions.
+        backup: V(s') in the critic's target. Default: ExpectedQ, the paper's.
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
-        critic_reduction: how Q is made of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
-        critic_loss: what the critics learn of the return. Default: Quantiles, its law; SquaredError is the paper's.
-        critic_lr: Adam's step size for the critics.
-        actor_lr: Adam's step size for the denoiser.
+        critic_reduction: Q of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
+        critic_loss: what the critics predict. Default: Quantiles of the return; SquaredError (its mean) is the paper's.
+        critic_lr: Adam's step size for the critics; > 0.
+        actor_lr: Adam's step size for the denoiser; > 0.
         discount: gamma, in [0, 1].
-        tau: share of the online critics taken into the target critics at each update, in (0, 1].
-        max_grad_norm: clip each parameter group's gradient to this norm; None: no clipping.
+        tau: weight of the online critics in each update of the target critics, in (0, 1].
+        max_grad_norm: maximum norm of each parameter group's gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        exploration_noise: deviation of the noise on each component of an action that collects, beyond the policy's
-            own randomness; >= 0, the paper has none.
-        normalise_observations: networks see observations less their running mean, over their deviation.
-        amortised: a network learns the denoiser. Without it there is no actor: at each step the sampler asks the
-            energy estimator itself, with the critics, for the moments. In few dimensions, with `Resampling`, an oracle.
-        compile_losses: let torch.compile fuse the losses of an update: wants a C++ compiler, and a minute once a run.
-        cuda_graph: capture losses and gradients of an update as one CUDA graph; on one CUDA device.
-        inner_precision: of inner layers in training where no gradient of theirs is wanted (candidates' values, the
-            sampler's paths): "float32", "bfloat16", or "auto", which is bfloat16 where the hardware multiplies it.
+        exploration_noise: standard deviation of the noise that the behaviour policy adds to each component of an
+            action; >= 0, 0 is the paper's.
+        normalise_observations: whether networks receive observations minus their running mean, divided by their
+            standard deviation.
+        amortised: whether a network learns the denoiser. Otherwise there is no actor, and at each sampling step the
+            energy estimator computes the moments from the critics (see `EnergyDiffusion`).
+        compile_losses: whether torch.compile fuses the losses; needs a C++ compiler, and a minute at the start.
+        cuda_graph: whether losses and gradients are captured as one CUDA graph; on one CUDA device.
+        inner_precision: of inner layers in training where no gradient of theirs is needed (values of candidates,
+            trajectories): "float32", "bfloat16", or "auto": bfloat16 where the hardware has instructions for it.
+
+    Raises:
+        ValueError: when an argument is out of its range; the message names it.
     """
 
     def __init__(
@@ -86,7 +74,7 @@ class DQS(Agent):
         action_dim: int,
         noise_schedule: NoiseSchedule | None = None,
         energy_estimator: EnergyEstimator | None = None,
-        noised_points: NoisedPoints | None = None,
+        training_points: TrainingPoints | None = None,
         sampler: Sampler | None = None,
         support: Support | None = None,
         preconditioning: Preconditioning | None = None,
@@ -114,194 +102,135 @@ class DQS(Agent):
             positive(name, value)
         for name, value in (("discount", discount), ("tau", tau)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: allowed is 0 to 1")
+                raise ValueError(f"{name}={value}: must be in [0, 1]")
         not_negative("exploration_noise", exploration_noise)
         if inner_precision not in INNER_PRECISIONS:
-            raise ValueError(f"inner_precision={inner_precision!r}: allowed are {', '.join(INNER_PRECISIONS)}")
+            raise ValueError(f"inner_precision={inner_precision!r}: must be one of {', '.join(INNER_PRECISIONS)}")
         if not amortised and isinstance(temperature, TargetESS):
-            raise ValueError("amortised=False: TargetESS measures the actor's target; allowed is another temperature")
-        # Resolved before they are saved: a checkpoint keeps its components when a default changes.
-        self.noise_schedule = noise_schedule = noise_schedule or Geometric()
-        self.energy_estimator = energy_estimator = energy_estimator or MultiStart(num_samples=8)
-        self.noised_points = noised_points = noised_points or OnPath()
-        self.sampler = sampler = sampler or MomentMatched(steps=6)
-        self.support = support = support or Box()
-        self.temperature = temperature = temperature or Relative(tau=0.1, end=0.02)
-        self.backup = backup = backup or Plain()
-        self.critic_loss = critic_loss = critic_loss or Quantiles()
-        if critic_loss.policy_actions > backup.policy_actions:
-            raise ValueError(
-                f"backup={type(backup).__name__} with policy_actions={backup.policy_actions}: "
-                f"critic_loss={type(critic_loss).__name__} wants {critic_loss.policy_actions} and more"
-            )
-        preconditioning = preconditioning or EDM()
+            raise ValueError("amortised=False: TargetESS measures the actor's target; use another temperature")
+        # Resolved before they are saved, so that a checkpoint keeps its components when a default changes.
+        noise_schedule, energy_estimator = noise_schedule or Geometric(), energy_estimator or MultiStart(8)
+        training_points, sampler = training_points or OnTrajectory(), sampler or MomentMatched(6)
+        support, preconditioning = support or Box(), preconditioning or EDM()
+        temperature, backup = temperature or Relative(tau=0.1, end=0.02), backup or ExpectedQ()
+        critic_loss = critic_loss or Quantiles()
         critic_backbone, actor_backbone = critic_backbone or MLP(layer_norm=True), actor_backbone or MLP()
+        critic_loss.check(backup)
         self.save_hyperparameters()
-        self.critic_lr, self.actor_lr = critic_lr, actor_lr
-        self.discount, self.tau = discount, tau
-        self.exploration_noise = exploration_noise
-        self.inner_precision, self.amortised = inner_precision, amortised
+        self.temperature, self.backup, self.critic_loss = temperature, backup, critic_loss
+        self.critic_lr, self.actor_lr, self.discount, self.tau = critic_lr, actor_lr, discount, tau
+        self.exploration_noise, self.inner_precision, self.amortised = exploration_noise, inner_precision, amortised
         self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
         self.fused_losses: Losses = Compiled(self.losses) if compile_losses else self.losses
         self.captured = Captured(self.fused_losses, self.zero_grad)
         self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction, critic_loss.outputs)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.denoiser: Denoiser | None = None
-        if amortised:
-            self.denoiser = Denoiser(action_dim, observation_dim + 1, actor_backbone, preconditioning=preconditioning)
+        process = Diffusion if amortised else partial(EnergyDiffusion, self.energy)
+        components = noise_schedule, energy_estimator, training_points, sampler, support
+        self.diffusion = process(action_dim, observation_dim + 1, *components, actor_backbone, preconditioning)
 
-    def condition(self, observation: Tensor) -> Tensor:
-        """What the score network is told: (s, log T), [..., o + 1]."""
-        log_temperature = torch.log(self.temperature()).expand(*observation.shape[:-1], 1)
-        return torch.cat([self.observation_norm(observation), log_temperature], -1)
+    def condition(self, observation: Tensor, temperature: Tensor) -> Tensor:
+        """What the denoiser is conditioned on, (s, log T), for normalised observations: [..., o] -> [..., o + 1]."""
+        return torch.cat([observation, torch.log(temperature).expand(*observation.shape[:-1], 1)], -1)
 
-    def denoise(self, observation: Tensor, dtype: torch.dtype | None = None) -> Denoise:
-        """What the sampler asks at each step, bound to observations [B, o]; inner layers of a network in `dtype`."""
-        if self.denoiser is not None:
-            return self.denoiser.given(self.condition(observation), dtype)
-        log_prob = self.log_prob(observation, self.temperature())
+    def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
+        """The paper's log pi(a|s) = Q(s, a) / T + const, for normalised observations [B, o]; T scalar or [B]."""
+        q_value = self.critic.bind(observation, inner_dtype(self.inner_precision, observation))
+        return lambda action: q_value(action) / temperature
 
-        def estimate(x: Tensor, sigma: Tensor) -> Moments:
-            found = self.energy_estimator(log_prob, x, sigma, self.support)
-            return Moments(found.denoised, found.spread)
-
-        return estimate
+    def energy(self, condition: Tensor) -> LogProb:
+        """`log_prob` for conditions [B, o + 1]."""
+        return self.log_prob(condition[..., :-1], condition[..., -1].exp())
 
     @torch.no_grad()
     def forward(self, observation: Tensor) -> Tensor:
-        """The behaviour policy: an action of the policy for each observation [..., o], and `exploration_noise`."""
+        """The behaviour policy: an action of the policy for each observation [..., o], plus `exploration_noise`."""
         action = self.act(observation)
         if not self.exploration_noise:
             return action
         return (action + self.exploration_noise * torch.randn_like(action)).clamp(-1, 1)
 
-    @torch.no_grad()
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
-        rows = observation.reshape(-1, self.observation_dim)
-        like = rows.new_empty(num, len(rows), self.action_dim)
-        drawn = self.sampler.sample(
-            self.denoise(rows), self.noise_schedule, self.support, like, deterministic=deterministic
-        )
-        return drawn.reshape(num, *observation.shape[:-1], self.action_dim)
+        return self.trajectory(observation, num, deterministic).action
 
-    @torch.no_grad()
-    def path(self, observation: Tensor, num: int = 1) -> Path:
-        """`sample` with all that the sampler met on its way."""
-        like = observation.new_empty(num, *observation.shape[:-1], self.action_dim)
-        return self.sampler.path(self.denoise(observation), self.noise_schedule, self.support, like)
-
-    def entropy(self, path: Path) -> Tensor:
-        """Differential entropy of the policy in nats at the states of paths [steps, P, B, d], P >= 2: [B]."""
-        return path_entropy(path, self.support, self.sampler.stochastic)
+    def trajectory(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Trajectory:
+        """`sample`, with the points through which the sampler reached the actions."""
+        condition = self.condition(self.observation_norm(observation), self.temperature())
+        return self.diffusion.trajectory(condition, num, None if deterministic else torch.randn_like)
 
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
         return self.critic.value(self.observation_norm(observation), action)
 
-    def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
-        """The unnormalised log policy of the paper, log pi(a|s) = Q(s, a) / T + const, Q = min_i Q_i."""
-        q_value = self.critic.given(self.observation_norm(observation), self.inner_dtype(observation))
-        return lambda action: q_value(action) / temperature
+    def trajectories(
+        self, observation: Tensor, following: Tensor, temperature: Tensor
+    ) -> tuple[Trajectory, Trajectory | None]:
+        """All trajectories of an update in one pass: at s' for the backup, and at s for the training points.
 
-    def inner_dtype(self, like: Tensor) -> torch.dtype:
-        """In which the inner layers are multiplied where nothing is learned from them."""
-        return inner_dtype(self.inner_precision, like)
-
-    @torch.no_grad()
-    def paths(self, batch: TensorDictBase) -> tuple[Path, Path | None]:
-        """All trajectories of an update in one pass: those for the backup, at s', and for the noised points, at s.
-
-        Their x are [steps, backup.policy_actions, B, d] and [steps, noised_points.trajectories, states, d].
+        Their x are [steps, backup.policy_actions, B, d] and [steps, training_points.trajectories, states, d].
         """
-        here = batch["observation"][: self.noised_points.states if self.amortised else 0]
-        following = batch["next", "observation"]
-        shapes = (self.backup.policy_actions, len(following)), (self.noised_points.trajectories, len(here))
-        rows = torch.cat([following.repeat(shapes[0][0], 1), here.repeat(shapes[1][0], 1)])
-        denoise = self.denoise(rows, self.inner_dtype(rows))
-        like = rows.new_empty(len(rows), self.action_dim)
-        walked = self.sampler.path(denoise, self.noise_schedule, self.support, like)
-        at_next, at_here = walked.split(shapes)
+        here = observation[: self.diffusion.training_states]
+        nums = self.backup.policy_actions, self.diffusion.training_points.trajectories
+        rows = torch.cat([following.repeat(nums[0], 1), here.repeat(nums[1], 1)])
+        precision = inner_dtype(self.inner_precision, rows)
+        at_next, at_here = self.diffusion.trajectory(self.condition(rows, temperature), dtype=precision).split(
+            [(nums[0], len(following)), (nums[1], len(here))]
+        )
         return at_next, at_here if len(at_here.action) else None
 
     @torch.no_grad()
-    def critic_target(self, batch: TensorDictBase, temperature: Tensor, path: Path) -> Tensor:
-        """y = r + gamma^n (1 - terminated) V(s'), [B, M], with trajectories of the policy at s', n steps from s.
-
-        M = 1 values stand for the return where its mean is learned, more where its law is.
-        """
-        following = batch["next"]
-        observation = self.observation_norm(following["observation"])
-        q_value: LogProb = partial(self.target_critic.value, observation)
+    def critic_target(
+        self, batch: TensorDictBase, following: Tensor, temperature: Tensor, trajectory: Trajectory
+    ) -> Tensor:
+        """y = r + gamma^n (1 - terminated) V(s'), [B, M], for M outputs of a critic and s' n steps after s."""
+        q_value: LogProb = partial(self.target_critic.value, following)
         if self.backup.weighs_candidates:
-            q_value = self.target_critic.given(observation, self.inner_dtype(observation))
-        value = self.backup(
-            q_value,
-            path.action,
-            temperature,
-            self.support,
-            lambda: self.entropy(path),
+            q_value = self.target_critic.bind(following, inner_dtype(self.inner_precision, following))
+        entropy = partial(self.diffusion.entropy, trajectory)
+        given = BackupInput(q_value, trajectory.action, temperature, self.diffusion.support, entropy)
+        returns = self.critic_loss.returns(
+            self.backup.value(given), lambda: self.target_critic.outputs(following, trajectory.action[0])
         )
-        returns = self.critic_loss.returns(value, lambda: self.target_critic.outputs(observation, path.action[0]))
         discount = self.discount ** batch[STEPS] if STEPS in batch else self.discount
-        target: Tensor = following["reward"] + discount * ~following["terminated"] * returns
+        target: Tensor = batch["next", "reward"] + discount * ~batch["next", "terminated"] * returns
         return target
 
-    def score_loss(self, batch: TensorDictBase, temperature: Tensor, path: Path | None) -> tuple[Tensor, Estimate]:
-        """Score matching to the Boltzmann law, E_sigma[lambda(sigma) |D(x, sigma, s) - D_K|^2], and the target.
-
-        D_K comes from the online critics, into which nothing flows back.
-        """
-        assert self.denoiser is not None
-        laws = batch[: self.noised_points.states]
-        observation = laws["observation"]
-        x, sigma = self.noised_points(path, lambda: self.support.from_action(laws["action"]), self.noise_schedule)
-        return match(
-            self.denoiser,
-            self.condition(observation),
-            self.energy_estimator,
-            self.log_prob(observation, temperature),
-            x,
-            sigma,
-            self.support,
-        )
-
     def losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of an update, and what is recorded of it, scalars. Asks the host for no value."""
+        """Computes the loss of an update, and metrics: scalars. No device-to-host sync."""
         temperature = self.temperature()
-        at_next, at_here = self.paths(batch)
-        outputs = self.critic.outputs(self.observation_norm(batch["observation"]), batch["action"])
-        target = self.critic_target(batch, temperature, at_next)
-        loss = critic_loss = self.critic_loss.loss(outputs, target)
-        metrics = {"critic_target": magnitude(target), "q": outputs.mean(), "critic_loss": critic_loss}
-        if self.amortised:
-            score_loss, estimate = self.score_loss(batch, temperature, at_here)
-            # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
-            loss = loss + score_loss
-            metrics |= {"score_target": magnitude(estimate.denoised), "score_loss": score_loss}
-            metrics["ess"] = estimate.ess.mean()
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        observation = self.observation_norm(batch["observation"])
+        following = self.observation_norm(batch["next", "observation"])
+        at_next, at_here = self.trajectories(observation, following, temperature)
+        outputs = self.critic.outputs(observation, batch["action"])
+        target = self.critic_target(batch, following, temperature, at_next)
+        critic_loss = self.critic_loss.loss(outputs, target)
+        states = slice(self.diffusion.training_states)
+        score_loss, score_metrics = self.diffusion.loss(
+            self.log_prob(observation[states], temperature),
+            self.condition(observation[states], temperature),
+            at_here,
+            lambda: self.diffusion.support.from_action(batch["action"][states]),
+        )
+        metrics = {"critic_target": magnitude(target), "q": outputs.mean(), "critic_loss": critic_loss, **score_metrics}
+        # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
+        return critic_loss + score_loss, {name: value.detach() for name, value in metrics.items()}
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         if self.cuda_graph:
             metrics = self.captured(batch)
-            self.descend(metrics)
+            self.clip_and_step(metrics)
         else:
             loss, metrics = self.fused_losses(batch)
             self.update(loss, metrics)
-        self.take_in(batch["observation"])
+        self.update_observation_norm(batch["observation"])
         soft_update(self.target_critic, self.critic, self.tau)
         self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")))
-        self.record(**metrics, **self.temperature.metrics())
+        self.accumulate(**metrics, **self.temperature.metrics())
 
     def on_fit_start(self) -> None:
-        if self.cuda_graph and (self.device.type != "cuda" or self.trainer.world_size > 1):
-            raise MisconfigurationException(
-                f"model.cuda_graph=True on {self.trainer.world_size} device(s) of type {self.device.type}: "
-                "allowed is one of type cuda"
-            )
+        if self.cuda_graph:
+            check_capturable(self.device, self.trainer.world_size)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One Adam, two parameter groups: critics and denoiser."""
-        groups = [{"params": list(self.critic.parameters()), "lr": self.critic_lr}]
-        if self.denoiser is not None:
-            groups.append({"params": list(self.denoiser.parameters()), "lr": self.actor_lr})
-        return torch.optim.Adam(groups, fused=True)
+        """One Adam with two parameter groups: critics and diffusion."""
+        parts = (self.critic, self.critic_lr), (self.diffusion, self.actor_lr)
+        return torch.optim.Adam([{"params": list(part.parameters()), "lr": lr} for part, lr in parts], fused=True)

@@ -5,19 +5,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
 from torch import Tensor
 
 Losses = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
-"""The loss of a batch, and what is recorded of it: scalars."""
+"""The loss of a batch, and metrics: scalars."""
+
+
+def check_capturable(device: torch.device, world_size: int) -> None:
+    """Checks that losses can be captured as a CUDA graph.
+
+    Raises:
+        MisconfigurationException: on another device, or on several.
+    """
+    if device.type != "cuda" or world_size > 1:
+        raise MisconfigurationException(
+            f"model.cuda_graph=True on {world_size} device(s) of type {device.type}: must be one device of type cuda"
+        )
 
 
 class Compiled:
-    """`losses` through torch.compile, at the first call. A copy of it, here or in another process, compiles anew.
+    """Compiles `losses` with torch.compile at the first call. A copy, here or in another process, compiles again.
 
     Args:
-        losses: asks the host for no value.
+        losses: without a device-to-host sync.
     """
 
     def __init__(self, losses: Losses) -> None:
@@ -34,13 +47,13 @@ class Compiled:
 
 
 class Captured:
-    """Calling it gives what `losses` records of a batch and leaves the gradients of its loss in the parameters.
+    """Computes a batch's gradients, which it leaves in the parameters, and returns the metrics of `losses`.
 
-    The graph is captured at the third call, which without CUDA is a call like any other. The optimizer's step stays
-    outside: hooks before it see the gradients, as FiniteGuard must. A copy captures anew.
+    The graph is captured at the third call; without CUDA there is none. The optimizer's step is not part of it, so that
+    hooks before the step, such as FiniteGuard's, see the gradients. A copy captures a graph of its own.
 
     Args:
-        losses: asks the host for no value.
+        losses: without a device-to-host sync.
         zero_grad: sets all gradients to None.
     """
 
@@ -50,7 +63,7 @@ class Captured:
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         if self._graph is None:
-            with warnings.catch_warnings():  # where there is no CUDA it says so; whoever asked for it has refused that
+            with warnings.catch_warnings():  # that there is no CUDA, which `check_capturable` has refused
                 warnings.simplefilter("ignore")
                 self._graph = CudaGraphModule(self._with_gradients, warmup=3, in_keys=list(batch.keys(True, True)))
         found: TensorDictBase = self._graph(batch.select(*self._graph.in_keys))

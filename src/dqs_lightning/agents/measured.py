@@ -1,4 +1,4 @@
-"""What a temperature's controller may measure of an agent."""
+"""Measurements of an agent for the controller of its temperature."""
 
 from typing import TYPE_CHECKING
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class Measured:
-    """What a temperature may ask after an update (`temperature.Measurements`), worked out when it is asked.
+    """Implements `temperature.Measurements` for DQS; each is computed when it is called.
 
-    Each is a mean over the first states of the batch and over ranks, so that all ranks hold the same T.
+    Each is a mean over the first states of the batch and over ranks, so that all ranks have the same T.
     """
 
     STATES = 64
-    SPREAD_STATES = 16  # its running mean is over many updates
+    SPREAD_STATES = 16  # its moving average is over many updates
     ACTIONS = 16
-    PATHS = 4
+    TRAJECTORIES = 4
 
     def __init__(self, agent: "DQS", observation: Tensor, mean_ess: Tensor | None) -> None:
         self.agent, self.observation, self.mean_ess = agent, observation[: self.STATES], mean_ess
@@ -26,22 +26,22 @@ class Measured:
     @torch.no_grad()
     def q_spread(self) -> Tensor:
         observation = self.observation[: self.SPREAD_STATES]
-        actions = self.agent.support.uniform(
+        actions = self.agent.diffusion.support.uniform(
             self.ACTIONS, observation.new_empty(len(observation), self.agent.action_dim)
         )
         return self._mean(self.agent.q_value(observation, actions).std(0))
 
     @torch.no_grad()
     def entropy(self) -> Tensor:
-        path = self.agent.path(self.observation, self.PATHS)
-        return self._mean(self.agent.entropy(path) / self.agent.action_dim)
+        trajectory = self.agent.trajectory(self.observation, self.TRAJECTORIES)
+        return self._mean(self.agent.diffusion.entropy(trajectory) / self.agent.action_dim)
 
     @torch.no_grad()
     def ess(self) -> Tensor:
-        agent = self.agent
-        assert self.mean_ess is not None  # an agent without an actor refuses a temperature that asks
-        estimator = agent.energy_estimator
-        candidates = estimator.num_samples * (agent.noised_points.points if estimator.pools else 1)
+        assert self.mean_ess is not None  # DQS refuses a temperature that needs it where there is no actor
+        diffusion = self.agent.diffusion
+        estimator = diffusion.energy_estimator
+        candidates = estimator.num_samples * (diffusion.training_points.points if estimator.pools else 1)
         return self._mean(self.mean_ess / candidates)
 
     def _mean(self, value: Tensor) -> Tensor:

@@ -122,7 +122,9 @@ class PPO(Agent):
         for key in ("observation", ("next", "observation")):
             block[key] = self.observation_norm(block[key])
         self.advantage(block)
-        self.take_in(raw.reshape(-1, self.observation_dim))  # after: the rollout was collected without it
+        self.update_observation_norm(
+            raw.reshape(-1, self.observation_dim)
+        )  # after: the rollout was collected without it
         return block
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
@@ -137,7 +139,7 @@ class PPO(Agent):
         loss = found["loss_objective"] + found["loss_critic"] + found["loss_entropy"]
         from_rollout = {name: magnitude(batch[name]) for name in ("value_target", "advantage")}
         self.update(loss, {**from_rollout, **metrics})
-        self.record(**metrics)
+        self.accumulate(**metrics)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam for policy and value, clipped together."""

@@ -98,4 +98,4 @@ class SAC(TwinCritic):
         loss = found["loss_qvalue"] + found["loss_actor"] + found["loss_alpha"]
         self.update(loss, {"td_error": magnitude(batch["td_error"]), **metrics})
         targets.step()
-        self.record(**metrics)
+        self.accumulate(**metrics)

@@ -97,7 +97,7 @@ class TD3(TwinCritic):
         if not acts:
             for parameter in self.loss.actor_network_params.values(True, True):
                 parameter.grad = None  # Adam passes it over, where a gradient of zero would still move by momentum
-        self.descend(watched)
+        self.clip_and_step(watched)
         if acts:
             targets.step()
-        self.record(critic_loss=critic_loss)
+        self.accumulate(critic_loss=critic_loss)

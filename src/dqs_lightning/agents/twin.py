@@ -73,7 +73,7 @@ class TwinCritic(Agent):
         if self._target_updater is None:  # not before the parameters are on their device
             self._target_updater = self._make_target_updater()
         self.learn(self.normalised(batch), self._target_updater)
-        self.take_in(batch["observation"])
+        self.update_observation_norm(batch["observation"])
 
     @abstractmethod
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:

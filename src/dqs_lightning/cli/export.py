@@ -33,6 +33,8 @@ from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.latency import latencies
 from dqs_lightning.cli.trust import restrict_imports
 from dqs_lightning.cli.writing import existing_folder
+from dqs_lightning.diffusion import EnergyDiffusion
+from dqs_lightning.diffusion.samplers import Noise
 
 TOLERANCE = 1e-5
 """Largest difference from the agent itself, in units of the action, with which a graph is kept."""
@@ -79,7 +81,7 @@ class Policy(nn.Module):
     """The denoising loop of an agent with its random numbers as an input: no randomness is left inside.
 
     Args:
-        agent: whose policy it is. The denoiser is copied; the temperature is read when the graph is traced.
+        agent: whose policy it is. The diffusion is copied; the temperature is read when the graph is traced.
         deterministic: the noise-free policy.
 
     Attributes:
@@ -88,31 +90,28 @@ class Policy(nn.Module):
 
     def __init__(self, agent: DQS, deterministic: bool = False) -> None:
         super().__init__()
-        assert agent.denoiser is not None
-        # A module of the denoiser alone: the file would hold the critics too if the agent were one of its members.
-        self.denoiser = copy.deepcopy(agent.denoiser).requires_grad_(False)
-        self.condition = agent.condition
-        self.sampler, self.schedule, self.support = agent.sampler, agent.noise_schedule, agent.support
+        # A module of the diffusion alone: with the agent as a member the file would contain the critics too.
+        self.diffusion = copy.deepcopy(agent.diffusion).requires_grad_(False)
+        self.agent = [agent]  # in a list, so that it is not a submodule
         self.observation_dim, self.action_dim = agent.observation_dim, agent.action_dim
         self.deterministic = deterministic
         self.draws = 0
 
-        def count() -> Tensor:
+        def count(like: Tensor) -> Tensor:
             self.draws += 1
-            return torch.zeros(1, self.action_dim)
+            return torch.zeros_like(like)
 
         self._sample(torch.zeros(1, self.observation_dim), count)
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions [batch, d] for observations [batch, o] and noise [draws, batch, d]."""
-        return self._sample(observation, iter(() if noise is None else noise.unbind(0)).__next__)
+        draws = iter(() if noise is None else noise.unbind(0))
+        return self._sample(observation, lambda like: next(draws))
 
-    def _sample(self, observation: Tensor, noise: Callable[[], Tensor]) -> Tensor:
-        denoise = self.denoiser.given(self.condition(observation))
-        like = observation.new_empty(*observation.shape[:-1], self.action_dim)
-        return self.sampler.sample(
-            denoise, self.schedule, self.support, like, deterministic=self.deterministic, noise=noise
-        )
+    def _sample(self, observation: Tensor, noise: Noise) -> Tensor:
+        (agent,) = self.agent
+        condition = agent.condition(agent.observation_norm(observation), agent.temperature())
+        return self.diffusion.sample(condition, noise=None if self.deterministic else noise)
 
     def noise(self, batch: int) -> tuple[Tensor, ...]:
         """Noise [draws, batch, d] as the only member, drawn as the sampler would; empty where deterministic."""
@@ -121,7 +120,7 @@ class Policy(nn.Module):
 
     def facts(self) -> dict[str, str]:
         """What the file says of itself. The bounds are the images of -inf and inf, for every support."""
-        low, high = self.support.to_action(torch.tensor([-torch.inf, torch.inf])).tolist()
+        low, high = self.diffusion.support.to_action(torch.tensor([-torch.inf, torch.inf])).tolist()
         return {"dqs_lightning": version("dqs-lightning"), "action_low": str(low), "action_high": str(high)}
 
 
@@ -191,7 +190,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
         agent = load_agent(path)
         if not isinstance(agent, DQS):
             raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
-        if agent.denoiser is None:
+        if isinstance(agent.diffusion, EnergyDiffusion):
             raise InputError(f"{path}: its agent has no actor (amortised=False), so there is nothing to export")
         policy = Policy(agent, deterministic)
         facts = policy.facts()

@@ -31,7 +31,7 @@ BASES = (
     diffusion.Backbone,
     diffusion.EnergyEstimator,
     diffusion.NoiseSchedule,
-    diffusion.NoisedPoints,
+    diffusion.TrainingPoints,
     diffusion.Preconditioning,
     diffusion.Sampler,
     diffusion.Support,

@@ -155,7 +155,7 @@ def _check_seeds(seeds: Any) -> None:
 def _check_overrides(key: str, overrides: Any) -> None:
     """A variant's list may be empty: the configuration as it is."""
     if not isinstance(overrides, list):
-        raise InputError(f"{key}={overrides}: must be a list of overrides, such as [model.backup=Plain]")
+        raise InputError(f"{key}={overrides}: must be a list of overrides, such as [model.backup=ExpectedQ]")
     names = []
     for override in overrides:
         found = _OVERRIDE.fullmatch(override) if isinstance(override, str) else None

@@ -1,15 +1,15 @@
 """Sampling from exp(log_prob) by diffusion, from an energy alone. Imports torch, and rich for a progress bar.
 
-One file a concept: `schedules` (how much noise), `support` (where samples live), `estimators`, `importance`,
-`guided` and `biased` (the moments of the denoised law from the energy), `denoiser` (the network that learns them),
-`backbones` (its hidden layers), `samplers` (noise to samples), `matching` (where and towards what the network is
-trained), `entropy` (entropy and likelihood of a sampler), `boltzmann` (all of it together, for any energy).
+`process` holds the model as a whole; `boltzmann` fits it to an energy. Its parts: `schedules` (noise levels), `support`
+(the action set), `estimators`, `importance`, `guided` and `biased` (moments of the denoised distribution, from the
+energy) with their `proposals`, `denoiser` (the network that learns them), `samplers` (from noise to samples),
+`training_points` (where the network is trained), `entropy` (entropy and likelihood of the samples).
 """
 
 from dqs_lightning.diffusion.biased import PosteriorMode, QScore
 from dqs_lightning.diffusion.boltzmann import BoltzmannSampler
 from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning, RawScore
-from dqs_lightning.diffusion.entropy import path_entropy
+from dqs_lightning.diffusion.entropy import trajectory_entropy
 from dqs_lightning.diffusion.estimators import (
     ControlVariate,
     EnergyEstimator,
@@ -21,7 +21,7 @@ from dqs_lightning.diffusion.estimators import (
 )
 from dqs_lightning.diffusion.guided import GuidedDefensive, MultiStart
 from dqs_lightning.diffusion.importance import Defensive, Importance, Resampling
-from dqs_lightning.diffusion.matching import AroundActions, NoisedPoints, OnPath, match
+from dqs_lightning.diffusion.process import Diffusion, EnergyDiffusion
 from dqs_lightning.diffusion.samplers import (
     Ancestral,
     Denoise,
@@ -29,19 +29,20 @@ from dqs_lightning.diffusion.samplers import (
     EulerMaruyama,
     MomentMatched,
     Moments,
-    Path,
     ProbabilityFlow,
     Sampler,
+    Trajectory,
 )
 from dqs_lightning.diffusion.schedules import Cosine, Geometric, Karras, Linear, NoiseSchedule, Power
 from dqs_lightning.diffusion.support import Box, LogProb, Support, Tanh, Unbounded
+from dqs_lightning.diffusion.training_points import AroundReplayActions, OnTrajectory, TrainingPoints
 from dqs_lightning.nn.backbones import MLP, Backbone, SimBa
 
 __all__ = [
     "EDM",
     "MLP",
     "Ancestral",
-    "AroundActions",
+    "AroundReplayActions",
     "Backbone",
     "BoltzmannSampler",
     "Box",
@@ -51,6 +52,8 @@ __all__ = [
     "Defensive",
     "Denoise",
     "Denoiser",
+    "Diffusion",
+    "EnergyDiffusion",
     "EnergyEstimator",
     "Estimate",
     "EulerMaruyama",
@@ -65,9 +68,7 @@ __all__ = [
     "MultiStart",
     "NoiseSchedule",
     "NoiseSplit",
-    "NoisedPoints",
-    "OnPath",
-    "Path",
+    "OnTrajectory",
     "Posterior",
     "PosteriorMode",
     "Power",
@@ -81,8 +82,9 @@ __all__ = [
     "Support",
     "Tanh",
     "TargetScore",
+    "TrainingPoints",
+    "Trajectory",
     "Unbounded",
-    "match",
-    "path_entropy",
     "score",
+    "trajectory_entropy",
 ]

@@ -1,45 +1,44 @@
 """A sampler of exp(log_prob) for any energy: fit it once, then draw at will. No reinforcement learning in sight."""
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dqs_lightning.diffusion.denoiser import EDM, Denoiser, Preconditioning
-from dqs_lightning.diffusion.entropy import entropy, log_prob
+from dqs_lightning.diffusion.denoiser import Preconditioning
+from dqs_lightning.diffusion.entropy import entropy
 from dqs_lightning.diffusion.estimators import EnergyEstimator
 from dqs_lightning.diffusion.finite_steps import FiniteSteps
-from dqs_lightning.diffusion.guided import MultiStart
-from dqs_lightning.diffusion.matching import NoisedPoints, OnPath, match
-from dqs_lightning.diffusion.samplers import MomentMatched, Path, Sampler
-from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
+from dqs_lightning.diffusion.process import Diffusion
+from dqs_lightning.diffusion.samplers import Noise, Sampler
+from dqs_lightning.diffusion.schedules import NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
-from dqs_lightning.nn.backbones import MLP, Backbone
+from dqs_lightning.diffusion.training_points import TrainingPoints
+from dqs_lightning.nn.backbones import Backbone
 from dqs_lightning.registry import component
 
-CHECKED_EVERY = 100
-"""Updates between two looks at whether all values were finite, on devices that have to be waited for."""
+CHECK_EVERY = 100
+"""Updates between two checks that all values were finite, on devices where a check is a device-to-host sync."""
 
 
 class BoltzmannSampler(nn.Module):
-    """Diffusion sampler of exp(log_prob(x)) or exp(log_prob(x, condition)) on a support.
+    """Diffusion sampler of exp(log_prob(x)) or exp(log_prob(x, condition)) on a support: a `Diffusion` and its fitting.
 
     Schedule and components work in standard units: a box of any size is scaled to [-1, 1]^d.
 
     Args:
         dim: dimension of x; >= 1.
-        support: where x lives: Box(low, high), Tanh(low, high) or Unbounded(); an object or a registered name.
+        support: of x: Box(low, high), Tanh(low, high) or Unbounded(); an object or a registered name. Default: Box.
         condition_dim: dimension of the condition; 0 for none.
-        noise_schedule: sigma(t) in standard units; object or name. Default: Geometric(0.03, 2).
-        energy_estimator: object or name. Default: MultiStart with K = 32.
-        noised_points: where the network is trained; object or name. Default: OnPath, four points of the sampler's own
-            trajectory for each condition. AroundActions adds noise to uniform actions.
-        sampler: object or name. Default: MomentMatched, 10 steps.
-        backbone: the network's hidden layers; object or name. Default: MLP, (256, 256).
-        preconditioning: how the network's output is read; object or name. Default: EDM.
+        noise_schedule: sigma(t) in standard units; like the other components, see `Diffusion`.
+        energy_estimator: the denoiser's target.
+        training_points: where the denoiser is trained.
+        sampler: from noise to samples.
+        backbone: hidden layers of the denoiser.
+        preconditioning: how the network's output becomes the denoised mean.
 
     Raises:
         ValueError: for a dimension below 1 or a name that is not registered.
@@ -52,25 +51,28 @@ class BoltzmannSampler(nn.Module):
         condition_dim: int = 0,
         noise_schedule: NoiseSchedule | str | None = None,
         energy_estimator: EnergyEstimator | str | None = None,
-        noised_points: NoisedPoints | str | None = None,
+        training_points: TrainingPoints | str | None = None,
         sampler: Sampler | str | None = None,
         backbone: Backbone | str | None = None,
         preconditioning: Preconditioning | str | None = None,
     ) -> None:
         super().__init__()
         if dim < 1 or condition_dim < 0:
-            raise ValueError(f"dim={dim} and condition_dim={condition_dim}: allowed is dim >= 1, condition_dim >= 0")
+            raise ValueError(f"dim={dim} and condition_dim={condition_dim}: must be dim >= 1 and condition_dim >= 0")
         self.dim, self.condition_dim = dim, condition_dim
-        # mypy takes no abstract class for type[C]; the bases are only looked up.
         self.support = component("support", support, Support, Box)
-        self.noise_schedule = component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)
-        self.energy_estimator = component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)
-        self.noised_points = component("noised_points", noised_points, NoisedPoints, OnPath)
-        self.sampler = component("sampler", sampler, Sampler, MomentMatched)
-        reading = component("preconditioning", preconditioning, Preconditioning, EDM)
-        layers = component("backbone", backbone, Backbone, MLP)
-        self.denoiser = Denoiser(dim, condition_dim, layers, preconditioning=reading)
-        self._support, self._center, self._scale = self.support.standard()
+        standard, self._center, self._scale = self.support.standard()
+        self.diffusion = Diffusion(
+            dim,
+            condition_dim,
+            noise_schedule,
+            energy_estimator,
+            training_points,
+            sampler,
+            standard,
+            backbone,
+            preconditioning,
+        )
 
     def fit(
         self,
@@ -102,34 +104,31 @@ class BoltzmannSampler(nn.Module):
                 message names the update, and the weights are those before it.
         """
         if steps < 1 or batch_size < 1:
-            raise ValueError(f"steps={steps} and batch_size={batch_size}: allowed is 1 or more")
+            raise ValueError(f"steps={steps} and batch_size={batch_size}: must be >= 1")
+        diffusion, points = self.diffusion, self.diffusion.training_points
         conditions = self._checked(conditions)
         self._probe(log_prob, conditions, generator)
-        points = self.noised_points
         if batch_size < points.points:
-            raise ValueError(f"batch_size={batch_size}: allowed is {points.points} or more, the points of one law")
-        optimizer = torch.optim.Adam(self.denoiser.parameters(), lr, fused=True)
+            raise ValueError(f"batch_size={batch_size}: must be >= {points.points}, the points of one distribution")
+        optimizer = torch.optim.Adam(diffusion.parameters(), lr, fused=True)
         finite_steps = FiniteSteps(optimizer)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: max(0.02, min(1.0, 2 * (1 - i / steps))))
         like = next(self.parameters()).new_empty(batch_size // points.points, self.dim)
         for step in self._progress(steps, progress):
-            condition = None
+            condition = like.new_empty(len(like), 0)
             if conditions is not None:
                 row = torch.randint(len(conditions), like.shape[:1], device=conditions.device, generator=generator)
                 condition = conditions[row]
-            x, sigma = points(
-                self._path(condition, like.expand(points.trajectories, *like.shape), generator),
-                lambda: self._support.from_action(self._support.uniform(1, like, generator)[0]),
-                self.noise_schedule,
-                generator,
-            )
+            trajectory = None
+            if points.trajectories:
+                trajectory = diffusion.trajectory(condition, points.trajectories, _noise(generator))
             energy = finite_steps.watch(self._standard(log_prob, condition))
-            loss, _ = match(self.denoiser, condition, self.energy_estimator, energy, x, sigma, self._support, generator)
+            loss, _ = diffusion.loss(energy, condition, trajectory, lambda: self._uniform(like, generator), generator)
             optimizer.zero_grad()
             loss.backward()
             finite_steps.step()
             decay.step()
-            if like.device.type == "cpu" or step % CHECKED_EVERY == 0:
+            if like.device.type == "cpu" or step % CHECK_EVERY == 0:
                 finite_steps.check()
         finite_steps.check()
         return self
@@ -150,13 +149,9 @@ class BoltzmannSampler(nn.Module):
             steps: evaluations of the network a sample; None: the sampler's own, 10 unless told.
             generator: source of randomness.
         """
-        sampler = self.sampler
-        if steps is not None:
-            sampler = copy.copy(sampler)
-            Sampler.__init__(sampler, steps)
-        like = next(self.parameters()).new_empty(n, self.dim)
-        denoise = self.denoiser.given(self._checked(condition))
-        return self._center + self._scale * sampler.sample(denoise, self.noise_schedule, self._support, like, generator)
+        diffusion = self.diffusion if steps is None else self.diffusion.with_steps(steps)
+        condition = self._rows(condition, n)
+        return self._center + self._scale * diffusion.sample(condition, noise=_noise(generator))
 
     @torch.no_grad()
     def entropy(
@@ -170,8 +165,8 @@ class BoltzmannSampler(nn.Module):
             generator: source of randomness.
         """
         actions = (self.sample(num, condition, generator=generator) - self._center) / self._scale
-        denoise = self.denoiser.given(self._checked(condition))
-        value = entropy(denoise, self.noise_schedule, self._support, actions, generator)
+        denoise, diffusion = self.diffusion.bind(self._rows(condition, num)), self.diffusion
+        value = entropy(denoise, diffusion.noise_schedule, diffusion.support, actions, generator)
         return value + self.dim * math.log(self._scale)
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -183,22 +178,23 @@ class BoltzmannSampler(nn.Module):
         """
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"x of shape {list(x.shape)}: allowed is [B, {self.dim}]")
-        denoise = self.denoiser.given(self._checked(condition))
-        value = log_prob(denoise, self.noise_schedule, self._support, (x - self._center) / self._scale)
+        value = self.diffusion.log_prob((x - self._center) / self._scale, self._rows(condition, len(x)))
         return value - self.dim * math.log(self._scale)
 
-    def _standard(self, energy: Callable[..., Tensor], condition: Tensor | None) -> LogProb:
-        """The energy as a function of standard units, its condition bound."""
-        bound = () if condition is None else (condition,)
+    def _standard(self, energy: Callable[..., Tensor], condition: Tensor) -> LogProb:
+        """The energy as a function of standard units at conditions [B, c]."""
+        bound = (condition,) if self.condition_dim else ()
         return lambda u: energy(self._center + self._scale * u, *bound)
 
-    @torch.no_grad()
-    def _path(self, condition: Tensor | None, like: Tensor, generator: torch.Generator | None) -> Path | None:
-        """Trajectories of the present network, one for each row of like [num, B, dim]; None for none."""
-        if not len(like):
-            return None
-        denoise = self.denoiser.given(condition)
-        return self.sampler.path(denoise, self.noise_schedule, self._support, like, generator)
+    def _uniform(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Latents of uniform samples, of like's shape."""
+        support = self.diffusion.support
+        return support.from_action(support.uniform(1, like, generator)[0])
+
+    def _rows(self, condition: Tensor | None, num: int) -> Tensor:
+        """A condition for each of `num` samples, [num, c]."""
+        checked = self._checked(condition)
+        return next(self.parameters()).new_empty(num, 0) if checked is None else checked.expand(num, -1)
 
     def _checked(self, condition: Tensor | None) -> Tensor | None:
         shape = None if condition is None else list(condition.shape)
@@ -221,11 +217,11 @@ class BoltzmannSampler(nn.Module):
         except TypeError:
             call = "log_prob(x, condition)" if wanted == 2 else "log_prob(x)"
             raise ValueError(f"log_prob cannot be called as {call}") from None
-        laws = 5
-        condition = None if conditions is None else conditions[torch.arange(laws) % len(conditions)]
+        rows = 5
+        condition = torch.empty(rows, 0) if conditions is None else conditions[torch.arange(rows) % len(conditions)]
         like = next(self.parameters())
-        noise = torch.randn(3, laws, self.dim, dtype=like.dtype, device=like.device, generator=generator)
-        u = self._support.to_action(noise)
+        noise = torch.randn(3, rows, self.dim, dtype=like.dtype, device=like.device, generator=generator)
+        u = self.diffusion.support.to_action(noise)
         value = self._standard(energy, condition)(u)
         if not isinstance(value, Tensor) or value.shape != u.shape[:-1]:
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -243,3 +239,7 @@ class BoltzmannSampler(nn.Module):
         from rich.progress import track  # the only import beyond torch, for the bar alone
 
         return track(range(steps), description="fitting")  # type: ignore[return-value]  # an iterable of the same ints
+
+
+def _noise(generator: torch.Generator | None) -> Noise:
+    return partial(torch.randn_like, generator=generator)

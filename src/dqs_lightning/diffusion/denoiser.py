@@ -114,22 +114,22 @@ class Denoiser(nn.Module):
         octaves = torch.linspace(0, math.log(32), embedding // 2)
         self.register_buffer("frequencies", torch.exp(octaves), persistent=False)
 
-    def given(self, condition: Tensor | None, dtype: torch.dtype | None = None) -> Denoise:
-        """Bind a condition [..., c]: its share of the first layer is computed once, however often D is called.
+    def bind(self, condition: Tensor, dtype: torch.dtype | None = None) -> Denoise:
+        """Returns the denoiser for conditions [..., c], whose part of the first layer is computed only once.
 
         Args:
-            condition: what the law depends on.
+            condition: what the distribution depends on.
             dtype: in which inner layers are multiplied, for inference; None: that of the parameters.
 
         Raises:
-            ValueError: when the network has a condition and none is given.
+            ValueError: for conditions of another dimension.
         """
-        if condition is None and self.condition_dim:
-            raise ValueError(f"condition=None: this denoiser wants conditions of dimension {self.condition_dim}")
+        if condition.shape[-1] != self.condition_dim:
+            raise ValueError(f"condition of shape {list(condition.shape)}: must be [..., {self.condition_dim}]")
         weight_x, weight_sigma, weight_condition = self.first.weight.split(
             [self.dim, self.embedding, self.condition_dim], dim=1
         )
-        context = self.first.bias if condition is None else F.linear(condition, weight_condition, self.first.bias)
+        context = F.linear(condition, weight_condition, self.first.bias)
         linear = apply if dtype is None else self._shortened(dtype)
 
         def denoise(x: Tensor, sigma: Tensor) -> Moments:
@@ -154,9 +154,9 @@ class Denoiser(nn.Module):
 
         return linear
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Moments:
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Moments:
         """Moments at x [..., d], sigma scalar or [..., 1], condition [..., c]; both [..., d]."""
-        return self.given(condition)(x, sigma)
+        return self.bind(condition)(x, sigma)
 
     def loss(self, moments: Moments, estimate: Estimate, sigma: Tensor) -> Tensor:
         """Score matching, lambda(sigma) |D - D_K|^2, and with it the variance's likelihood, log V + S_K / V.
@@ -174,7 +174,7 @@ class Denoiser(nn.Module):
         """
         weight = self.preconditioning.loss_weight(sigma)
         mean_loss = (weight * (moments.mean - estimate.denoised).square()).mean()
-        ratio = estimate.spread / moments.variance
+        ratio = estimate.second_moment / moments.variance
         counted = ratio.clamp_max(FAR) + FAR * torch.log(ratio.clamp_min(FAR) / FAR)
         variance_loss = (torch.log(moments.variance) + counted).mean()
         return mean_loss + VARIANCE_WEIGHT * variance_loss

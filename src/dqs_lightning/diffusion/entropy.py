@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dqs_lightning.diffusion.samplers import Denoise, Path
+from dqs_lightning.diffusion.samplers import Denoise, Trajectory
 from dqs_lightning.diffusion.schedules import NoiseSchedule
 from dqs_lightning.diffusion.support import Support
 
@@ -65,7 +65,7 @@ def entropy(
 
 
 @torch.no_grad()
-def path_entropy(path: Path, support: Support, paired: bool = True) -> Tensor:
+def trajectory_entropy(trajectory: Trajectory, support: Support, paired: bool = True) -> Tensor:
     """`entropy` of a sampler's law from P of its paths, [P, B, d] -> [B], without another evaluation or a wait.
 
     Measured as there, with P = 64: the mean over 8 rows of `MomentMatched` in 10 steps is within 0.11 (0.26 for one
@@ -73,7 +73,7 @@ def path_entropy(path: Path, support: Support, paired: bool = True) -> Tensor:
     another law then), in 40 by up to 0.2. A law narrower than the last level is resolved down to a fifth of it.
 
     Args:
-        path: of `Sampler.path`, x and mean [steps, P, B, d]; P >= 2.
+        trajectory: of `Sampler.trajectory`, x and mean [steps, P, B, d]; P >= 2.
         support: the action set.
         paired: x and the sample are a noised sample and its origin, as in every sampler that adds noise. False for
             `ProbabilityFlow`, at the cost of a standard deviation of 0.2 to 1 with P = 64 and errors to 0.7.
@@ -81,13 +81,16 @@ def path_entropy(path: Path, support: Support, paired: bool = True) -> Tensor:
     Raises:
         ValueError: when P < 2.
     """
-    if path.x.shape[1] < 2:
-        raise ValueError(f"{path.x.shape[1]} paths: allowed is 2 or more")
-    clean, near = path.mean[-1], _mean_square(path.x - path.mean, path.sigma)
+    if trajectory.x.shape[1] < 2:
+        raise ValueError(f"{trajectory.x.shape[1]} paths: allowed is 2 or more")
+    clean, near = trajectory.mean[-1], _mean_square(trajectory.x - trajectory.mean, trajectory.sigma)
     # The last mean stands for a: it lacks Var[a | x] of the last level, which every level's spread contains.
-    missing = path.sigma[-1] ** 2 * (1 - near[-1]).clamp_min(0.04)
-    far = _mean_square(path.mean - clean, path.sigma) + missing / path.sigma.reshape(-1, *[1] * missing.ndim) ** 2
-    return _de_bruijn(support, clean, path.sigma, _rest(near, far) if paired else 1 - near, missing)
+    missing = trajectory.sigma[-1] ** 2 * (1 - near[-1]).clamp_min(0.04)
+    far = (
+        _mean_square(trajectory.mean - clean, trajectory.sigma)
+        + missing / trajectory.sigma.reshape(-1, *[1] * missing.ndim) ** 2
+    )
+    return _de_bruijn(support, clean, trajectory.sigma, _rest(near, far) if paired else 1 - near, missing)
 
 
 @torch.no_grad()
@@ -142,7 +145,7 @@ def log_prob(
         return x - mean, x.shape[-1] - share * torch.stack(traces).sum(0)
 
     sigmas = schedule.grid(steps + 1, x)[:-1].flip(0)
-    log_density = -_log_jacobian(support, x) - support.log_mass(x, sigmas[0])
+    log_density = -support.log_jacobian(x) - support.log_mass(x, sigmas[0])
     for low, high in pairwise(sigmas):
         step, middle = torch.log(high / low), torch.sqrt(low * high)
         dx1, div1 = flow(x, low)
@@ -174,11 +177,6 @@ def _normal_log_prob(denoise: Denoise, support: Support, x: Tensor, sigma: Tenso
     return normal
 
 
-def _log_jacobian(support: Support, x: Tensor) -> Tensor:
-    """log |da/dx| at latents [..., d]: [...]; 0 where the latent is the action."""
-    return support.log_prob(lambda action: action.new_zeros(action.shape[:-1]), x)
-
-
 def _mean_square(difference: Tensor, sigma: Tensor) -> Tensor:
     """E[difference^2] / sigma^2 over the samples: [levels, N, ..., d] -> [levels, ..., d]."""
     return difference.square().mean(1) / sigma.reshape(-1, *[1] * (difference.ndim - 2)) ** 2
@@ -207,4 +205,4 @@ def _de_bruijn(support: Support, clean: Tensor, sigma: Tensor, rest: Tensor, mis
     walls = ((support.project(above) < above) | (support.project(under) > under)).to(clean.dtype).mean(0)
     unexplained = torch.maximum(rest[-1], missing / lowest**2).clamp_min(1e-4)
     below = torch.log(unexplained) / 2 - WALL * walls
-    return noised + between + below.sum(-1) + _log_jacobian(support, clean).mean(0)
+    return noised + between + below.sum(-1) + support.log_jacobian(clean).mean(0)

@@ -20,17 +20,17 @@ GRADIENT_COST = 2
 
 
 class Estimate(NamedTuple):
-    """What an estimator says of p(a | x), for noised points x [..., d].
+    """Estimated moments of p(a | x) at noised points x [..., d].
 
     Attributes:
         denoised: the estimate of E[a | x], [..., d].
-        spread: the estimate of E[(a - guide)^2 | x] in each dimension, [..., d]; around the mean of
-            the candidates' weights without a guide.
+        second_moment: the estimate of E[(a - guide)^2 | x] in each dimension, [..., d]; without a guide, around the
+            weighted mean of the candidates.
         ess: effective sample size, [...], from 1 to the number of candidates.
     """
 
     denoised: Tensor
-    spread: Tensor
+    second_moment: Tensor
     ess: Tensor
 
 
@@ -123,20 +123,7 @@ class EnergyEstimator(ABC):
 
     @abstractmethod
     def estimate(self, posterior: Posterior) -> Estimate:
-        """The moments of p(a | x). Asked without gradients."""
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        log_prob: LogProb,
-        x: Tensor,
-        sigma: Tensor,
-        support: Support,
-        generator: torch.Generator | None = None,
-        guide: Tensor | None = None,
-    ) -> Estimate:
-        """`estimate` of the `Posterior` that these make."""
-        return self.estimate(Posterior(log_prob, x, sigma, support, generator, guide))
+        """Returns the moments of p(a | x). Called with gradients disabled."""
 
 
 class _Pathwise(EnergyEstimator):
@@ -230,6 +217,6 @@ class NoiseSplit(EnergyEstimator):
         is_low = (posterior.sigma < self.at).expand(*posterior.x.shape[:-1], 1)
         return Estimate(
             torch.where(is_low, low.denoised, high.denoised),
-            torch.where(is_low, low.spread, high.spread),
+            torch.where(is_low, low.second_moment, high.second_moment),
             torch.where(is_low.squeeze(-1), low.ess, high.ess),
         )

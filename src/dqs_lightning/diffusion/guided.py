@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.diffusion.estimators import GRADIENT_COST, Posterior, gradient_of
-from dqs_lightning.diffusion.importance import Component, Defensive
+from dqs_lightning.diffusion.importance import Defensive
+from dqs_lightning.diffusion.proposals import Component
 from dqs_lightning.diffusion.support import LogProb, Support
 from dqs_lightning.ranges import all_positive, at_least, positive
 

@@ -8,24 +8,14 @@ Noised points of one law, x [M, B, d], pool their candidates: each uses those of
 all their components. At equal cost a point has M times the candidates, and modes that one point found count for all.
 """
 
-import math
 from abc import abstractmethod
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate, Posterior, softmax_weights, weighted
+from dqs_lightning.diffusion.proposals import Component, Mixture
 from dqs_lightning.diffusion.support import log_normal
 from dqs_lightning.ranges import positive
-
-
-class Component(NamedTuple):
-    """`num` candidates a center [C, B, d], normal with deviation `width` [C, B, 1] within the support; C is free."""
-
-    center: Tensor
-    width: Tensor
-    num: int
 
 
 class MixtureImportance(EnergyEstimator):
@@ -45,16 +35,11 @@ class MixtureImportance(EnergyEstimator):
             alone = self.estimate(posterior._replace(x=x.unsqueeze(0), sigma=level, guide=guide))
             return Estimate(*(moment.squeeze(0) for moment in alone))
         sigma = sigma.expand(*x.shape[:-1], 1)
-        components = [c for c in self.components(posterior._replace(sigma=sigma)) if c.num]
-        drawn = [support.draw(c.center, c.width, c.num, generator).flatten(0, 1) for c in components]
-        points = torch.cat(drawn)  # [N, B, d]: all candidates of a law
+        mixture = Mixture(support, self.components(posterior._replace(sigma=sigma)))
+        points = mixture.draw(x[0], generator)  # [N, B, d]: all candidates of a distribution
         log_prior = support.log_prob(log_prob, points)
         each = points.unsqueeze(1)
-        log_share = [
-            math.log(c.num / len(points)) + support.proposal_log_prob(each, c.center, c.width) for c in components
-        ]  # [N, C, B] of each component
-        log_mixture = torch.cat(log_share, 1).logsumexp(1)
-        log_weight = (log_prior - log_mixture).unsqueeze(1) + log_normal(each, x, sigma)  # [N, M, B]
+        log_weight = (log_prior - mixture.log_density(points)).unsqueeze(1) + log_normal(each, x, sigma)  # [N, M, B]
         weight, ess = softmax_weights(log_weight)
         return weighted(weight, ess, each, guide)
 

@@ -17,7 +17,7 @@ from dqs_lightning.ranges import at_least, positive
 class NoiseSchedule(ABC):
     """sigma(t): strictly increasing and finite on [0, 1], sigma(0) = sigma_min, sigma(1) = sigma_max.
 
-    Subclass it and write `sigma`, `t_of` and `dvar_dt`; the subclass can then be named in a config.
+    Subclass it and write `sigma`, `t_of_sigma` and `dvar_dt`; the subclass can then be named in a config.
 
     Args:
         sigma_min: smallest noise, in units of the action; > 0.
@@ -40,7 +40,7 @@ class NoiseSchedule(ABC):
         """Noise level at time t in [0, 1], any shape, elementwise."""
 
     @abstractmethod
-    def t_of(self, sigma: Tensor) -> Tensor:
+    def t_of_sigma(self, sigma: Tensor) -> Tensor:
         """Inverse of `sigma`: the time at which the noise level is sigma, elementwise."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class NoiseSchedule(ABC):
         at_least("steps", steps, 1)
         span = torch.linspace(0, 1, steps, dtype=like.dtype, device=like.device)
         if end > self.sigma_min:
-            span = span * (1 - self.t_of(torch.full_like(span[:1], end)))
+            span = span * (1 - self.t_of_sigma(torch.full_like(span[:1], end)))
         return torch.cat([self.sigma(1 - span), span.new_zeros(1)])
 
     def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -84,7 +84,7 @@ class Geometric(NoiseSchedule):
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
-    def t_of(self, sigma: Tensor) -> Tensor:
+    def t_of_sigma(self, sigma: Tensor) -> Tensor:
         return torch.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
     def dvar_dt(self, t: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Power(NoiseSchedule):
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(self.sigma_min**2 + self._span * t**self.power)
 
-    def t_of(self, sigma: Tensor) -> Tensor:
+    def t_of_sigma(self, sigma: Tensor) -> Tensor:
         return ((sigma**2 - self.sigma_min**2).clamp_min(0) / self._span) ** (1 / self.power)
 
     def dvar_dt(self, t: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Cosine(NoiseSchedule):
     def sigma(self, t: Tensor) -> Tensor:
         return torch.tan(self._low + self._span * t)
 
-    def t_of(self, sigma: Tensor) -> Tensor:
+    def t_of_sigma(self, sigma: Tensor) -> Tensor:
         return (torch.atan(sigma) - self._low) / self._span
 
     def dvar_dt(self, t: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class Karras(NoiseSchedule):
     def sigma(self, t: Tensor) -> Tensor:
         return (self._low + self._span * t) ** self.rho
 
-    def t_of(self, sigma: Tensor) -> Tensor:
+    def t_of_sigma(self, sigma: Tensor) -> Tensor:
         return (sigma ** (1 / self.rho) - self._low) / self._span
 
     def dvar_dt(self, t: Tensor) -> Tensor:

@@ -68,6 +68,18 @@ class Support(ABC):
         """Log density of the latent, [..., B, d] -> [..., B]: that of the action plus log |da/dx|."""
         return log_prob(self.to_action(x))
 
+    def log_jacobian(self, x: Tensor) -> Tensor:
+        """log |da/dx| at latents [..., d]: [...]; 0 where the latent is the action."""
+        return self.log_prob(lambda action: action.new_zeros(action.shape[:-1]), x)
+
+    def log_volume(self, dim: int) -> float:
+        """Log volume of the action set in `dim` dimensions; that of [-1, 1]^d is d log 2.
+
+        Raises:
+            ValueError: when the volume is not finite.
+        """
+        raise ValueError(f"support={type(self).__name__}: must have a finite volume, as Box and Tanh have")
+
     def draw(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
         """`num` antithetic draws from N(x, sigma^2) in the latent set: x [..., d], sigma [..., 1] -> [num, ..., d]."""
         half = torch.randn((num + 1) // 2, *x.shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -142,6 +154,9 @@ class _Interval(Support):
             raise ValueError(f"low={low} and high={high}: allowed is low < high, both finite")
         self.low = float(low)
         self.high = float(high)
+
+    def log_volume(self, dim: int) -> float:
+        return dim * math.log(self.high - self.low)
 
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         u = torch.rand(num, *like.shape, dtype=like.dtype, device=like.device, generator=generator)

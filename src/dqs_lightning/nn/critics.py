@@ -57,7 +57,7 @@ class QNetwork(nn.Module):
         weight_observation, weight_action = self.first.weight.split([self.observation_dim, self.action_dim], dim=1)
         return F.linear(observation, weight_observation, self.first.bias), weight_action
 
-    def given(self, observation: Tensor, dtype: torch.dtype) -> QValue:
+    def bind(self, observation: Tensor, dtype: torch.dtype) -> QValue:
         """Q with the observations [B, o] bound, its inner layers multiplied in a shorter `dtype`.
 
         Rounding all of a hidden layer would cost Q a share of its size, which is often more than T. So the layers act
@@ -137,9 +137,9 @@ class CriticPair(nn.Module):
     def _reduced(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.minimum(first, second) if self.reduction == "min" else (first + second) / 2
 
-    def given(self, observation: Tensor, dtype: torch.dtype) -> QValue:
+    def bind(self, observation: Tensor, dtype: torch.dtype) -> QValue:
         """`value` for many actions of one observation each, multiplied in `dtype` (see `QNetwork.given`)."""
-        first, second = (cast(QNetwork, member).given(observation, dtype) for member in self.members)
+        first, second = (cast(QNetwork, member).bind(observation, dtype) for member in self.members)
 
         def value(action: Tensor) -> Tensor:
             return self._reduced(first(action), second(action))

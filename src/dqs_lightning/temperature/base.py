@@ -53,7 +53,7 @@ class Temperature(nn.Module, ABC):
         return {"temperature": self()}
 
 
-class RunningMean(nn.Module):
+class ExponentialMovingAverage(nn.Module):
     """Exponential mean of scalars, bias-corrected as Adam's moments are; `default` before the first.
 
     A value that is not finite is left out: it would stay in the mean for ever.

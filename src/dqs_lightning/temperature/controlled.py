@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.ranges import at_least, not_negative, positive
-from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature
+from dqs_lightning.temperature.base import ExponentialMovingAverage, Measurements, Temperature
 
 MAX_ERROR = 1.0
 """A controller's error is clipped to this many nats (of entropy, or of log ESS) at either side."""
@@ -44,7 +44,7 @@ class _Controlled(Temperature):
             raise ValueError(f"initial={initial}: allowed is floor={floor} to ceiling={ceiling}")
         at_least("warmup", warmup, 0)
         self.warmup = int(warmup)
-        self.smoothed = RunningMean(decay, self.target)
+        self.smoothed = ExponentialMovingAverage(decay, self.target)
         self.decay = self.smoothed.decay
         self.register_buffer("log_temperature", torch.tensor(math.log(self.initial)))
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.ranges import at_least, positive
-from dqs_lightning.temperature.base import Measurements, RunningMean, Temperature
+from dqs_lightning.temperature.base import ExponentialMovingAverage, Measurements, Temperature
 
 
 def annealed(updates: Tensor, start: float, end: float, over_updates: int) -> Tensor:
@@ -81,7 +81,7 @@ class Relative(Temperature):
         self.initial = positive("initial", initial)
         if initial < floor:
             raise ValueError(f"initial={initial}: allowed is a number >= floor={floor}")
-        self.spread = RunningMean(decay, self.initial / self.tau)
+        self.spread = ExponentialMovingAverage(decay, self.initial / self.tau)
         self.decay = self.spread.decay
 
     def step(self, measured: Measurements | None = None) -> None:

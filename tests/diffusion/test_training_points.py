@@ -1,21 +1,22 @@
 import pytest
 import torch
+from helpers import estimated
 from scipy.stats import kstest
 from torch import Tensor
 
 from dqs_lightning.diffusion import (
     MLP,
-    AroundActions,
+    AroundReplayActions,
     Box,
-    Denoiser,
+    Diffusion,
     Geometric,
     Importance,
     LogProb,
     MomentMatched,
     Moments,
-    OnPath,
-    Path,
-    match,
+    OnTrajectory,
+    TrainingPoints,
+    Trajectory,
 )
 
 SCHEDULE = Geometric(0.05, 5.0)
@@ -28,14 +29,14 @@ def exact(x: Tensor, sigma: Tensor) -> Moments:
     return Moments((STD**2 * x + sigma**2 * MEAN) / variance, (STD**2 * sigma**2 / variance).expand_as(x))
 
 
-def paths(num: int, laws: int = 500, steps: int = 12) -> Path:
+def paths(num: int, laws: int = 500, steps: int = 12) -> Trajectory:
     sampler = MomentMatched(steps)
-    return sampler.path(exact, SCHEDULE, Box(-9, 9), torch.empty(num, laws, 1, dtype=torch.float64))
+    return sampler.trajectory(exact, SCHEDULE, Box(-9, 9), torch.empty(num, laws, 1, dtype=torch.float64))
 
 
 def test_points_on_paths_have_the_noised_law() -> None:
     """x / sqrt(STD^2 + sigma^2) is standard normal at every noise level, also between the sampler's own."""
-    x, sigma = OnPath(points=8, levels=4)(paths(2), lambda: torch.empty(0), SCHEDULE)
+    x, sigma = OnTrajectory(points=8, levels=4)(paths(2), lambda: torch.empty(0), SCHEDULE)
     assert x.shape == (8, 500, 1)
     assert sigma.shape == (8, 500, 1)
     standard = (x - MEAN) / torch.sqrt(STD**2 + sigma**2)
@@ -46,15 +47,15 @@ def test_points_on_paths_have_the_noised_law() -> None:
 
 
 def test_points_on_paths_cover_the_schedule_evenly() -> None:
-    _, sigma = OnPath(points=8, levels=2)(paths(4, 2000, 60), lambda: torch.empty(0), SCHEDULE)
-    t = SCHEDULE.t_of(sigma).flatten()
+    _, sigma = OnTrajectory(points=8, levels=2)(paths(4, 2000, 60), lambda: torch.empty(0), SCHEDULE)
+    t = SCHEDULE.t_of_sigma(sigma).flatten()
     assert kstest(t.numpy(), "uniform").statistic < 0.03
     assert len(t.unique()) > 0.9 * len(t)
 
 
 def test_levels_of_a_path_are_spread_over_it() -> None:
-    _, sigma = OnPath(points=6, levels=3)(paths(2, 50), lambda: torch.empty(0), SCHEDULE)
-    first, middle, last = SCHEDULE.t_of(sigma).view(3, 2, 50)
+    _, sigma = OnTrajectory(points=6, levels=3)(paths(2, 50), lambda: torch.empty(0), SCHEDULE)
+    first, middle, last = SCHEDULE.t_of_sigma(sigma).view(3, 2, 50)
     assert (first > middle).all()
     assert (middle > last).all()
 
@@ -62,7 +63,7 @@ def test_levels_of_a_path_are_spread_over_it() -> None:
 def test_levels_below_the_last_of_a_path_are_met_from_its_end() -> None:
     path = paths(1, 2000, 3)
     assert path.sigma[-1] > 10 * SCHEDULE.sigma_min
-    x, sigma = OnPath(points=4, levels=4)(path, lambda: torch.empty(0), SCHEDULE)
+    x, sigma = OnTrajectory(points=4, levels=4)(path, lambda: torch.empty(0), SCHEDULE)
     below = (sigma < path.sigma[-1]).squeeze(-1)
     noise = ((x - path.end) / sigma)[below]
     assert len(noise) > 1000
@@ -72,18 +73,18 @@ def test_levels_below_the_last_of_a_path_are_met_from_its_end() -> None:
 
 def test_points_around_actions_add_the_noise_that_they_name() -> None:
     clean = torch.rand(4000, 2, dtype=torch.float64)
-    x, sigma = AroundActions(points=3)(None, lambda: clean, SCHEDULE)
+    x, sigma = AroundReplayActions(points=3)(None, lambda: clean, SCHEDULE)
     assert x.shape == (3, 4000, 2)
     assert kstest(((x - clean) / sigma).flatten().numpy(), "norm").pvalue > 1e-4
-    assert kstest(SCHEDULE.t_of(sigma).flatten().numpy(), "uniform").statistic < 0.01
+    assert kstest(SCHEDULE.t_of_sigma(sigma).flatten().numpy(), "uniform").statistic < 0.01
     # The three points of a law are a third of the time range apart.
-    t = SCHEDULE.t_of(sigma).squeeze(-1)
+    t = SCHEDULE.t_of_sigma(sigma).squeeze(-1)
     assert ((t[1:] - t[:-1] - 1 / 3).abs() < 1e-3).all()
 
 
 def test_points_follow_their_generator() -> None:
     walked = paths(4)
-    for points in (OnPath(), AroundActions(points=2)):
+    for points in (OnTrajectory(), AroundReplayActions(points=2)):
         first, again = (
             points(walked, lambda: walked.action[0], SCHEDULE, torch.Generator().manual_seed(1)) for _ in "ab"
         )
@@ -92,26 +93,34 @@ def test_points_follow_their_generator() -> None:
 
 
 def test_bad_points_are_refused() -> None:
-    with pytest.raises(ValueError, match="levels=3: allowed is a divisor of points=8"):
-        OnPath(points=8, levels=3)
+    with pytest.raises(ValueError, match="levels=3: must be a divisor of points=8"):
+        OnTrajectory(points=8, levels=3)
     with pytest.raises(ValueError, match="points=0"):
-        AroundActions(points=0)
+        AroundReplayActions(points=0)
     with pytest.raises(ValueError, match="states=0"):
-        OnPath(states=0)
+        OnTrajectory(states=0)
 
 
-def test_match_pulls_the_denoiser_to_the_posterior(wells: LogProb) -> None:
+def test_the_loss_pulls_the_denoiser_to_the_posterior(wells: LogProb) -> None:
     torch.manual_seed(0)
-    denoiser = Denoiser(1, backbone=MLP((32,)))
-    x, sigma = torch.full((2, 64, 1), 0.2), torch.full((2, 64, 1), 0.3)
-    estimate = Importance(5000)(wells, x, sigma, Box())
-    optimizer = torch.optim.Adam(denoiser.parameters(), 0.01)
+    points = AtOnePoint(points=2)
+    diffusion = Diffusion(1, energy_estimator=Importance(32), training_points=points, backbone=MLP((32,)))
+    x, sigma = points(None, lambda: torch.zeros(64, 1), SCHEDULE)
+    estimate = estimated(Importance(5000), wells, x, sigma, Box())
+    optimizer, condition = torch.optim.Adam(diffusion.parameters(), 0.01), torch.empty(64, 0)
     for _ in range(300):
-        loss, found = match(denoiser, None, Importance(32), wells, x, sigma, Box())
-        assert not found.denoised.requires_grad
+        loss, _ = diffusion.loss(wells, condition, None, lambda: torch.zeros(64, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    moments = denoiser(x, sigma)
+    moments = diffusion.denoiser(x, sigma, condition)
     torch.testing.assert_close(moments.mean.mean(), estimate.denoised.mean(), atol=0.02, rtol=0)
-    torch.testing.assert_close(moments.variance.mean(), estimate.spread.mean(), atol=0, rtol=0.15)
+    torch.testing.assert_close(moments.variance.mean(), estimate.second_moment.mean(), atol=0, rtol=0.15)
+
+
+class AtOnePoint(TrainingPoints):
+    """x = 0.2 and sigma = 0.3 everywhere."""
+
+    def __call__(self, trajectory, clean, schedule, generator=None) -> tuple[Tensor, Tensor]:
+        like = clean().expand(self.points, *clean().shape)
+        return torch.full_like(like, 0.2), torch.full_like(like[..., :1], 0.3)
