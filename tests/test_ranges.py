@@ -4,6 +4,7 @@ import inspect
 import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ import pytest
 import dqs_callbacks  # noqa: F401  (its callbacks are components)
 from dqs_lightning.cli.parser import BASES
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.diffusion import Importance
+from dqs_lightning.diffusion import Importance, MomentMatched
 from dqs_lightning.envs import Maze
-from dqs_lightning.ranges import all_positive, at_least, finite, not_negative, positive, within
-from dqs_lightning.registry import components
+from dqs_lightning.ranges import Count, Finite, HalfOpenShare, Positive, Share, checked
+from dqs_lightning.registry import components, replace
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 NEEDED: dict[str, Any] = {
@@ -99,31 +100,56 @@ def test_settings_are_found() -> None:
     assert len(settings(int)) > 40
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf])
-def test_what_a_check_refuses(value: float) -> None:
-    with pytest.raises(ValueError, match=f"^steps={value}: must be >= 1$"):
-        at_least("steps", value, 1)
-    with pytest.raises(ValueError, match=f"^rate={value}: must be a finite number > 0$"):
-        positive("rate", value)
-    with pytest.raises(ValueError, match="must be one or more finite numbers > 0"):
-        all_positive("widths", (1.0, value))
-    with pytest.raises(ValueError, match=f"^blocks={value}: must be 1 to 9$"):
-        within("blocks", value, 1, 9)
-    if not math.isfinite(value):
-        with pytest.raises(ValueError, match=f"^target={value}: must be a finite number$"):
-            finite("target", value)
-    if value:
-        with pytest.raises(ValueError, match=f"^noise={value}: must be a finite number >= 0$"):
-            not_negative("noise", value)
+class Component:
+    @checked
+    def __init__(
+        self,
+        steps: Count = 1,
+        tau: Share = 1.0,
+        decay: HalfOpenShare = 0.0,
+        clip: Positive | None = None,
+        widths: tuple[Positive, ...] = (1.0,),
+        points: Sequence[Sequence[Finite]] | None = None,
+        free: float = 0.0,
+    ) -> None:
+        self.steps, self.tau, self.decay, self.clip = steps, tau, decay, clip
+        self.widths, self.points, self.free = widths, points, free
 
 
-def test_what_a_check_returns() -> None:
-    assert (
-        within("blocks", 9, 1, 9) == 9
-        and at_least("steps", 1, 1) == 1
-        and positive("rate", 1) == 1.0
-        and not_negative("noise", 0) == 0.0
-    )
-    assert all_positive("widths", (1, 2.0)) == (1.0, 2.0) and finite("target", -1) == -1.0
-    with pytest.raises(ValueError, match=r"widths=\[\]"):
-        all_positive("widths", ())
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("steps", 0, "steps=0: must be >= 1"),
+        ("steps", math.inf, "steps=inf: must be >= 1"),
+        ("tau", 0.0, r"tau=0.0: must be in \(0, 1\]"),
+        ("tau", 1.1, r"tau=1.1: must be in \(0, 1\]"),
+        ("decay", 1.0, r"decay=1.0: must be in \[0, 1\)"),
+        ("decay", math.nan, r"decay=nan: must be in \[0, 1\)"),
+        ("clip", 0, "clip=0: must be a finite number > 0"),
+        ("widths", (), r"widths=\[\]: must be one or more, each a finite number > 0"),
+        ("widths", (1.0, -1.0), "widths=-1.0: must be a finite number > 0"),
+        ("points", [[0.0], [math.inf]], "points=inf: must be a finite number"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_named(argument: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Component(**{argument: value})
+
+
+def test_arguments_are_converted_to_their_type() -> None:
+    made = Component(3, 1, widths=[1, 2], points=[[1], [2]], clip=None, free=math.nan)
+    assert (made.steps, made.tau, made.widths, made.points, made.clip) == (3, 1.0, (1.0, 2.0), ((1.0,), (2.0,)), None)
+    assert all(isinstance(width, float) for width in (made.tau, *made.widths)) and math.isnan(made.free)
+
+
+def test_what_is_not_declared_is_passed_on() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+        Component(step=1)
+
+
+def test_replace_makes_a_new_component_with_the_same_arguments() -> None:
+    sampler = MomentMatched(6, max_ratio=3.0)
+    changed = replace(sampler, steps=30)
+    assert (changed.steps, changed.max_ratio, sampler.steps) == (30, 3.0, 6)
+    with pytest.raises(ValueError, match="steps=0: must be >= 1"):
+        replace(sampler, steps=0)

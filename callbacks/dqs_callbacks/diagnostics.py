@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dqs_lightning.agents import DQS
 from dqs_lightning.diffusion import OnTrajectory, Posterior
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 
 SAMPLES = 64
 """Actions for each state, whose best and mean are compared."""
@@ -35,9 +35,8 @@ class Diagnostics(Callback):
         states: how many states of the first batch are kept; >= 1.
     """
 
-    def __init__(self, every_updates: int = 1000, states: int = 64) -> None:
-        for name, value in (("every_updates", every_updates), ("states", states)):
-            at_least(name, value, 1)
+    @checked
+    def __init__(self, every_updates: Count = 1000, states: Count = 64) -> None:
         self.every_updates, self.states = every_updates, states
         self._observation: Tensor | None = None
 

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
@@ -12,7 +12,7 @@ from dqs_callbacks.rows import Rows, drop_later_rows, updates_kept
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, at_least, checked
 
 
 class Evaluate(Periodic):
@@ -32,22 +32,20 @@ class Evaluate(Periodic):
         path: the file; null: `scores.jsonl` in the run directory.
     """
 
+    @checked
     def __init__(
         self,
-        every_frames: int = 10_000,
-        episodes: int = 10,
+        every_frames: Count = 10_000,
+        episodes: Annotated[int, at_least(2)] = 10,
         deterministic: bool = False,
-        best_of: int | None = None,
+        best_of: Count | None = None,
         at_start: bool = False,
-        max_steps: int = STEP_LIMIT,
+        max_steps: Count = STEP_LIMIT,
         path: str | None = None,
     ) -> None:
         super().__init__(every_frames)
-        at_least("episodes", episodes, 2)
-        if best_of is not None:
-            at_least("best_of", best_of, 1)
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
-        self.max_steps = at_least("max_steps", max_steps, 1)
+        self.max_steps = max_steps
         self.at_start, self.path = at_start, path
         self._rows = Rows()
         self._wall_s = 0.0

@@ -16,7 +16,7 @@ from dqs_lightning.envs import Environment, Navigation
 from dqs_lightning.envs.mixture import mmd
 from dqs_lightning.evaluation.goal_coverage import Rollouts, count_paths, entropy_of, goal_shares, path_words, roll_out
 from dqs_lightning.evaluation.returns import policy_of
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 from dqs_lightning.registry import components
 
 EXACT = 2000
@@ -63,9 +63,9 @@ class GoalCoverage(Periodic):
         deterministic: use the noise-free policy.
     """
 
-    def __init__(self, every_frames: int = 10_000, rollouts: int = 100, deterministic: bool = False) -> None:
+    @checked
+    def __init__(self, every_frames: Count = 10_000, rollouts: Count = 100, deterministic: bool = False) -> None:
         super().__init__(every_frames)
-        at_least("rollouts", rollouts, 1)
         self.rollouts, self.deterministic = rollouts, deterministic
         self._rows = Rows()
         self._row: dict[str, Any] | None = None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -19,7 +19,7 @@ from dqs_callbacks.pictures import publish
 from dqs_lightning.agents import DQS, Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Tanh
-from dqs_lightning.ranges import at_least, finite
+from dqs_lightning.ranges import Count, CountOrZero, Finite, at_least, checked
 
 CELLS = 81
 """Points a side at which Q is evaluated."""
@@ -74,23 +74,19 @@ class ActionLandscape(Periodic):
         animate: when the run is finished, write pictures/denoising.gif: noise that becomes actions at these states.
     """
 
+    @checked
     def __init__(
         self,
-        every_frames: int = 10_000,
-        observations: Sequence[Sequence[float]] | None = None,
-        states: int = 3,
-        samples: int = 300,
-        trails: int = 5,
+        every_frames: Count = 10_000,
+        observations: Sequence[Sequence[Finite]] | None = None,
+        states: Count = 3,
+        samples: Annotated[int, at_least(2)] = 300,
+        trails: CountOrZero = 5,
         animate: bool = False,
     ) -> None:
         super().__init__(every_frames)
-        for name, value, least in (("states", states, 1), ("samples", samples, 2), ("trails", trails, 0)):
-            at_least(name, value, least)
         if observations is not None and (not observations or len({len(o) for o in observations}) != 1):
-            raise ValueError(f"observations={observations}: allowed are one or more of the same length, or null")
-        for observation in observations or ():
-            for number in observation:
-                finite("observations", number)
+            raise ValueError(f"observations={observations}: must be one or more of the same length, or null")
         self.observations, self.states = observations, states
         self.samples, self.trails, self.animate = samples, trails, animate
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 from dqs_lightning.stop_signal import STOP, StopInterrupt
 
 
@@ -29,8 +29,8 @@ class Periodic(Callback, ABC):
         every_frames: environment frames between two calls; >= 1.
     """
 
-    def __init__(self, every_frames: int) -> None:
-        at_least("every_frames", every_frames, 1)
+    @checked
+    def __init__(self, every_frames: Count) -> None:
         self.every_frames = every_frames
         self._last_frames = 0
         self._interrupted = False

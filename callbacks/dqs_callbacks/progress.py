@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.ranges import positive
+from dqs_lightning.ranges import Positive, checked
 
 
 class FramesProgress(ProgressBar):
@@ -20,10 +20,9 @@ class FramesProgress(ProgressBar):
         line_s: seconds between two lines elsewhere; > 0.
     """
 
-    def __init__(self, refresh_s: float = 0.5, line_s: float = 60.0) -> None:
+    @checked
+    def __init__(self, refresh_s: Positive = 0.5, line_s: Positive = 60.0) -> None:
         super().__init__()
-        for name, value in (("refresh_s", refresh_s), ("line_s", line_s)):
-            positive(name, value)
         self.refresh_s, self.line_s = refresh_s, line_s
         self._enabled = True
         self._console = Console(stderr=True)

@@ -50,7 +50,7 @@ class StartFrom(Callback):
         parts = [part for part in known if part != AS_CONFIGURED] if self.parts is None else self.parts
         for part in parts:
             if part not in known:
-                raise self._refused(f"parts={part}", f"allowed are {', '.join(known)}")
+                raise self._refused(f"parts={part}", f"must be one of {', '.join(known)}")
         taken = {name for name in own if name.partition(".")[0] in parts}
         offered = {name for name in trained if name.partition(".")[0] in parts}
         for name in sorted(taken | offered):
@@ -58,7 +58,7 @@ class StartFrom(Callback):
             if here != there:
                 raise self._refused(
                     f"run={self.run}",
-                    f"{name} is {there} there and {here} here; allowed is a run with observations, actions and "
+                    f"{name} is {there} there and {here} here; must be a run with observations, actions and "
                     "networks of the same sizes",
                 )
         agent.load_state_dict({name: trained[name] for name in taken}, strict=False)

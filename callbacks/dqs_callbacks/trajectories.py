@@ -18,7 +18,7 @@ from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import Navigation
 from dqs_lightning.evaluation.goal_coverage import entropy_of, goal_shares
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 
 Panel = tuple[int, Tensor, Tensor]
 """Frames, positions [T + 1, n, 2], goals [n]."""
@@ -37,12 +37,11 @@ class Trajectories(Periodic):
         deterministic: use the noise-free policy.
     """
 
+    @checked
     def __init__(
-        self, every_frames: int = 10_000, rollouts: int = 100, panels: int = 3, deterministic: bool = False
+        self, every_frames: Count = 10_000, rollouts: Count = 100, panels: Count = 3, deterministic: bool = False
     ) -> None:
         super().__init__(every_frames)
-        for name, value in (("rollouts", rollouts), ("panels", panels)):
-            at_least(name, value, 1)
         self.rollouts, self.panels, self.deterministic = rollouts, panels, deterministic
         self._kept: list[Panel] = []
 

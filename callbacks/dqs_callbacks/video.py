@@ -23,7 +23,7 @@ from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.evaluation.returns import STEP_LIMIT, Policy, episode_returns, policy_of
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 
 
 class CannotFilmError(MisconfigurationException):
@@ -61,24 +61,21 @@ class Video(Periodic):
         CannotFilmError: when a fit starts and a first picture cannot be drawn.
     """
 
+    @checked
     def __init__(
         self,
-        every_frames: int = 100_000,
-        episodes: int = 4,
+        every_frames: Count = 100_000,
+        episodes: Count = 4,
         width: int = 320,
         height: int = 240,
-        fps: int = 30,
+        fps: Count = 30,
         deterministic: bool = False,
-        max_steps: int | None = None,
+        max_steps: Count | None = None,
     ) -> None:
         super().__init__(every_frames)
-        for name, value in (("episodes", episodes), ("fps", fps)):
-            at_least(name, value, 1)
         for name, value in (("width", width), ("height", height)):
             if not value >= 16 or value % 2:  # the colours of mp4 are halved in both directions
                 raise ValueError(f"{name}={value}: must be an even number >= 16")
-        if max_steps is not None:
-            at_least("max_steps", max_steps, 1)
         self.episodes, self.width, self.height, self.fps = episodes, width, height, fps
         self.deterministic, self.max_steps = deterministic, max_steps
 

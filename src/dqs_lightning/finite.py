@@ -10,7 +10,7 @@ from torch import Tensor
 MAX_MAGNITUDE = math.sqrt(torch.finfo(torch.float32).max)
 """1.8e19. The square of a larger number is infinite in float32, and with it losses, norms and Adam's second moment."""
 
-ALLOWED = f"allowed are numbers up to {MAX_MAGNITUDE:.2g} in magnitude"
+ALLOWED = f"must be at most {MAX_MAGNITUDE:.2g} in magnitude"
 
 SOURCES: dict[NestedKey, str] = {
     "observation": "observation",

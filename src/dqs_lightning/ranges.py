@@ -1,69 +1,115 @@
-"""Ranges of numbers that constructors take. Each check returns the value, and refuses what is not finite."""
+"""Declared ranges of constructor arguments: `Positive`, `Count` and others as types, checked by `@checked`.
 
+@checked
+def __init__(self, steps: Count = 10, tau: Share = 0.02) -> None: ...
+"""
+
+import functools
+import inspect
 import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints
+
+S = TypeVar("S")
+P = ParamSpec("P")
 
 
-def at_least(name: str, value: int, least: int) -> int:
-    """The value, checked to be >= `least` and finite.
+@dataclass(frozen=True)
+class Range:
+    """An interval of finite numbers.
+
+    Attributes:
+        text: describes it in messages, after "must be".
+        low: lower bound.
+        high: upper bound.
+        open_low: whether `low` itself is excluded.
+        open_high: whether `high` itself is excluded.
+    """
+
+    text: str
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def contains(self, value: float) -> bool:
+        """Whether a number is inside and finite."""
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+
+def at_least(least: int) -> Range:
+    """The range of numbers >= `least`."""
+    return Range(f">= {least}", low=least)
+
+
+def within(least: int, most: int) -> Range:
+    """The range of numbers from `least` to `most`."""
+    return Range(f"{least} to {most}", least, most)
+
+
+Finite = Annotated[float, Range("a finite number")]
+Positive = Annotated[float, Range("a finite number > 0", low=0, open_low=True)]
+NonNegative = Annotated[float, Range("a finite number >= 0", low=0)]
+Fraction = Annotated[float, Range("in [0, 1]", 0, 1)]
+"""In [0, 1], such as a discount."""
+Share = Annotated[float, Range("in (0, 1]", 0, 1, open_low=True)]
+"""In (0, 1]."""
+OpenShare = Annotated[float, Range("in (0, 1)", 0, 1, open_low=True, open_high=True)]
+"""In (0, 1)."""
+HalfOpenShare = Annotated[float, Range("in [0, 1)", 0, 1, open_high=True)]
+"""In [0, 1), such as the decay of a moving average."""
+Count = Annotated[int, at_least(1)]
+CountOrZero = Annotated[int, at_least(0)]
+
+
+def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
+    """Decorator of a constructor: checks arguments whose type declares a `Range`, and converts them to that type.
+
+    A range applies to each number of a (nested) sequence, which must not be empty; None is not checked.
 
     Raises:
-        ValueError: otherwise; it names the argument.
+        ValueError: for the first argument out of its range; the message has its name, its value and the range.
     """
-    if not least <= value < math.inf:
-        raise ValueError(f"{name}={value}: must be >= {least}")
-    return value
+    signature = inspect.signature(init)
+
+    @functools.cache
+    def ranges() -> dict[str, tuple[type, Range]]:
+        hints = get_type_hints(init, include_extras=True)
+        found = {name: _declared(hint) for name, hint in hints.items()}
+        return {name: declared for name, declared in found.items() if declared is not None}
+
+    @functools.wraps(init)
+    def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        for name, (kind, allowed) in ranges().items():
+            if (value := bound.arguments.get(name)) is not None:
+                bound.arguments[name] = check(name, value, allowed, kind)
+        init(*bound.args, **bound.kwargs)
+
+    return wrapper
 
 
-def within(name: str, value: int, least: int, most: int) -> int:
-    """The value, checked to be in [`least`, `most`].
+def check(name: str, value: Any, allowed: Range, kind: type = float) -> Any:
+    """Returns a number, or a tuple of each number of a sequence, converted to `kind` and checked to be in a range.
 
     Raises:
-        ValueError: otherwise; it names the argument.
+        ValueError: naming the argument, its value and the range.
     """
-    if not least <= value <= most:
-        raise ValueError(f"{name}={value}: must be {least} to {most}")
-    return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if not value:
+            raise ValueError(f"{name}={list(value)}: must be one or more, each {allowed.text}")
+        return tuple(check(name, item, allowed, kind) for item in value)
+    if not allowed.contains(value):
+        raise ValueError(f"{name}={value}: must be {allowed.text}")
+    return kind(value)
 
 
-def positive(name: str, value: float) -> float:
-    """The value, checked to be finite and > 0.
-
-    Raises:
-        ValueError: otherwise; it names the argument.
-    """
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: must be a finite number > 0")
-    return float(value)
-
-
-def not_negative(name: str, value: float) -> float:
-    """The value, checked to be finite and >= 0.
-
-    Raises:
-        ValueError: otherwise; it names the argument.
-    """
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value}: must be a finite number >= 0")
-    return float(value)
-
-
-def finite(name: str, value: float) -> float:
-    """The value, checked to be finite.
-
-    Raises:
-        ValueError: otherwise; it names the argument.
-    """
-    if not math.isfinite(value):
-        raise ValueError(f"{name}={value}: must be a finite number")
-    return float(value)
-
-
-def all_positive(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
-    """The values, checked to be one or more, each finite and > 0.
-
-    Raises:
-        ValueError: otherwise; it names the argument.
-    """
-    if not values or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"{name}={list(values)}: must be one or more finite numbers > 0")
-    return tuple(float(value) for value in values)
+def _declared(hint: Any) -> tuple[type, Range] | None:
+    """The number's type and the range in a hint such as `Positive | None` or `tuple[Positive, ...]`."""
+    if metadata := getattr(hint, "__metadata__", ()):
+        return next(((hint.__origin__, item) for item in metadata if isinstance(item, Range)), None)
+    inside: Iterable[Any] = get_args(hint)
+    return next((found for part in inside if (found := _declared(part)) is not None), None)

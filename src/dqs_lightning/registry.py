@@ -69,13 +69,13 @@ def component(name: str, value: T | str | None, base: type[T], default: type[T])
         return default()
     if not isinstance(value, str):
         if not isinstance(value, base):
-            raise ValueError(f"{name}={value!r}: allowed is a {base.__name__} or the name of one")
+            raise ValueError(f"{name}={value!r}: must be a {base.__name__} or the name of one")
         return value
     known = components(base)
     if value not in known:
         guess = nearest(value, known)
         hint = f"; did you mean {guess}?" if guess else ""
-        raise ValueError(f"{name}={value!r}: allowed are {', '.join(known)}{hint}")
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}{hint}")
     try:
         return known[value]()
     except TypeError as ex:

@@ -309,14 +309,14 @@ def test_what_asks_for_a_finite_volume(cls: type[Backup], actions: Tensor) -> No
     "arguments, message",
     [
         ({"num_candidates": 0, "policy_actions": 0}, "num_candidates=0: must be >= 1"),
-        ({"num_candidates": 0}, "num_candidates=0: must be >= 16"),
+        ({"num_candidates": 0}, "num_candidates=0: must be >= 1"),
         ({"num_candidates": 15}, "num_candidates=15: must be >= 16"),
         ({"policy_actions": -1}, "policy_actions=-1: must be >= 0"),
-        ({"widths": ()}, "widths=[]: must be one or more finite numbers > 0"),
-        ({"widths": (0.1, 0.0)}, "widths=[0.1, 0.0]: must be one or more finite numbers > 0"),
+        ({"widths": ()}, "widths=[]: must be one or more, each a finite number > 0"),
+        ({"widths": (0.1, 0.0)}, "widths=0.0: must be a finite number > 0"),
         ({"clip": 0.0}, "clip=0.0: must be a finite number > 0"),
-        ({"uniform_share": 0.0}, "uniform_share=0.0: allowed is 0 < uniform_share <= 1"),
-        ({"uniform_share": 1.1}, "uniform_share=1.1: allowed is 0 < uniform_share <= 1"),
+        ({"uniform_share": 0.0}, "uniform_share=0.0: must be in (0, 1]"),
+        ({"uniform_share": 1.1}, "uniform_share=1.1: must be in (0, 1]"),
     ],
 )
 def test_bad_arguments_are_refused(cls: type[Soft], arguments: dict[str, float], message: str) -> None:

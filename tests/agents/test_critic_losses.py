@@ -118,8 +118,8 @@ def test_each_critic_and_state_learns_from_its_own(loss: CriticLoss) -> None:
 def test_bad_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="num=0: must be >= 1"):
         Quantiles(0)
-    for dropped in (-1, 5):
-        with pytest.raises(ValueError, match=f"dropped={dropped}: must be in 0 to num - 1 = 4"):
+    for dropped, message in ((-1, ">= 0"), (5, "< num=5")):
+        with pytest.raises(ValueError, match=f"dropped={dropped}: must be {message}"):
             Quantiles(5, dropped)
 
 

@@ -395,7 +395,7 @@ def test_every_part_sees_normalised_observations(backbone: Backbone, changes: di
     for one, data in ((agent, batch), (plain, seen)):
         torch.manual_seed(1)
         loss, _ = one.losses(data)
-        spread = Measured(one, data["observation"], None).q_spread()
+        spread = Measured(one, data["observation"], None).q_std()
         action = one.act(data["observation"], best_of=3)
         found.append((loss, spread, action, one.q_value(data["observation"], action)))
     torch.testing.assert_close(found[0], found[1])

@@ -151,7 +151,7 @@ NAMES = {
 def test_an_update_is_refused_before_the_weights(tmp_path: Path, cls: type[Agent], source: str, value: float) -> None:
     fault = Fault(source, value)
     update = 4 if (cls, source) == (PPO, "target") else 2  # value targets are those of a whole rollout
-    said = rf"update {update}: {NAMES[cls, source]} is (nan|-?inf|-?\d\S*e\+3\d); allowed are numbers up to 1.8e"
+    said = rf"update {update}: {NAMES[cls, source]} is (nan|-?inf|-?\d\S*e\+3\d); must be at most 1.8e"
     with pytest.raises(NonFiniteError, match=said):
         run(tmp_path, cls, fault, FiniteGuard())
     after = fault.state(fault.agent.trainer, fault.agent)

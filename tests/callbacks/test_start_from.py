@@ -81,9 +81,9 @@ def test_a_run_that_continues_has_its_own_weights_and_does_not_read_the_source(s
             "",
             ["actor"],
             {},
-            r"StartFrom\.parts=actor: allowed are critic, denoiser, observation_norm, target_critic, temperature",
+            r"StartFrom\.parts=actor: must be one of critic, diffusion, observation_norm, target_critic, temperature",
         ),
-        ("", None, small((8, 8)), r"StartFrom\.run=.*: critic\S* is \[32\] there and \[8\] here; allowed is"),
+        ("", None, small((8, 8)), r"StartFrom\.run=.*: critic\S* is \[32\] there and \[8\] here; must be"),
         ("", None, {"normalise_observations": False}, r"observation_norm\S* is \[\] there and missing here"),
     ],
 )

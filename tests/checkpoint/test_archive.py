@@ -69,7 +69,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes) -> 
 @pytest.mark.parametrize("content", [{"replay": {}}, torch.zeros(2)])
 def test_a_file_of_something_else_is_no_checkpoint_of_a_run(tmp_path: Path, content: object) -> None:
     atomic_save(content, tmp_path / "step=4-rank=0.pt")
-    with pytest.raises(CheckpointError, match=r"rank=0.pt: not a run's checkpoint; allowed is its last.ckpt"):
+    with pytest.raises(CheckpointError, match=r"rank=0.pt: not a run's checkpoint; use its last.ckpt"):
         load_run(tmp_path / "step=4-rank=0.pt")
 
 

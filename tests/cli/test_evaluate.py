@@ -124,8 +124,8 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(saved: Path, here: Path, refu
     environment = {"class_path": "dqs_lightning.envs.Gym", "init_args": {"id": "Nobody-v0"}}
     said = {
         **{name: "not a readable checkpoint" for name in ("empty", "half", "utf16", "yaml")},
-        "list": "not a run's checkpoint; allowed is its last.ckpt",
-        next((saved / "checkpoints").glob("step=*-rank=0.pt")): "not a run's checkpoint; allowed is its last.ckpt",
+        "list": "not a run's checkpoint; use its last.ckpt",
+        next((saved / "checkpoints").glob("step=*-rank=0.pt")): "not a run's checkpoint; use its last.ckpt",
         "folder": "folder/checkpoints/last.ckpt: no such checkpoint",
         "loop": "loop: no such checkpoint",
         "nowhere": "nowhere: no such checkpoint",

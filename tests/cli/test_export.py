@@ -113,7 +113,7 @@ def test_a_graph_that_differs_is_refused_and_the_old_file_stays(
     load = export.load
     monkeypatch.setattr(export, "load", lambda path: lambda *inputs: load(path)(*inputs) + error)
     (tmp_path / "policy.pt2").write_text("old")
-    with pytest.raises(InputError, match=r"policy.pt2: differs from the agent by .*, allowed is 1e-05"):
+    with pytest.raises(InputError, match=r"policy.pt2: differs from the agent by .*, at most 1e-05"):
         export.export(checkpoint(tmp_path, sampler=ProbabilityFlow(1)), tmp_path / "policy.pt2")
     assert {file.name for file in tmp_path.iterdir()} == {"a.ckpt", "policy.pt2"}
     assert (tmp_path / "policy.pt2").read_text() == "old"
@@ -128,7 +128,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_bad_input_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = refusal(capsys, str(tmp_path), "--out=policy.txt")  # before the run is looked for
-    assert wrong == "dqs-export: --out=policy.txt: allowed is a file that ends in .onnx or .pt2\n"
+    assert wrong == "dqs-export: --out=policy.txt: must be a file that ends in .onnx or .pt2\n"
     assert "last.ckpt: no such checkpoint" in refusal(capsys, str(tmp_path), "--out=policy.pt2")
     (tmp_path / "folder.pt2").mkdir()
     assert "is a directory" in refusal(capsys, str(tmp_path), f"--out={tmp_path / 'folder.pt2'}")

@@ -18,7 +18,7 @@ def test_both_ranks_stop_at_the_value_of_one(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr[-3000:]
     said = [(tmp_path / f"rank-{rank}.txt").read_text() for rank in range(2)]
     assert "update 3: another rank has found a non-finite value, which its message names" in said[0]
-    assert "update 3: reward in the batch is inf; allowed are numbers up to 1.8e+19" in said[1]
+    assert "update 3: reward in the batch is inf; must be at most 1.8e+19" in said[1]
     checkpoint = safe_load(tmp_path / "last.ckpt")
     assert checkpoint["global_step"] == 2
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())

@@ -122,11 +122,11 @@ def test_components_by_name_and_by_object() -> None:
     assert type(sampler.diffusion.noise_schedule).__name__ == "Karras"
     assert sampler.diffusion.energy_estimator.num_samples == 4
     fit(sampler, bumps, 2)
-    with pytest.raises(ValueError, match=r"noise_schedule='Kosine': allowed are Cosine.*did you mean Cosine"):
+    with pytest.raises(ValueError, match=r"noise_schedule='Kosine': must be one of Cosine.*did you mean Cosine"):
         BoltzmannSampler(2, noise_schedule="Kosine")
     with pytest.raises(ValueError, match="NoiseSplit needs arguments"):
         BoltzmannSampler(2, energy_estimator="NoiseSplit")
-    with pytest.raises(ValueError, match=r"sampler=.*allowed is a Sampler"):
+    with pytest.raises(ValueError, match=r"sampler=.*must be a Sampler"):
         BoltzmannSampler(2, sampler=Geometric())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dim=0"):
         BoltzmannSampler(0)
@@ -147,8 +147,8 @@ def test_fitting_goes_on_where_it_stopped() -> None:
 @pytest.mark.parametrize(
     ("log_prob", "message"),
     [
-        (lambda x: x, r"gave \[3, 5, 2\]: allowed is \[3, 5\]"),
-        (lambda x: x.sum(), r"gave \[\]: allowed is \[3, 5\]"),
+        (lambda x: x, r"gave \[3, 5, 2\]: must be \[3, 5\]"),
+        (lambda x: x.sum(), r"gave \[\]: must be \[3, 5\]"),
         (lambda x: 1.0, "gave float"),
         (lambda x: x.sum(-1) * float("nan"), "log_prob is nan at x="),
         (lambda x: torch.where(x[..., 0] > -9, -torch.inf, 0.0), "log_prob is -inf at x="),

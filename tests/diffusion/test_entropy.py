@@ -379,7 +379,7 @@ def test_too_few_are_refused() -> None:
     with pytest.raises(ValueError, match="levels=1"):
         entropy(shrink, SCHEDULE, Unbounded(), torch.zeros(3, 2), levels=1)
     like = torch.zeros(4, 1, 3, 2)
-    with pytest.raises(ValueError, match="1 paths"):
+    with pytest.raises(ValueError, match="1 trajectories"):
         trajectory_entropy(Trajectory(like[0], like[0], like, torch.ones(4), like), Box())
     for wrong in ({"steps": 0}, {"probes": 0}):
         with pytest.raises(ValueError, match="=0"):

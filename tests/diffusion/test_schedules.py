@@ -1,5 +1,4 @@
 import math
-import re
 
 import pytest
 import torch
@@ -130,7 +129,7 @@ def test_draw_follows_its_generator(schedule: NoiseSchedule) -> None:
     "low, high", [(0.0, 1.0), (-1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (0.1, math.inf), (math.nan, 1.0)]
 )
 def test_bad_limits_are_refused(cls: type[NoiseSchedule], low: float, high: float) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"sigma_min={low} and sigma_max={high}")):
+    with pytest.raises(ValueError, match=f"sigma_min={low}: must be|sigma_max={high}: must be"):
         cls(sigma_min=low, sigma_max=high)
 
 

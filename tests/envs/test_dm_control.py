@@ -139,7 +139,7 @@ def test_a_task_that_draws_needs_a_renderer() -> None:
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(ValueError, match=r"domain=wlker: .*did you mean walker"):
         DMControl("wlker", "walk")
-    with pytest.raises(ValueError, match=r"task=runn: allowed is one of run, stand, walk; did you mean run"):
+    with pytest.raises(ValueError, match=r"task=runn: must be one of run, stand, walk; did you mean run"):
         DMControl("walker", "runn")
     with pytest.raises(ValueError, match="action_repeat=0"):
         DMControl("walker", "walk", action_repeat=0)

@@ -151,7 +151,7 @@ def test_soft_update_keeps_the_networks_apart() -> None:
 
 
 def test_refuses_another_reduction() -> None:
-    with pytest.raises(ValueError, match="critic_reduction='max': allowed are min, mean"):
+    with pytest.raises(ValueError, match="critic_reduction='max': must be one of min, mean"):
         CriticPair(3, 2, MLP((16,)), "max")
 
 

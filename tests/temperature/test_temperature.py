@@ -107,8 +107,8 @@ class Measured:
         assert name in self.values, f"{name} was asked for"
         return torch.tensor(self.values[name])
 
-    def q_spread(self) -> Tensor:
-        return self._of("q_spread")
+    def q_std(self) -> Tensor:
+        return self._of("q_std")
 
     def entropy(self) -> Tensor:
         return self._of("entropy")
@@ -117,7 +117,7 @@ class Measured:
         return self._of("ess")
 
 
-ASKS = {"Relative": "q_spread", "TargetEntropy": "entropy", "TargetESS": "ess"}
+ASKS = {"Relative": "q_std", "TargetEntropy": "entropy", "TargetESS": "ess"}
 CONTROLLED = {TargetEntropy: "entropy", TargetESS: "ess"}
 QUICK: dict[str, Any] = {"rate": 0.02, "warmup": 0, "decay": 0.9}
 
@@ -151,11 +151,11 @@ def test_metrics_are_finite_scalars_from_the_start(cls: type[Temperature]) -> No
         metrics = temperature.metrics()
         assert torch.equal(metrics["temperature"], temperature())
         assert all(metric.shape == () and torch.isfinite(metric) for metric in metrics.values())
-        temperature.step(Measured(q_spread=value, entropy=value, ess=value))
+        temperature.step(Measured(q_std=value, entropy=value, ess=value))
     assert torch.isfinite(temperature())
 
 
-@pytest.mark.parametrize("cls, name", [(Relative, "q_spread"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
+@pytest.mark.parametrize("cls, name", [(Relative, "q_std"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
 def test_a_checkpoint_continues_what_was_measured(cls: type[Temperature], name: str) -> None:
     arguments = {} if cls is Relative else QUICK
     through, second = cls(**arguments), cls(**arguments)
@@ -175,7 +175,7 @@ def test_a_checkpoint_continues_what_was_measured(cls: type[Temperature], name: 
         assert torch.equal(second.metrics()[key], metric)
 
 
-@pytest.mark.parametrize("cls, name", [(Relative, "q_spread"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
+@pytest.mark.parametrize("cls, name", [(Relative, "q_std"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
 def test_nothing_flows_into_a_measurement(cls: type[Temperature], name: str) -> None:
     measured = Measured()
     value = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -197,41 +197,41 @@ def test_relative_is_tau_times_the_spread() -> None:
     assert temperature().item() == pytest.approx(0.3)
     temperature.step()
     assert temperature().item() == pytest.approx(0.3)  # nothing measured
-    temperature.step(Measured(q_spread=8.0))
+    temperature.step(Measured(q_std=8.0))
     assert temperature().item() == pytest.approx(0.8)  # bias-corrected: the first measurement counts in full
-    temperature.step(Measured(q_spread=4.0))
+    temperature.step(Measured(q_std=4.0))
     assert temperature().item() == pytest.approx(0.1 * (0.99 * 8 + 4) / 1.99, rel=1e-5)
     for _ in range(2000):
-        temperature.step(Measured(q_spread=4.0))
+        temperature.step(Measured(q_std=4.0))
     assert temperature().item() == pytest.approx(0.4, rel=1e-4)
-    assert temperature.metrics()["q_spread"].item() == pytest.approx(4.0, rel=1e-4)
+    assert temperature.metrics()["q_std"].item() == pytest.approx(4.0, rel=1e-4)
 
 
 def test_relative_forgets_at_its_decay() -> None:
     temperature = Relative(tau=1.0, decay=0.9)
     for _ in range(200):
-        temperature.step(Measured(q_spread=1.0))
+        temperature.step(Measured(q_std=1.0))
     for _ in range(10):
-        temperature.step(Measured(q_spread=2.0))
+        temperature.step(Measured(q_std=2.0))
     assert temperature().item() == pytest.approx(2 - 0.9**10, rel=1e-4)
 
 
 def test_relative_anneals_its_units_and_follows_the_spread_meanwhile() -> None:
     temperature = Relative(tau=0.4, end=0.1, over_updates=100, decay=0.0)
-    temperature.step(Measured(q_spread=2.0))
+    temperature.step(Measured(q_std=2.0))
     for _ in range(49):
         temperature.step()
     assert temperature().item() == pytest.approx(0.2 * 2, rel=1e-5)  # the geometric middle
     for _ in range(150):
         temperature.step()
     assert temperature().item() == pytest.approx(0.1 * 2, rel=1e-5)
-    temperature.step(Measured(q_spread=5.0))
+    temperature.step(Measured(q_std=5.0))
     assert temperature().item() == pytest.approx(0.1 * 5, rel=1e-5)
 
 
 def test_relative_holds_its_floor_where_q_is_flat() -> None:
     temperature = Relative(floor=0.01)
-    temperature.step(Measured(q_spread=0.0))
+    temperature.step(Measured(q_std=0.0))
     assert temperature().item() == pytest.approx(0.01)
 
 
@@ -354,18 +354,18 @@ def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS]) -> N
         (Relative, {"tau": 0.0}, "tau=0.0: must be a finite number > 0"),
         (Relative, {"end": 0.0}, "end=0.0: must be a finite number > 0"),
         (Relative, {"over_updates": 0}, "over_updates=0: must be >= 1"),
-        (Relative, {"decay": 1.0}, "decay=1.0: allowed is 0 <= decay < 1"),
+        (Relative, {"decay": 1.0}, "decay=1.0: must be in [0, 1)"),
         (Relative, {"floor": -1.0}, "floor=-1.0: must be a finite number > 0"),
-        (Relative, {"initial": 1e-3, "floor": 1e-2}, "initial=0.001: allowed is a number >= floor=0.01"),
+        (Relative, {"initial": 1e-3, "floor": 1e-2}, "initial=0.001: must be >= floor=0.01"),
         (TargetEntropy, {"gain": -1.0}, "gain=-1.0: must be a finite number >= 0"),
         (TargetEntropy, {"gain": math.inf}, "gain=inf"),
-        (TargetEntropy, {"end": 0.7}, "end=0.7: allowed is a finite number < log 2"),
+        (TargetEntropy, {"end": 0.7}, "end=0.7: must be < log 2"),
         (TargetEntropy, {"over_updates": 0}, "over_updates=0: must be >= 1"),
-        (TargetEntropy, {"target": 0.7}, "target=0.7: allowed is a finite number < log 2"),
+        (TargetEntropy, {"target": 0.7}, "target=0.7: must be < log 2"),
         (TargetEntropy, {"target": math.nan}, "target=nan"),
         (TargetEntropy, {"target": -math.inf}, "target=-inf"),
-        (TargetESS, {"target": 0.0}, "target=0.0: allowed is 0 < target < 1"),
-        (TargetESS, {"target": 1.0}, "target=1.0: allowed is 0 < target < 1"),
+        (TargetESS, {"target": 0.0}, "target=0.0: must be in (0, 1)"),
+        (TargetESS, {"target": 1.0}, "target=1.0: must be in (0, 1)"),
     ],
 )
 def test_bad_arguments_are_refused(cls: type[Temperature], arguments: dict[str, float], message: str) -> None:
@@ -378,11 +378,11 @@ def test_bad_arguments_are_refused(cls: type[Temperature], arguments: dict[str, 
     "arguments, message",
     [
         ({"rate": 0.0}, "rate=0.0: must be a finite number > 0"),
-        ({"decay": -0.1}, "decay=-0.1: allowed is 0 <= decay < 1"),
+        ({"decay": -0.1}, "decay=-0.1: must be in [0, 1)"),
         ({"warmup": -1}, "warmup=-1: must be >= 0"),
         ({"ceiling": math.inf}, "ceiling=inf: must be a finite number > 0"),
-        ({"initial": 0.5, "ceiling": 0.4}, "initial=0.5: allowed is floor=0.0001 to ceiling=0.4"),
-        ({"initial": 0.1, "floor": 0.2}, "initial=0.1: allowed is floor=0.2 to ceiling=10.0"),
+        ({"initial": 0.5, "ceiling": 0.4}, "initial=0.5: must be between floor=0.0001 and ceiling=0.4"),
+        ({"initial": 0.1, "floor": 0.2}, "initial=0.1: must be between floor=0.2 and ceiling=10.0"),
     ],
 )
 def test_bad_controllers_are_refused(cls: type[Temperature], arguments: dict[str, float], message: str) -> None:

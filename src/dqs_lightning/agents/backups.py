@@ -11,7 +11,7 @@ from torch import Tensor
 from dqs_lightning.diffusion import LogProb, Support
 from dqs_lightning.diffusion.estimators import gradient_of
 from dqs_lightning.diffusion.proposals import LOG_2PI, Component, Mixture
-from dqs_lightning.ranges import all_positive, at_least, positive
+from dqs_lightning.ranges import Count, CountOrZero, Positive, Share, checked
 
 
 class BackupInput(NamedTuple):
@@ -74,9 +74,9 @@ class BestOf(Backup):
         policy_actions: P; >= 1. With 1 it is `ExpectedQ`.
     """
 
-    def __init__(self, policy_actions: int = 4) -> None:
-        at_least("policy_actions", policy_actions, 1)
-        self.policy_actions = int(policy_actions)
+    @checked
+    def __init__(self, policy_actions: Count = 4) -> None:
+        self.policy_actions = policy_actions
 
     def value(self, given: BackupInput) -> Tensor:
         return given.q_value(given.actions).amax(0)
@@ -104,26 +104,21 @@ class MixtureBackup(Backup):
 
     weighs_candidates = True
 
+    @checked
     def __init__(
         self,
-        num_candidates: int = 64,
-        policy_actions: int = 4,
-        widths: tuple[float, ...] = (0.03, 0.1, 0.3),
-        clip: float | None = 1.0,
-        uniform_share: float = 0.25,
+        num_candidates: Count = 64,
+        policy_actions: CountOrZero = 4,
+        widths: tuple[Positive, ...] = (0.03, 0.1, 0.3),
+        clip: Positive | None = 1.0,
+        uniform_share: Share = 0.25,
     ) -> None:
-        at_least("policy_actions", policy_actions, 0)
-        all_positive("widths", widths)
-        if clip is not None:
-            positive("clip", clip)
-        if not 0 < uniform_share <= 1:
-            raise ValueError(f"uniform_share={uniform_share}: allowed is 0 < uniform_share <= 1")
-        self.num_candidates, self.policy_actions = int(num_candidates), int(policy_actions)
-        self.widths, self.clip, self.uniform_share = tuple(widths), clip, float(uniform_share)
+        self.num_candidates, self.policy_actions = num_candidates, policy_actions
+        self.widths, self.clip, self.uniform_share = widths, clip, uniform_share
         components = len(self.widths) * self.policy_actions
         self._each = int(num_candidates * (1 - uniform_share)) // components if components else 0
-        if not 1 <= num_candidates < math.inf or (components and uniform_share < 1 and not self._each):
-            least = math.ceil(components / (1 - uniform_share)) if components else 1
+        if components and uniform_share < 1 and not self._each:
+            least = math.ceil(components / (1 - uniform_share))
             raise ValueError(f"num_candidates={num_candidates}: must be >= {least}")
         self._uniform = self.num_candidates - components * self._each
 
@@ -203,9 +198,9 @@ class SoftPolicyValue(Backup):
         policy_actions: P; >= 1.
     """
 
-    def __init__(self, policy_actions: int = 4) -> None:
-        at_least("policy_actions", policy_actions, 1)
-        self.policy_actions = int(policy_actions)
+    @checked
+    def __init__(self, policy_actions: Count = 4) -> None:
+        self.policy_actions = policy_actions
 
     def value(self, given: BackupInput) -> Tensor:
         q, volume = given.q_value(given.actions), given.support.log_volume(given.actions.shape[-1])

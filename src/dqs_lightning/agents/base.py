@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from dqs_lightning.nn.observation_norm import ObservationNorm
-from dqs_lightning.ranges import at_least, positive
+from dqs_lightning.ranges import Count, Positive, checked
 from dqs_lightning.registry import describe
 
 STEPS = "steps_to_next_obs"
@@ -62,18 +62,16 @@ class Agent(L.LightningModule, ABC):
     watched: dict[str, Tensor]
     """Detached scalars of the present update, in the order of the data flow; `FiniteGuard` checks them."""
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        max_grad_norm: float | None = None,
-        best_of: int = 1,
+        max_grad_norm: Positive | None = None,
+        best_of: Count = 1,
         normalise_observations: bool = False,
     ) -> None:
         super().__init__()
-        at_least("best_of", best_of, 1)
-        if max_grad_norm is not None:
-            positive("max_grad_norm", max_grad_norm)
         self.automatic_optimization = False
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.max_grad_norm, self.best_of = max_grad_norm, best_of

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, CountOrZero, checked
 
 
 class CriticLoss(ABC):
@@ -82,10 +82,10 @@ class Quantiles(CriticLoss):
 
     policy_actions = 1
 
-    def __init__(self, num: int = 25, dropped: int = 2) -> None:
-        at_least("num", num, 1)
-        if not 0 <= dropped < num:
-            raise ValueError(f"dropped={dropped}: must be in 0 to num - 1 = {num - 1}")
+    @checked
+    def __init__(self, num: Count = 25, dropped: CountOrZero = 2) -> None:
+        if dropped >= num:
+            raise ValueError(f"dropped={dropped}: must be < num={num}")
         self.num, self.dropped, self.outputs = num, dropped, num
 
     def returns(self, value: Tensor, outputs: Callable[[], Tensor]) -> Tensor:

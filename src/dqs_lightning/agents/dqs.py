@@ -24,7 +24,7 @@ from dqs_lightning.finite import magnitude
 from dqs_lightning.nn.backbones import MLP, Backbone
 from dqs_lightning.nn.critics import CriticPair, soft_update
 from dqs_lightning.nn.precision import INNER_PRECISIONS, inner_dtype
-from dqs_lightning.ranges import not_negative, positive
+from dqs_lightning.ranges import Count, Fraction, NonNegative, Positive, Share, checked
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
 
@@ -68,6 +68,7 @@ class DQS(Agent):
         ValueError: when an argument is out of its range; the message names it.
     """
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
@@ -84,13 +85,13 @@ class DQS(Agent):
         actor_backbone: Backbone | None = None,
         critic_reduction: str = "mean",
         critic_loss: CriticLoss | None = None,
-        critic_lr: float = 1e-3,
-        actor_lr: float = 3e-3,
-        discount: float = 0.99,
-        tau: float = 0.02,
-        max_grad_norm: float | None = None,
-        best_of: int = 1,
-        exploration_noise: float = 0.1,
+        critic_lr: Positive = 1e-3,
+        actor_lr: Positive = 3e-3,
+        discount: Fraction = 0.99,
+        tau: Share = 0.02,
+        max_grad_norm: Positive | None = None,
+        best_of: Count = 1,
+        exploration_noise: NonNegative = 0.1,
         normalise_observations: bool = True,
         amortised: bool = True,
         inner_precision: str = "auto",
@@ -98,12 +99,6 @@ class DQS(Agent):
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
-        for name, value in (("critic_lr", critic_lr), ("actor_lr", actor_lr), ("tau", tau)):
-            positive(name, value)
-        for name, value in (("discount", discount), ("tau", tau)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: must be in [0, 1]")
-        not_negative("exploration_noise", exploration_noise)
         if inner_precision not in INNER_PRECISIONS:
             raise ValueError(f"inner_precision={inner_precision!r}: must be one of {', '.join(INNER_PRECISIONS)}")
         if not amortised and isinstance(temperature, TargetESS):

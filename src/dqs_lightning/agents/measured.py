@@ -16,7 +16,7 @@ class Measured:
     """
 
     STATES = 64
-    SPREAD_STATES = 16  # its moving average is over many updates
+    Q_STD_STATES = 16  # its moving average is over many updates
     ACTIONS = 16
     TRAJECTORIES = 4
 
@@ -24,8 +24,8 @@ class Measured:
         self.agent, self.observation, self.mean_ess = agent, observation[: self.STATES], mean_ess
 
     @torch.no_grad()
-    def q_spread(self) -> Tensor:
-        observation = self.observation[: self.SPREAD_STATES]
+    def q_std(self) -> Tensor:
+        observation = self.observation[: self.Q_STD_STATES]
         actions = self.agent.diffusion.support.uniform(
             self.ACTIONS, observation.new_empty(len(observation), self.agent.action_dim)
         )

@@ -12,7 +12,7 @@ from dqs_lightning.agents.base import Agent, Rollout
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
 from dqs_lightning.nn.backbones import FeedForward
-from dqs_lightning.ranges import at_least, not_negative, positive
+from dqs_lightning.ranges import Count, Fraction, NonNegative, OpenShare, Positive, checked
 
 
 class PPO(Agent):
@@ -42,37 +42,28 @@ class PPO(Agent):
         ValueError: when a number is out of its range; the message names it.
     """
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
-        learning_rate: float = 3e-4,
-        rollout_steps: int = 2048,
-        epochs: int = 10,
-        minibatch_size: int = 64,
-        discount: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip: float = 0.2,
-        entropy_coefficient: float = 0.0,
-        value_coefficient: float = 0.5,
-        max_grad_norm: float | None = 0.5,
+        learning_rate: Positive = 3e-4,
+        rollout_steps: Count = 2048,
+        epochs: Count = 10,
+        minibatch_size: Count = 64,
+        discount: Fraction = 0.99,
+        gae_lambda: Fraction = 0.95,
+        clip: OpenShare = 0.2,
+        entropy_coefficient: NonNegative = 0.0,
+        value_coefficient: Positive = 0.5,
+        max_grad_norm: Positive | None = 0.5,
         normalise_observations: bool = False,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, normalise_observations=normalise_observations)
-        for name, count in (("rollout_steps", rollout_steps), ("epochs", epochs), ("minibatch_size", minibatch_size)):
-            at_least(name, count, 1)
         if minibatch_size > rollout_steps:
-            raise ValueError(f"minibatch_size={minibatch_size}: allowed is up to rollout_steps={rollout_steps}")
-        for name, value in (("learning_rate", learning_rate), ("value_coefficient", value_coefficient)):
-            positive(name, value)
-        for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: allowed is 0 to 1")
-        if not 0 < clip < 1:
-            raise ValueError(f"clip={clip}: allowed is above 0 and below 1")
-        not_negative("entropy_coefficient", entropy_coefficient)
+            raise ValueError(f"minibatch_size={minibatch_size}: must be <= rollout_steps={rollout_steps}")
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         self.learning_rate = learning_rate

@@ -11,7 +11,7 @@ from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
 from dqs_lightning.nn.backbones import FeedForward
-from dqs_lightning.ranges import finite, positive
+from dqs_lightning.ranges import Count, Finite, Fraction, Positive, Share, checked
 
 
 class SAC(TwinCritic):
@@ -35,27 +35,25 @@ class SAC(TwinCritic):
         normalise_observations: networks see observations less their running mean, over their deviation.
     """
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
-        learning_rate: float = 3e-4,
-        initial_temperature: float = 1.0,
-        target_entropy: float | None = None,
-        discount: float = 0.99,
-        tau: float = 0.005,
-        max_grad_norm: float | None = None,
-        best_of: int = 1,
+        learning_rate: Positive = 3e-4,
+        initial_temperature: Positive = 1.0,
+        target_entropy: Finite | None = None,
+        discount: Fraction = 0.99,
+        tau: Share = 0.005,
+        max_grad_norm: Positive | None = None,
+        best_of: Count = 1,
         normalise_observations: bool = False,
     ) -> None:
         super().__init__(
             observation_dim, action_dim, learning_rate, discount, tau, max_grad_norm, best_of, normalise_observations
         )
-        positive("initial_temperature", initial_temperature)
-        if target_entropy is not None:
-            finite("target_entropy", target_entropy)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         policy = nn.Sequential(FeedForward(observation_dim, 2 * action_dim, actor_backbone), NormalParamExtractor())

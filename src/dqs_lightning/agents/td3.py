@@ -10,7 +10,7 @@ from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
 from dqs_lightning.nn.backbones import FeedForward
-from dqs_lightning.ranges import at_least, not_negative
+from dqs_lightning.ranges import Count, Fraction, NonNegative, Positive, Share, checked
 
 
 class TD3(TwinCritic):
@@ -37,30 +37,27 @@ class TD3(TwinCritic):
 
     TARGETS = ("qvalue", "actor")
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
-        learning_rate: float = 1e-3,
-        exploration_noise: float = 0.1,
-        policy_noise: float = 0.2,
-        noise_clip: float = 0.5,
-        policy_delay: int = 2,
-        discount: float = 0.99,
-        tau: float = 0.005,
-        max_grad_norm: float | None = None,
-        best_of: int = 1,
+        learning_rate: Positive = 1e-3,
+        exploration_noise: NonNegative = 0.1,
+        policy_noise: NonNegative = 0.2,
+        noise_clip: NonNegative = 0.5,
+        policy_delay: Count = 2,
+        discount: Fraction = 0.99,
+        tau: Share = 0.005,
+        max_grad_norm: Positive | None = None,
+        best_of: Count = 1,
         normalise_observations: bool = False,
     ) -> None:
         super().__init__(
             observation_dim, action_dim, learning_rate, discount, tau, max_grad_norm, best_of, normalise_observations
         )
-        noises = {"exploration_noise": exploration_noise, "policy_noise": policy_noise, "noise_clip": noise_clip}
-        for name, value in noises.items():
-            not_negative(name, value)
-        at_least("policy_delay", policy_delay, 1)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         self.exploration_noise, self.policy_delay = exploration_noise, policy_delay

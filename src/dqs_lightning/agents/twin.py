@@ -12,7 +12,7 @@ from dqs_lightning.agents.base import Agent
 from dqs_lightning.diffusion import Backbone
 from dqs_lightning.nn.critics import QNetwork
 from dqs_lightning.nn.observation_norm import ObservationNorm
-from dqs_lightning.ranges import positive
+from dqs_lightning.ranges import Fraction, Positive, Share, checked
 
 
 class TwinCritic(Agent):
@@ -37,23 +37,19 @@ class TwinCritic(Agent):
 
     loss: LossModule
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        learning_rate: float,
-        discount: float,
-        tau: float,
+        learning_rate: Positive,
+        discount: Fraction,
+        tau: Share,
         max_grad_norm: float | None,
         best_of: int,
         normalise_observations: bool,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
-        positive("learning_rate", learning_rate)
-        if not 0 <= discount <= 1:
-            raise ValueError(f"discount={discount}: allowed is 0 to 1")
-        if not 0 < tau <= 1:
-            raise ValueError(f"tau={tau}: allowed is above 0, to 1")
         self.learning_rate, self.discount, self.tau = learning_rate, discount, tau
         self._target_updater: SoftUpdate | None = None
 

@@ -125,7 +125,7 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     found = safe_load(path)
     if not isinstance(found, dict) or "state_dict" not in found:
-        raise CheckpointError(f"{path}: not a run's checkpoint; allowed is its last.ckpt")
+        raise CheckpointError(f"{path}: not a run's checkpoint; use its last.ckpt")
     return found
 
 

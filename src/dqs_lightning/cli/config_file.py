@@ -90,7 +90,7 @@ def read_config(path: Path) -> dict[str, Any]:
         text = None
         if path.is_file():
             if (size := path.stat().st_size) > MAX_YAML_BYTES:
-                raise InputError(f"--config={path}: has {size:,} bytes; allowed are {MAX_YAML_BYTES:,}")
+                raise InputError(f"--config={path}: has {size:,} bytes; must be at most {MAX_YAML_BYTES:,}")
             text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise InputError(f"--config={path}: must be text in UTF-8; byte {error.start} is not") from error

@@ -62,11 +62,11 @@ def check_target(out: Path) -> Path:
         InputError: for another suffix, a path that is no file or cannot be written, or packages that are missing.
     """
     if out.suffix not in (".onnx", ".pt2"):
-        raise InputError(f"--out={out}: allowed is a file that ends in .onnx or .pt2")
+        raise InputError(f"--out={out}: must be a file that ends in .onnx or .pt2")
     there = existing_folder(f"--out={out}", out.parent)
     try:
         if out.is_dir():
-            raise InputError(f"--out={out}: is a directory; allowed is a file")
+            raise InputError(f"--out={out}: is a directory; must be a file")
         if out.exists() and not out.is_file():
             raise InputError(f"--out={out}: is no regular file")
     except OSError as error:
@@ -206,7 +206,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
             act = load(temporary)
             distance = max(difference(act, policy, agent, batch) for batch in (1, 17))  # neither is the trace's size
             if not distance <= TOLERANCE:  # so, NaN is refused
-                raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, allowed is {TOLERANCE:.0e}")
+                raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, at most {TOLERANCE:.0e}")
             observation = torch.randn(1, policy.observation_dim)
             noise = policy.noise(1)
             exported, eager = latencies(

@@ -123,7 +123,7 @@ class _Search:
             if name not in CLASS_KEYS and not (bare and name in arguments) and (cls or nearest(name, CLASS_KEYS)):
                 raise self.unknown(key, name, [*arguments, *CLASS_KEYS])
         if cls is None:
-            raise InputError(f"{key}: needs a class_path; allowed is {_listed(families)}")
+            raise InputError(f"{key}: needs a class_path; must be {_listed(families)}")
         for name in () if bare else ("init_args", "dict_kwargs"):
             if not isinstance(value.get(name, {}), dict):
                 raise InputError(f"{key}.{name}={shown(value[name])}: must hold keys and values")
@@ -135,7 +135,7 @@ class _Search:
         found = resolve(name, families) if isinstance(name, str) else None
         if found is None:
             known = family_members(families)
-            listed = f"; allowed is one of {', '.join(known)}" if len(known) <= MOST_LISTED else ""
+            listed = f"; must be one of {', '.join(known)}" if len(known) <= MOST_LISTED else ""
             near = nearest(str(name).rpartition(".")[2], known)
             hint = f"\nDid you mean {near}?" if near else ""
             raise InputError(f"{key}={shown(name)}: no such component{listed}{hint}")

@@ -61,7 +61,7 @@ def read_text(file: Path, most: int = MAX_BYTES) -> str:
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
             raise InputError(f"{file}: must be a regular file")
         if status.st_size > most:
-            raise InputError(f"{file}: has {status.st_size:,} bytes; allowed are {most:,}")
+            raise InputError(f"{file}: has {status.st_size:,} bytes; must be at most {most:,}")
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(

@@ -56,7 +56,7 @@ class RunDir:
             elif ckpt_path is not None:
                 self.ckpt_path = Path(ckpt_path)
                 if not self.ckpt_path.is_file():
-                    raise InputError(f"--ckpt_path={ckpt_path}: no such file; allowed is a checkpoint's path or auto")
+                    raise InputError(f"--ckpt_path={ckpt_path}: no such file; must be a checkpoint's path or auto")
             own = self.ckpt_path is not None and last.exists() and last.samefile(self.ckpt_path)
             held = (self.path / "config.yaml").exists() or last.exists()
         except OSError as error:  # such as a name that is too long

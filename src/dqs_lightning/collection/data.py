@@ -20,7 +20,7 @@ from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
-from dqs_lightning.ranges import at_least, positive
+from dqs_lightning.ranges import Count, CountOrZero, Positive, checked
 
 
 class OnlineData(L.LightningDataModule):
@@ -55,38 +55,33 @@ class OnlineData(L.LightningDataModule):
         ValueError: when a number is out of its range; the message names it.
     """
 
+    @checked
     def __init__(
         self,
         environment: Environment,
-        total_frames: int = 100_000,
-        num_envs: int = 1,
-        workers: int = 0,
-        steps_per_collect: int = 8,
-        batch_size: int = 256,
-        replay_size: int = 1_000_000,
+        total_frames: Count = 100_000,
+        num_envs: Count = 1,
+        workers: CountOrZero = 0,
+        steps_per_collect: Count = 8,
+        batch_size: Count = 256,
+        replay_size: Count = 1_000_000,
         replay_on_device: bool = False,
-        n_steps: int = 1,
-        init_random_frames: int = 5_000,
-        learning_starts: int = 0,
-        updates_per_step: float = 1.0,
-        step_timeout_s: float = 10.0,
+        n_steps: Count = 1,
+        init_random_frames: CountOrZero = 5_000,
+        learning_starts: CountOrZero = 0,
+        updates_per_step: Positive = 1.0,
+        step_timeout_s: Positive = 10.0,
     ) -> None:
         super().__init__()
-        self.total_frames = at_least("total_frames", total_frames, 1)
-        self.num_envs = at_least("num_envs", num_envs, 1)
-        self.steps_per_collect = at_least("steps_per_collect", steps_per_collect, 1)
-        self.batch_size = at_least("batch_size", batch_size, 1)
-        self.replay_size = at_least("replay_size", replay_size, 1)
-        self.n_steps = at_least("n_steps", n_steps, 1)
-        if workers and (workers < 0 or num_envs % workers):
+        if workers and num_envs % workers:
             raise ValueError(f"workers={workers}: must be 0 or a divisor of num_envs={num_envs}")
         for name, value in (("init_random_frames", init_random_frames), ("learning_starts", learning_starts)):
-            if not 0 <= value < total_frames:
-                raise ValueError(f"{name}={value}: must be >= 0 and below {total_frames=}")
-        self.updates_per_step = positive("updates_per_step", updates_per_step)
-        self.step_timeout_s = positive("step_timeout_s", step_timeout_s)
+            if value >= total_frames:
+                raise ValueError(f"{name}={value}: must be < {total_frames=}")
         self.save_hyperparameters()
-        self.environment = environment
+        self.environment, self.total_frames, self.num_envs = environment, total_frames, num_envs
+        self.steps_per_collect, self.batch_size, self.n_steps = steps_per_collect, batch_size, n_steps
+        self.replay_size, self.updates_per_step, self.step_timeout_s = replay_size, updates_per_step, step_timeout_s
         self.init_random_frames, self.learning_starts = init_random_frames, learning_starts
         self.workers = workers
         self.replay_on_device = replay_on_device

@@ -3,7 +3,7 @@
 import torch
 
 from dqs_lightning.diffusion.estimators import GRADIENT_COST, EnergyEstimator, Estimate, Posterior, gradient_of
-from dqs_lightning.ranges import positive
+from dqs_lightning.ranges import Positive, checked
 
 
 class QScore(EnergyEstimator):
@@ -40,11 +40,10 @@ class PosteriorMode(EnergyEstimator):
             sigma sigma_data / sqrt(sigma^2 + sigma_data^2); > 0.
     """
 
-    def __init__(self, num_samples: int = 1, sigma_data: float = 0.5, clip: float = 1.5) -> None:
+    @checked
+    def __init__(self, num_samples: int = 1, sigma_data: Positive = 0.5, clip: Positive = 1.5) -> None:
         super().__init__(num_samples)
-        for name, value in (("sigma_data", sigma_data), ("clip", clip)):
-            positive(name, value)
-        self.sigma_data, self.clip = float(sigma_data), float(clip)
+        self.sigma_data, self.clip = sigma_data, clip
 
     def cost(self, points: int = 1) -> int:
         return points * GRADIENT_COST

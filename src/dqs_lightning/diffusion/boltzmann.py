@@ -177,7 +177,7 @@ class BoltzmannSampler(nn.Module):
             condition: one for all, [c], or one for each, [B, c].
         """
         if x.ndim != 2 or x.shape[-1] != self.dim:
-            raise ValueError(f"x of shape {list(x.shape)}: allowed is [B, {self.dim}]")
+            raise ValueError(f"x of shape {list(x.shape)}: must be [B, {self.dim}]")
         value = self.diffusion.log_prob((x - self._center) / self._scale, self._rows(condition, len(x)))
         return value - self.dim * math.log(self._scale)
 
@@ -225,13 +225,11 @@ class BoltzmannSampler(nn.Module):
         value = self._standard(energy, condition)(u)
         if not isinstance(value, Tensor) or value.shape != u.shape[:-1]:
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"log_prob of x {list(u.shape)} gave {got}: allowed is {list(u.shape[:-1])}, one value a row"
-            )
+            raise ValueError(f"log_prob of x {list(u.shape)} gave {got}: must be {list(u.shape[:-1])}, one value a row")
         bad = ~torch.isfinite(value)
         if bad.any():
             x = (self._center + self._scale * u)[bad][0]
-            raise ValueError(f"log_prob is {value[bad][0].item()} at x={x.tolist()}: allowed are finite values")
+            raise ValueError(f"log_prob is {value[bad][0].item()} at x={x.tolist()}: must be finite")
 
     def _progress(self, steps: int, show: bool) -> Sequence[int]:
         if not show:

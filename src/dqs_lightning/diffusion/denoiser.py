@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dqs_lightning.diffusion.estimators import Estimate
 from dqs_lightning.diffusion.samplers import Denoise, Moments
 from dqs_lightning.nn.backbones import MLP, Apply, Backbone, apply
-from dqs_lightning.ranges import positive
+from dqs_lightning.ranges import Positive, checked
 
 VARIANCE_WEIGHT = 0.1
 """Weight of the variance's loss beside the mean's; results change little from 0.1 to 1."""
@@ -45,9 +45,9 @@ class EDM(Preconditioning):
         sigma_data: standard deviation of clean actions; > 0. Uniform on [-1, 1] has 0.58.
     """
 
-    def __init__(self, sigma_data: float = 0.5) -> None:
-        positive("sigma_data", sigma_data)
-        self.sigma_data = float(sigma_data)
+    @checked
+    def __init__(self, sigma_data: Positive = 0.5) -> None:
+        self.sigma_data = sigma_data
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance = sigma**2 + self.sigma_data**2

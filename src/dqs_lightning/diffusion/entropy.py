@@ -53,7 +53,7 @@ def entropy(
         ValueError: when N < 2 or levels < 2.
     """
     if len(samples) < 2 or levels < 2:
-        raise ValueError(f"{len(samples)} samples and levels={levels}: allowed is 2 or more of each")
+        raise ValueError(f"{len(samples)} samples and levels={levels}: both must be >= 2")
     clean = support.from_action(samples)
     t = torch.linspace(1, 0, levels, dtype=clean.dtype, device=clean.device)
     sigma = schedule.sigma_min * (schedule.sigma_max / schedule.sigma_min) ** t
@@ -82,7 +82,7 @@ def trajectory_entropy(trajectory: Trajectory, support: Support, paired: bool = 
         ValueError: when P < 2.
     """
     if trajectory.x.shape[1] < 2:
-        raise ValueError(f"{trajectory.x.shape[1]} paths: allowed is 2 or more")
+        raise ValueError(f"{trajectory.x.shape[1]} trajectories: must be >= 2")
     clean, near = trajectory.mean[-1], _mean_square(trajectory.x - trajectory.mean, trajectory.sigma)
     # The last mean stands for a: it lacks Var[a | x] of the last level, which every level's spread contains.
     missing = trajectory.sigma[-1] ** 2 * (1 - near[-1]).clamp_min(0.04)
@@ -127,7 +127,7 @@ def log_prob(
         ValueError: when steps < 1 or probes < 1.
     """
     if steps < 1 or (probes is not None and probes < 1):
-        raise ValueError(f"steps={steps} and probes={probes}: allowed is 1 or more")
+        raise ValueError(f"steps={steps} and probes={probes}: both must be >= 1")
     x = support.from_action(action.detach())
     units = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.diffusion.support import LogProb, Support
-from dqs_lightning.ranges import at_least, positive
+from dqs_lightning.ranges import Count, Positive, checked
 
 GRADIENT_COST = 2
 """What log_prob with its gradient in the action costs, in evaluations of log_prob alone."""
@@ -110,9 +110,9 @@ class EnergyEstimator(ABC):
         ValueError: when num_samples < 1.
     """
 
-    def __init__(self, num_samples: int = 32) -> None:
-        at_least("num_samples", num_samples, 1)
-        self.num_samples = int(num_samples)
+    @checked
+    def __init__(self, num_samples: Count = 32) -> None:
+        self.num_samples = num_samples
 
     pools: bool = False
     """Whether the M points of a law share their candidates, so that each has M K of them."""
@@ -154,10 +154,9 @@ class TargetScore(_Pathwise):
         max_norm: clip the norm of s_K to this (iDEM clips at 20 to 70; DQS does not). None: no clipping.
     """
 
-    def __init__(self, num_samples: int = 32, max_norm: float | None = None) -> None:
+    @checked
+    def __init__(self, num_samples: int = 32, max_norm: Positive | None = None) -> None:
         super().__init__(num_samples)
-        if max_norm is not None:
-            positive("max_norm", max_norm)
         self.max_norm = max_norm
 
     def estimate(self, posterior: Posterior) -> Estimate:
@@ -202,10 +201,10 @@ class NoiseSplit(EnergyEstimator):
         at: the noise level between them; > 0.
     """
 
-    def __init__(self, below: EnergyEstimator, above: EnergyEstimator, at: float = 0.1) -> None:
+    @checked
+    def __init__(self, below: EnergyEstimator, above: EnergyEstimator, at: Positive = 0.1) -> None:
         super().__init__(max(below.num_samples, above.num_samples))
-        positive("at", at)
-        self.below, self.above, self.at = below, above, float(at)
+        self.below, self.above, self.at = below, above, at
         self.pools = below.pools or above.pools
 
     def cost(self, points: int = 1) -> int:

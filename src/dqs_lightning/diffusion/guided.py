@@ -9,7 +9,7 @@ from dqs_lightning.diffusion.estimators import GRADIENT_COST, Posterior, gradien
 from dqs_lightning.diffusion.importance import Defensive
 from dqs_lightning.diffusion.proposals import Component
 from dqs_lightning.diffusion.support import LogProb, Support
-from dqs_lightning.ranges import all_positive, at_least, positive
+from dqs_lightning.ranges import Count, OpenShare, Positive, checked
 
 
 def ascend(log_prob: LogProb, points: Tensor, width: Tensor, reach: Tensor, support: Support) -> Tensor:
@@ -36,19 +36,17 @@ class GuidedDefensive(Defensive):
         gradient_steps: steps from the guide to m; >= 1.
     """
 
+    @checked
     def __init__(
         self,
         num_samples: int = 32,
         sigma_data: float = 0.5,
-        clip: float = 1.5,
-        widths: tuple[float, ...] = (1.0,),
-        gradient_steps: int = 1,
+        clip: Positive = 1.5,
+        widths: tuple[Positive, ...] = (1.0,),
+        gradient_steps: Count = 1,
     ) -> None:
         super().__init__(num_samples, sigma_data)
-        positive("clip", clip)
-        all_positive("widths", widths)
-        at_least("gradient_steps", gradient_steps, 1)
-        self.clip, self.widths, self.gradient_steps = float(clip), tuple(widths), int(gradient_steps)
+        self.clip, self.widths, self.gradient_steps = clip, widths, gradient_steps
 
     def cost(self, points: int = 1) -> int:
         return points * (self.num_samples + GRADIENT_COST * self.gradient_steps)
@@ -82,21 +80,18 @@ class MultiStart(GuidedDefensive):
         every: of the points of one law, every how many-th sends a climb, at least one; >= 1.
     """
 
+    @checked
     def __init__(
         self,
         num_samples: int = 32,
         sigma_data: float = 0.5,
         clip: float = 1.5,
-        share: float = 0.25,
-        climb: int = 4,
-        every: int = 4,
+        share: OpenShare = 0.25,
+        climb: Count = 4,
+        every: Count = 4,
     ) -> None:
         super().__init__(num_samples, sigma_data, clip)
-        if not 0 < share < 1:
-            raise ValueError(f"share={share}: allowed is a number between 0 and 1")
-        at_least("climb", climb, 1)
-        at_least("every", every, 1)
-        self.share, self.climb, self.every = float(share), int(climb), int(every)
+        self.share, self.climb, self.every = share, climb, every
 
     def cost(self, points: int = 1) -> int:
         return super().cost(points) + GRADIENT_COST * self.climb * max(1, points // self.every)

@@ -15,7 +15,7 @@ import torch
 from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate, Posterior, softmax_weights, weighted
 from dqs_lightning.diffusion.proposals import Component, Mixture
 from dqs_lightning.diffusion.support import log_normal
-from dqs_lightning.ranges import positive
+from dqs_lightning.ranges import Positive, checked
 
 
 class MixtureImportance(EnergyEstimator):
@@ -67,10 +67,10 @@ class Defensive(MixtureImportance):
         sigma_data: standard deviation of clean actions; > 0.
     """
 
-    def __init__(self, num_samples: int = 32, sigma_data: float = 0.5) -> None:
+    @checked
+    def __init__(self, num_samples: int = 32, sigma_data: Positive = 0.5) -> None:
         super().__init__(num_samples)
-        positive("sigma_data", sigma_data)
-        self.sigma_data = float(sigma_data)
+        self.sigma_data = sigma_data
 
     def components(self, posterior: Posterior) -> list[Component]:
         x, sigma, support, guide = posterior.x, posterior.sigma, posterior.support, posterior.guide

@@ -15,7 +15,7 @@ from torch import Tensor
 from dqs_lightning.diffusion.estimators import score
 from dqs_lightning.diffusion.schedules import NoiseSchedule
 from dqs_lightning.diffusion.support import Support
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 
 
 class Moments(NamedTuple):
@@ -88,9 +88,9 @@ class Sampler(ABC):
     ends_at_mean: ClassVar[bool] = True
     """Whether the last step goes to the denoised mean itself."""
 
-    def __init__(self, steps: int = 10) -> None:
-        at_least("steps", steps, 1)
-        self.steps = int(steps)
+    @checked
+    def __init__(self, steps: Count = 10) -> None:
+        self.steps = steps
 
     def trajectory(
         self,
@@ -175,6 +175,7 @@ class MomentMatched(Ancestral):
         ValueError: when steps < 1 or max_ratio <= 1.
     """
 
+    @checked
     def __init__(self, steps: int = 10, max_ratio: float = 2.2) -> None:
         super().__init__(steps)
         if not max_ratio > 1:

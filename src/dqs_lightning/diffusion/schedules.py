@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from dqs_lightning.ranges import at_least, positive
+from dqs_lightning.ranges import Positive, at_least, check, checked
 
 
 class NoiseSchedule(ABC):
@@ -27,13 +27,11 @@ class NoiseSchedule(ABC):
         ValueError: when 0 < sigma_min < sigma_max does not hold.
     """
 
-    def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0) -> None:
-        if not (0 < sigma_min < sigma_max < math.inf):
-            raise ValueError(
-                f"sigma_min={sigma_min} and sigma_max={sigma_max}: allowed is 0 < sigma_min < sigma_max < inf"
-            )
-        self.sigma_min = float(sigma_min)
-        self.sigma_max = float(sigma_max)
+    @checked
+    def __init__(self, sigma_min: Positive = 0.03, sigma_max: Positive = 2.0) -> None:
+        if not sigma_min < sigma_max:
+            raise ValueError(f"sigma_min={sigma_min}: must be < sigma_max={sigma_max}")
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
@@ -57,7 +55,7 @@ class NoiseSchedule(ABC):
             like: gives dtype and device.
             end: the last level before 0, where that is above sigma_min.
         """
-        at_least("steps", steps, 1)
+        check("steps", steps, at_least(1))
         span = torch.linspace(0, 1, steps, dtype=like.dtype, device=like.device)
         if end > self.sigma_min:
             span = span * (1 - self.t_of_sigma(torch.full_like(span[:1], end)))
@@ -100,10 +98,10 @@ class Power(NoiseSchedule):
         power: exponent of t; > 0. 2 is nearly linear in sigma.
     """
 
-    def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0, power: float = 2.0) -> None:
+    @checked
+    def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0, power: Positive = 2.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        positive("power", power)
-        self.power = float(power)
+        self.power = power
         self._span = self.sigma_max**2 - self.sigma_min**2
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -151,10 +149,10 @@ class Karras(NoiseSchedule):
         rho: > 0; 7 is EDM's, 1 is linear in sigma, infinity would be Geometric.
     """
 
-    def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0, rho: float = 7.0) -> None:
+    @checked
+    def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0, rho: Positive = 7.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        positive("rho", rho)
-        self.rho = float(rho)
+        self.rho = rho
         self._low: float = self.sigma_min ** (1 / self.rho)
         self._span: float = self.sigma_max ** (1 / self.rho) - self._low
 

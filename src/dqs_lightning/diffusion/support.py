@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dqs_lightning.ranges import Finite, OpenShare, checked
+
 LogProb = Callable[[Tensor], Tensor]
 """Unnormalised log density: points [..., B, d] -> [..., B]."""
 
@@ -149,11 +151,11 @@ def _evenly(num: int, dim: int, dtype: torch.dtype, device: torch.device) -> Ten
 class _Interval(Support):
     """The box [low, high]^d, however it is reached."""
 
-    def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
-        if not (-math.inf < low < high < math.inf):
-            raise ValueError(f"low={low} and high={high}: allowed is low < high, both finite")
-        self.low = float(low)
-        self.high = float(high)
+    @checked
+    def __init__(self, low: Finite = -1.0, high: Finite = 1.0) -> None:
+        if not low < high:
+            raise ValueError(f"low={low}: must be < high={high}")
+        self.low, self.high = low, high
 
     def log_volume(self, dim: int) -> float:
         return dim * math.log(self.high - self.low)
@@ -239,11 +241,10 @@ class Tanh(_Interval):
         margin: actions are kept this share of the half width away from the walls when mapped back.
     """
 
-    def __init__(self, low: float = -1.0, high: float = 1.0, margin: float = 1e-3) -> None:
+    @checked
+    def __init__(self, low: float = -1.0, high: float = 1.0, margin: OpenShare = 1e-3) -> None:
         super().__init__(low, high)
-        if not 0 < margin < 1:
-            raise ValueError(f"margin={margin}: allowed is 0 < margin < 1")
-        self.margin = float(margin)
+        self.margin = margin
         self._half = (self.high - self.low) / 2
         self._center = (self.high + self.low) / 2
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dqs_lightning.diffusion.samplers import Trajectory
 from dqs_lightning.diffusion.schedules import NoiseSchedule
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 
 
 class TrainingPoints(ABC):
@@ -26,10 +26,8 @@ class TrainingPoints(ABC):
 
     trajectories: int = 0
 
-    def __init__(self, states: int | None = None, points: int = 1) -> None:
-        for name, value in (("states", states), ("points", points)):
-            if value is not None:
-                at_least(name, value, 1)
+    @checked
+    def __init__(self, states: Count | None = None, points: Count = 1) -> None:
         self.states, self.points = states, points
 
     @abstractmethod
@@ -82,9 +80,10 @@ class OnTrajectory(TrainingPoints):
         levels: number of them on one trajectory; a divisor of `points`.
     """
 
-    def __init__(self, states: int | None = 64, points: int = 4, levels: int = 4) -> None:
+    @checked
+    def __init__(self, states: Count | None = 64, points: Count = 4, levels: Count = 4) -> None:
         super().__init__(states, points)
-        if not 1 <= levels <= points or points % levels:
+        if points % levels:
             raise ValueError(f"levels={levels}: must be a divisor of points={points}")
         self.levels = levels
         self.trajectories = points // levels

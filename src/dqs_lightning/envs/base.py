@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torchrl.envs import EnvBase
 
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 
 
 class EnvironmentFailure(RuntimeError):
@@ -40,9 +40,9 @@ class Environment(ABC):
         ValueError: when action_repeat < 1.
     """
 
-    def __init__(self, action_repeat: int = 1) -> None:
-        at_least("action_repeat", action_repeat, 1)
-        self.action_repeat = int(action_repeat)
+    @checked
+    def __init__(self, action_repeat: Count = 1) -> None:
+        self.action_repeat = action_repeat
 
     @property
     @abstractmethod

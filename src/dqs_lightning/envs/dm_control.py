@@ -43,7 +43,7 @@ class DMControl(Environment):
             if value not in allowed:
                 hint = nearest(value, allowed)
                 meant = f"; did you mean {hint}?" if hint else ""
-                raise ValueError(f"{key}={value}: allowed is one of {', '.join(sorted(allowed))}{meant}")
+                raise ValueError(f"{key}={value}: must be one of {', '.join(sorted(allowed))}{meant}")
         self.domain, self.task = domain, task
 
     @property

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.envs.navigation import Navigation, PlaneBatch, Points
-from dqs_lightning.ranges import at_least, positive
+from dqs_lightning.ranges import Count, Fraction, Positive, checked
 
 ROOM, DOOR = 0.4, 0.15
 """Half the side of the inner room, and half the width of the door in the middle of each side."""
@@ -46,34 +46,30 @@ class Maze(Navigation):
 
     extent = (-1.0, 1.0, -1.0, 1.0)
 
+    @checked
     def __init__(
         self,
         walls: Sequence[Sequence[float]] = FOUR_DOORS,
         goals: Sequence[Sequence[float]] = FOUR_GOALS,
         rewards: Sequence[float] | None = None,
-        goal_radius: float = 0.2,
+        goal_radius: Positive = 0.2,
         start: Sequence[float] = (0.0, 0.0),
-        start_noise: float = 0.05,
-        step: float = 0.3,
-        horizon: int = 20,
+        start_noise: Fraction = 0.05,
+        step: Positive = 0.3,
+        horizon: Count = 20,
         label: str = "maze-four-goals",
     ) -> None:
         super().__init__(action_repeat=1)
-        for name, value in (("goal_radius", goal_radius), ("step", step)):
-            positive(name, value)
-        at_least("horizon", horizon, 1)
-        if not 0 <= start_noise <= 1:
-            raise ValueError(f"start_noise={start_noise}: allowed is 0 to 1")
         for name, points, width in (("walls", walls, 4), ("goals", goals, 2), ("start", [start], 2)):
             if any(len(point) != width or not all(-1 <= x <= 1 for x in point) for point in points):
-                raise ValueError(f"{name}={points}: allowed are lists of {width} numbers from -1 to 1")
+                raise ValueError(f"{name}={points}: must be lists of {width} numbers from -1 to 1")
         if not goals:
-            raise ValueError("goals=[]: allowed is one or more")
+            raise ValueError("goals=[]: must be one or more")
         if rewards is not None and not (len(rewards) == len(goals) and all(map(math.isfinite, rewards))):
             raise ValueError(f"rewards={list(rewards)}: must be one finite number for each of {len(goals)} goals")
         self.walls, self.goals, self.rewards = walls, goals, rewards
-        self.goal_radius, self.start, self.start_noise = float(goal_radius), start, float(start_noise)
-        self.step, self.horizon, self.label = float(step), int(horizon), label
+        self.goal_radius, self.start, self.start_noise = goal_radius, start, start_noise
+        self.step, self.horizon, self.label = step, horizon, label
         self.obstacles = _pieces(walls)
 
     @property

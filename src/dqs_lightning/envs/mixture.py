@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dqs_lightning.envs.navigation import Navigation, PlaneBatch
-from dqs_lightning.ranges import at_least, positive, within
+from dqs_lightning.ranges import Count, Positive, checked, within
 
 HALF_SIDE = 50.0
 """Of the box."""
@@ -48,24 +48,21 @@ class MixtureNavigation(Navigation):
     extent = (-HALF_SIDE, HALF_SIDE, -HALF_SIDE, HALF_SIDE)
     goal_radius = 3 * MODE_SCALE
 
+    @checked
     def __init__(
         self,
-        num_modes: int = 40,
+        num_modes: Annotated[int, within(1, MAX_MODES)] = 40,
         means_seed: int = 0,
         start: Literal["uniform", "center"] = "uniform",
-        reward_scale: float = 1.0,
-        step: float = 1.0,
-        horizon: int = 100,
+        reward_scale: Positive = 1.0,
+        step: Positive = 1.0,
+        horizon: Count = 100,
     ) -> None:
         super().__init__(action_repeat=1)
-        within("num_modes", num_modes, 1, MAX_MODES)
-        at_least("horizon", horizon, 1)
-        for name, value in (("reward_scale", reward_scale), ("step", step)):
-            positive(name, value)
         if start not in ("uniform", "center"):
-            raise ValueError(f"start={start}: allowed is uniform or center")
-        self.num_modes, self.means_seed, self.start = int(num_modes), int(means_seed), start
-        self.reward_scale, self.step, self.horizon = float(reward_scale), float(step), int(horizon)
+            raise ValueError(f"start={start}: must be uniform or center")
+        self.num_modes, self.means_seed, self.start = num_modes, means_seed, start
+        self.reward_scale, self.step, self.horizon = reward_scale, step, horizon
         draws = torch.rand(num_modes, 2, generator=torch.Generator().manual_seed(means_seed))
         self.goals = (MEANS_WITHIN * (2 * draws - 1)).tolist()
 
@@ -116,9 +113,9 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float
         ValueError: for fewer than two samples of either, or bandwidths that are not > 0.
     """
     if min(len(x), len(y)) < 2:
-        raise ValueError(f"x has {len(x)} samples and y has {len(y)}: allowed is 2 or more")
+        raise ValueError(f"x has {len(x)} samples and y has {len(y)}: both must have 2 or more")
     if not bandwidths or min(bandwidths) <= 0:
-        raise ValueError(f"bandwidths={list(bandwidths)}: allowed are numbers > 0, one or more")
+        raise ValueError(f"bandwidths={list(bandwidths)}: must be one or more numbers > 0")
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         squares = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()

@@ -16,7 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.envs.navigation import Navigation, NavigationBatch, Points
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 
 TWO_GOALS = (
     "111111111",
@@ -60,19 +60,19 @@ class PointMaze(Navigation):
 
     goal_radius = 0.45
 
+    @checked
     def __init__(
         self,
         maze_map: Sequence[str] = TWO_GOALS,
-        horizon: int = 600,
+        horizon: Count = 600,
         action_repeat: int = 10,
         label: str = "point-maze-two-goals",
     ) -> None:
         super().__init__(action_repeat)
-        at_least("horizon", horizon, 1)
         _check(maze_map)
         if importlib.util.find_spec("gymnasium_robotics") is None:
             raise ValueError('PointMaze needs gymnasium-robotics: pip install ".[robotics]" -c constraints.txt')
-        self.maze_map, self.horizon, self.label = maze_map, int(horizon), label
+        self.maze_map, self.horizon, self.label = maze_map, horizon, label
         self.half_size = (len(maze_map[0]) / 2, len(maze_map) / 2)
         (width, height), walls = self.half_size, self._cells(WALL)
         self.extent = (-width, width, -height, height)
@@ -114,14 +114,14 @@ class PointMaze(Navigation):
 def _check(maze_map: Sequence[str]) -> None:
     shown, text = "/".join(maze_map), "".join(maze_map)
     if len(maze_map) < 3 or len(maze_map[0]) < 3 or len({len(row) for row in maze_map}) > 1:
-        raise ValueError(f"maze_map={shown}: allowed are 3 or more rows, all equally long, of 3 or more cells")
+        raise ValueError(f"maze_map={shown}: must be 3 or more rows, all equally long, of 3 or more cells")
     if unknown := set(text) - {WALL, FREE, START, GOAL}:
         raise ValueError(f"maze_map={shown}: {min(unknown)!r} is none of 1 wall, 0 free, r start, g goal")
     if text.count(START) != 1 or GOAL not in text:
-        raise ValueError(f"maze_map={shown}: allowed are exactly one r (start) and one or more g (goals)")
+        raise ValueError(f"maze_map={shown}: must have exactly one r (start) and one or more g (goals)")
     border = maze_map[0] + maze_map[-1] + "".join(row[0] + row[-1] for row in maze_map)
     if set(border) != {WALL}:
-        raise ValueError(f"maze_map={shown}: allowed is a border of walls (1) alone")
+        raise ValueError(f"maze_map={shown}: must have a border of walls (1) alone")
 
 
 class PointMazeBatch(NavigationBatch):

@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
 
-from dqs_lightning.ranges import at_least, within
+from dqs_lightning.ranges import Count, checked, within
 
 MAX_BLOCKS = 1000
 """Blocks of a `SimBa`, which makes a list of them."""
@@ -57,12 +57,9 @@ class MLP(Backbone):
         ValueError: for no width, or one below 1.
     """
 
-    def __init__(self, hidden: Sequence[int] = (256, 256), layer_norm: bool = False) -> None:
-        if not hidden:
-            raise ValueError("hidden=[]: must be one or more widths >= 1")
-        for width in hidden:
-            at_least("hidden", width, 1)
-        self.hidden, self.layer_norm = tuple(int(width) for width in hidden), layer_norm
+    @checked
+    def __init__(self, hidden: Sequence[Count] = (256, 256), layer_norm: bool = False) -> None:
+        self.hidden, self.layer_norm = tuple(hidden), layer_norm
         self.width, self.features = self.hidden[0], self.hidden[-1]
 
     def layers(self) -> nn.ModuleList:
@@ -94,10 +91,10 @@ class SimBa(Backbone):
         ValueError: for a number out of its range.
     """
 
-    def __init__(self, width: int = 128, blocks: int = 1, expansion: int = 4) -> None:
-        for name, value in (("width", width), ("expansion", expansion)):
-            at_least(name, value, 1)
-        within("blocks", blocks, 1, MAX_BLOCKS)
+    @checked
+    def __init__(
+        self, width: Count = 128, blocks: Annotated[int, within(1, MAX_BLOCKS)] = 1, expansion: Count = 4
+    ) -> None:
         self.width, self.features, self.blocks, self.expansion = width, width, blocks, expansion
 
     def layers(self) -> nn.ModuleList:

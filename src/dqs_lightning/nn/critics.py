@@ -117,7 +117,7 @@ class CriticPair(nn.Module):
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
-            raise ValueError(f"critic_reduction={reduction!r}: allowed are {', '.join(REDUCTIONS)}")
+            raise ValueError(f"critic_reduction={reduction!r}: must be one of {', '.join(REDUCTIONS)}")
         self.reduction = reduction
         self.members = nn.ModuleList(QNetwork(observation_dim, action_dim, backbone, outputs) for _ in range(2))
 

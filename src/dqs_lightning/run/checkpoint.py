@@ -15,7 +15,7 @@ from dqs_lightning.checkpoint.archive import CheckpointError, NotSavedError, ato
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.collection.hook import CollectionHook
 from dqs_lightning.envs import EnvironmentFailure
-from dqs_lightning.ranges import at_least
+from dqs_lightning.ranges import Count, checked
 from dqs_lightning.run.resume import FINISHED, SETTINGS, apply_changes, changes, check_checkpoint, settings_of
 
 ATTEMPTS = 3
@@ -40,9 +40,10 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         NotSavedError: when three saves in a row fail.
     """
 
-    def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10_000) -> None:
+    @checked
+    def __init__(self, dirpath: str = "checkpoints", every_n_updates: Count = 10_000) -> None:
         self.dirpath = Path(dirpath)
-        self.every_n_updates = at_least("every_n_updates", every_n_updates, 1)
+        self.every_n_updates = every_n_updates
         self._failures = 0
         self._own: tuple[Path, str] | None = None  # this rank's file that `last.ckpt` names, and its digest
         self._digests: list[str] = []

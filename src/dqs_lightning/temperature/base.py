@@ -1,4 +1,4 @@
-"""What a temperature is, and what it may measure."""
+"""Interfaces of temperatures, and of the measurements that they may use."""
 
 from abc import ABC, abstractmethod
 from typing import Protocol
@@ -6,14 +6,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dqs_lightning.ranges import HalfOpenShare, checked
+
 
 class Measurements(Protocol):
-    """What a temperature may ask of the agent after an update. Each is computed only when asked.
+    """Measurements of the agent after an update. Each is computed only when it is called.
 
-    All are scalar tensors on the agent's device, averaged over ranks already.
+    All are scalar tensors on the agent's device, already averaged over ranks.
     """
 
-    def q_spread(self) -> Tensor:
+    def q_std(self) -> Tensor:
         """Standard deviation of Q over uniform actions, mean over states; in units of Q, >= 0."""
 
     def entropy(self) -> Tensor:
@@ -24,10 +26,10 @@ class Measurements(Protocol):
 
 
 class Temperature(nn.Module, ABC):
-    """T as a function of what has been seen so far. Its state is in buffers, so that a checkpoint continues it.
+    """Base class of temperatures T. The state is in buffers, so that a checkpoint continues it.
 
-    Subclass it and write `forward`; the subclass can then be named in a config. No method waits for the device: no
-    value is read on the host.
+    Subclass it and write `forward`; the subclass can then be named in a configuration. No method may do a
+    device-to-host sync.
     """
 
     updates: Tensor
@@ -38,35 +40,38 @@ class Temperature(nn.Module, ABC):
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """The present T > 0, a scalar tensor on the module's device."""
+        """Returns the present T > 0, a scalar tensor on the module's device."""
 
     def step(self, measured: Measurements | None = None) -> None:
-        """Called once after each gradient update.
+        """Updates the state; called once after each gradient update.
 
         Args:
-            measured: what can be asked of the agent; None: nothing, and a measured quantity stays as it was.
+            measured: measurements of the agent; None: there are none, and a measured quantity stays as it was.
         """
         self.updates += 1
 
     def metrics(self) -> dict[str, Tensor]:
-        """Scalar tensors to log, finite from the start."""
+        """Returns scalar tensors to log, which are always finite."""
         return {"temperature": self()}
 
 
 class ExponentialMovingAverage(nn.Module):
-    """Exponential mean of scalars, bias-corrected as Adam's moments are; `default` before the first.
+    """Exponential moving average of scalars, bias-corrected like Adam's moments; `default` before the first.
 
-    A value that is not finite is left out: it would stay in the mean for ever.
+    Values that are not finite are ignored, since they would stay in the average forever.
+
+    Args:
+        decay: weight of the past, in [0, 1): it averages over about 1 / (1 - decay) values.
+        default: the average of no values.
     """
 
     total: Tensor
     weight: Tensor
 
-    def __init__(self, decay: float, default: float) -> None:
+    @checked
+    def __init__(self, decay: HalfOpenShare, default: float) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: allowed is 0 <= decay < 1")
-        self.decay, self.default = float(decay), float(default)
+        self.decay, self.default = decay, float(default)
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 
