@@ -1,13 +1,12 @@
 """The command line's parser: short errors that name the key at fault."""
 
-import inspect
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, set_loader
 from lightning.pytorch.callbacks import Callback
@@ -20,7 +19,7 @@ from dqs_lightning.cli.errors import InputError, shown
 from dqs_lightning.cli.faults import Source, explain, parsers_own, raise_fault
 from dqs_lightning.cli.interpolation import Place, as_yaml, interpolations, reads_environment
 from dqs_lightning.cli.schema import Setting, tree_of
-from dqs_lightning.registry import components, nearest
+from dqs_lightning.registry import components, describe, nearest
 
 DEFAULT_AGENT = agents.DQS
 
@@ -80,9 +79,10 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             return super().parse_args(args, *rest, **kwargs)
         self._given = with_integers(sys.argv[1:] if args is None else args)
-        further = own_defaults(self._given)
+        if any(action.dest == "model" for action in self._actions):
+            self.set_defaults({"model": agent_defaults(self._given)})
         try:
-            config = super().parse_args([*self._given, *further], *rest, **kwargs)
+            config = super().parse_args(self._given, *rest, **kwargs)
         except InputError:
             raise
         except OmegaConfBaseException as error:
@@ -104,35 +104,31 @@ class Parser(LightningArgumentParser):
         return f"{key}: {reason}" + (f"\nDid you mean {near}?" if near else "")
 
 
-def own_defaults(args: Sequence[str]) -> list[str]:
-    """Options that give an agent other than the default one its own defaults, where no file and no option says more.
+def agent_defaults(args: Sequence[str]) -> dict[str, Any]:
+    """Returns the chosen agent's own defaults, as its constructor resolves them, in the form of a configuration.
 
-    When the class changes, jsonargparse keeps what both classes accept: what was said, as it should, and also what is
-    only the former class's default.
+    Settings of a component, such as --model.sampler.steps, then change the agent's default component.
     """
     name = DEFAULT_AGENT.__name__
-    said: set[str] = set()
     for option, value in _options(args):
         if option in ("-c", "--config"):
             for content in reversed(config_chain(Path(value)).values()):
                 model = content.get("model")
                 if isinstance(model, dict):
                     name = str(model.get("class_path") or name)
-                    init_args = model.get("init_args")
-                    said.update(init_args if isinstance(init_args, dict) else ())
+                elif isinstance(model, str):
+                    name = model
         elif option in ("--model", "--model.class_path"):
             name = value
-        elif option.startswith("--model."):
-            said.add(option.removeprefix("--model.").removeprefix("init_args.").split(".")[0])
     known = components(agents.Agent)
-    agent = known.get(name.rpartition(".")[2])
-    if agent is None or agent is DEFAULT_AGENT:
-        return []
-    shared = inspect.signature(agent).parameters.keys() & inspect.signature(DEFAULT_AGENT).parameters.keys() - said
-    defaults = {key: inspect.signature(agent).parameters[key].default for key in sorted(shared)}
-    return [
-        f"--model.{key}={json.dumps(value)}" for key, value in defaults.items() if value is not inspect.Parameter.empty
-    ]
+    agent: Any = known.get(name.rpartition(".")[2], DEFAULT_AGENT)
+    try:
+        with torch.device("meta"):  # only its arguments are used
+            made: dict[str, Any] = describe(dict(agent(1, 1).hparams))
+    except Exception:  # an agent of another package, whose defaults are then those of its signature
+        made = {}
+    init_args = {key: value for key, value in made.items() if key not in ("observation_dim", "action_dim")}
+    return {"class_path": f"{agent.__module__}.{agent.__qualname__}", "init_args": init_args}
 
 
 def sources(args: Sequence[str]) -> Iterator[Source]:

@@ -79,7 +79,6 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
         parser.add_lightning_class_args(dqs_callbacks.Preempt, "preempt")
-        parser.set_defaults({"model": {"class_path": "dqs_lightning.agents.DQS"}})
         for key in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
