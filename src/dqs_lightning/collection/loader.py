@@ -9,13 +9,14 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.agents.base import STEPS
 from dqs_lightning.collection.clock import Clock
 from dqs_lightning.collection.collectors import Ahead, collector_of
 from dqs_lightning.collection.n_step import MultiStep
+from dqs_lightning.collection.storage import Storage
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
@@ -58,7 +59,7 @@ class OnlineLoader:
         steps = self.clock.steps_per_block
         capacity = min(data.replay_size, self.clock.total_frames // self.clock.frames_per_block * steps)
         device = agent.device if data.replay_on_device else "cpu"
-        self.replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device))
+        self.replay_buffer = TensorDictReplayBuffer(storage=Storage(capacity, device=device))
         self.multi_step: MultiStep | None = None
         self.keys = TRANSITION
         if data.n_steps > 1 and not agent.rollout:
