@@ -283,13 +283,17 @@ UPDATES = {
 
 
 def test_update_rates_are_those_measured() -> None:
-    seconds = result("update.json")["median_s"]
+    measured = result("update.json")
+    seconds, floors = measured["median_s"], measured["floor"]
     rows = rows_of(DOCS / "results.md", "One update")
     assert rows.keys() == UPDATES.keys()
     for label, cells in rows.items():
         taken = seconds[UPDATES[label]]
         assert cells["updates per CPU-second"] == f"{1 / taken:.1f}", label
         assert cells["rate against Stable-Baselines3's SAC"] == f"{seconds['sb3_sac'] / taken:.2f}", label
+        if floor := floors.get(UPDATES[label]):
+            assert cells["GFLOP"] == f"{floor['operations'] / 1e9:.2f}", label
+            assert cells["floor / time"] == f"{floor['share']:.2f}", label
 
 
 ACTIONS = {
