@@ -7,7 +7,7 @@ import nox
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "imports", "tests"]
+nox.options.sessions = ["lint", "types", "imports", "docs", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PINNED = ("-c", "constraints.txt")

@@ -1,23 +1,46 @@
-"""What the build adds: pictures of benchmarks/results/, which lie beside the pages and not among them."""
+"""What the build adds to the pages: what `tables` fills in, equations as MathML, and the pictures of the results."""
 
+import html
+import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from tables import filled
 
+ROOT = Path(__file__).parents[1]
 RESULTS = "benchmarks/results/"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Pictures of the results become files of the site."""
-    root = Path(config.config_file_path).parent
-    for picture in sorted((root / RESULTS).rglob("*.png")):
-        files.append(File.generated(config, str(picture.relative_to(root)), abs_src_path=str(picture)))
+    """Adds the pictures of the results, which are beside the pages and not among them, to the files of the site."""
+    for picture in sorted((ROOT / RESULTS).rglob("*.png")):
+        files.append(File.generated(config, str(picture.relative_to(ROOT)), abs_src_path=str(picture)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """From a page's own place in the checkout the results are one folder further up than on the site."""
-    return markdown.replace(f"](../{RESULTS}", f"]({RESULTS}").replace(f"](../../{RESULTS}", f"](../{RESULTS}")
+    """Fills in the tables and the reference, and corrects the paths of pictures.
+
+    From a page's place in the checkout the results are one folder further up than on the site.
+    """
+    markdown = markdown.replace(f"](../{RESULTS}", f"]({RESULTS}").replace(f"](../../{RESULTS}", f"](../{RESULTS}")
+    return filled(markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Sets equations as MathML, which browsers show without a script and without a font from elsewhere."""
+    content = re.sub(r'<span class="arithmatex">\\\((.+?)\\\)</span>', lambda m: mathml(m[1], "inline"), content)
+    block = r'<div class="arithmatex">\s*\\\[(.+?)\\\]\s*</div>'
+    return re.sub(block, lambda m: mathml(m[1], "block"), content, flags=re.DOTALL)
+
+
+def mathml(tex: str, display: str) -> str:
+    """An equation as MathML; fails for a command that is not known, which would be shown as its name."""
+    written = convert(html.unescape(tex), display=display)
+    if "\\" in written:
+        raise ValueError(f"no MathML for {tex}")
+    return written

@@ -3,6 +3,7 @@
 The site itself is built by `nox -s docs`, which fails on a broken link.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -25,27 +26,25 @@ from dqs_lightning.registry import GROUP, components
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 MOST_LINES = 15
+MOST_README_LINES = 130
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-FAMILIES = {
-    "Agent": "agents",
-    "Backup": "backups",
-    "Backbone": "backbones",
-    "CriticLoss": "critic_losses",
-    "EnergyEstimator": "energy_estimators",
-    "NoiseSchedule": "noise_schedules",
-    "TrainingPoints": "training_points",
-    "Preconditioning": "preconditioning",
-    "Sampler": "samplers",
-    "Support": "supports",
-    "Environment": "environments",
-    "Temperature": "temperatures",
-    "Callback": "callbacks",
-}
-"""The page of `components/` that a base class has."""
 OURS = ("dqs_lightning", "dqs_callbacks")
+
+
+def tables() -> Any:
+    """The module that fills in the pages' tables when the site is built."""
+    spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = tables()
 
 
 def named(nav: Any) -> Iterator[str]:
@@ -57,9 +56,9 @@ def named(nav: Any) -> Iterator[str]:
 
 
 def fenced(kind: str) -> list[Any]:
-    """The fenced blocks of a kind on all pages, as test parameters."""
+    """The fenced blocks of a kind on all pages and in README.md, as test parameters."""
     found = []
-    for page in PAGES:
+    for page in [README, *PAGES]:
         blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
         texts = [text for language, text in blocks if language == kind]
         found += [pytest.param(text, id=f"{page.stem}-{index}") for index, text in enumerate(texts)]
@@ -78,16 +77,53 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(named(SITE["nav"])) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
-def test_every_base_has_a_page() -> None:
-    assert {base.__name__ for base in BASES} == FAMILIES.keys()
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
+def test_every_component_is_listed_on_its_familys_page(base: type) -> None:
+    """In the table that the build fills in, with what its docstring says first."""
+    page = DOCS / "components" / TABLES.page(base)
+    marker = f"<!-- components: {base.__name__} -->"
+    assert page.read_text().count(marker) == 1
+    rows = TABLES.filled(marker).splitlines()[2:]
+    own = {name: cls for name, cls in components(base).items() if cls.__module__.partition(".")[0] in OURS}
+    assert own
+    assert [re.findall(r"`(\w+)`", row)[0] for row in rows] == list(own)
+    for row, cls in zip(rows, own.values(), strict=True):
+        assert (cls.__doc__ or "").split()[0].strip("`") in row
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
-def test_every_component_is_described_on_its_familys_page(base: type) -> None:
-    page = DOCS / "components" / f"{FAMILIES[base.__name__]}.md"
-    own = {name for name, cls in components(base).items() if cls.__module__.partition(".")[0] in OURS}
-    assert own
-    assert own <= described(page.read_text()), f"{page.name} leaves out {sorted(own - described(page.read_text()))}"
+def test_headings_name_components_that_are_there(base: type) -> None:
+    found = described((DOCS / "components" / TABLES.page(base)).read_text())
+    assert found
+    assert found <= components(base).keys() | {"RunCheckpoint"}
+
+
+def test_the_table_of_families_names_settings_and_defaults() -> None:
+    table = TABLES.filled((DOCS / "components" / "index.md").read_text())
+    assert "| `model.noise_schedule` |" in table and table.count("| `Geometric` |") == 1
+    assert "`model.critic_backbone`, `model.actor_backbone` | `MLP`, `SimBa` | `MLP` |" in table
+    assert len([line for line in table.splitlines() if line.startswith("| [")]) == len(BASES)
+
+
+def test_the_table_of_bases_names_what_to_write() -> None:
+    table = TABLES.filled((DOCS / "extend.md").read_text())
+    for base in BASES:
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| {TABLES.title(base)} |"))
+        assert all(f"`{method}`" in row for method in getattr(base, "__abstractmethods__", ()))
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= MOST_README_LINES
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)", README.read_text())
+    assert links
+    for path, anchor in links:
+        assert (ROOT / path).exists(), path
+        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE) if path.endswith(".md") else []
+        slugs = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in slugs, f"{path}#{anchor}"
 
 
 def test_every_method_is_described() -> None:
@@ -97,12 +133,12 @@ def test_every_method_is_described() -> None:
 
 def test_every_module_is_in_the_reference() -> None:
     """Those of the packages that the reference covers; private ones and the command line aside."""
-    pages = [page.read_text() for page in (DOCS / "reference").glob("*.md")]
-    shown = {name for text in pages for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    pages = [TABLES.filled(page.read_text()) for page in (DOCS / "reference").glob("*.md")]
+    shown = [name for text in pages for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)]
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")]
     parts = [file.relative_to(ROOT / file.relative_to(ROOT).parts[0]).with_suffix("").parts for file in files]
     modules = {".".join(names) for names in parts if "cli" not in names and not names[-1].startswith("_")}
-    assert shown == modules
+    assert sorted(shown) == sorted(modules)
 
 
 def test_promises_name_tests_that_are_there() -> None:
@@ -111,15 +147,180 @@ def test_promises_name_tests_that_are_there() -> None:
     assert [path for path in named_tests if not (ROOT / path).exists()] == []
 
 
-def test_figures_stand_where_they_were_measured() -> None:
-    """Every figure in a table of the components' pages is one of the README, of the results, or of their files."""
-    sources = [ROOT / "README.md", DOCS / "results.md", *(ROOT / "benchmarks" / "results").rglob("*.md")]
-    known = "\n".join(source.read_text() for source in sources)
-    rows = [line for page in (DOCS / "components").glob("*.md") for line in page.read_text().splitlines()]
-    cells = {cell.strip() for row in rows if row.startswith("|") for cell in row.split("|")}
-    figures = {cell for cell in cells if re.fullmatch(r"[-.\d][-.\d/± ,()\[\]]*", cell) and re.search(r"\d\.?\d", cell)}
-    assert figures
-    assert {figure for figure in figures if figure not in known} == set()
+# Figures
+
+
+def rows_of(page: Path, heading: str, table: int = 0) -> dict[str, dict[str, str]]:
+    """A table below a heading: for each first cell, the others by the name of their column."""
+    section = page.read_text().partition(f"# {heading}\n")[2]
+    lines = re.findall(r"(?:^\|.*\n)+", re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0], re.MULTILINE)
+    header, _, *rows = ([cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines[table].splitlines())
+    return {cells[0]: dict(zip(header[1:], cells[1:], strict=False)) for cells in rows}
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+AGENTS = {"`DQS`": "`DQS`", "`SAC`": "`SAC`", "`SAC`, step size of DQS": "`SAC` at 1e-3"}
+
+
+def test_the_readmes_table_is_that_of_the_results() -> None:
+    results = rows_of(DOCS / "results.md", "Control Suite")
+    shown = rows_of(README, "Results")
+    assert len(shown) == 5
+    for label, cells in shown.items():
+        task, frames = re.fullmatch(r"(.+), ([\d,]+) frames", label).groups()  # type: ignore[union-attr]
+        task = task.replace("mean of the three", "mean of the three tasks")
+        column = f"{frames} frames" if frames == "20,000" else frames
+        assert len(cells) == 4
+        for agent, figure in cells.items():
+            starts = f"{task}, {AGENTS.get(agent, agent)}"
+            (row,) = (row for name, row in results.items() if re.fullmatch(re.escape(starts) + r"(, \w+ seeds)?", name))
+            assert figure == row[column].partition(" ±")[0], f"{label}, {agent}"
+
+
+def report_of(study: str) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """Mean and standard deviation over seeds, by task, frames and method, of a study's kept report."""
+    text = (ROOT / "benchmarks" / "results" / study / "report" / "table.md").read_text()
+    rows = re.findall(r"^\| ([a-z-]+) \| ([\d,]+) \| ([\w.-]+) \| \d+ \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
+    return {(task, frames, method): (float(mean), float(std)) for task, frames, method, mean, std in rows}
+
+
+def assert_rounded(cell: str, mean: float, std: float) -> None:
+    """Whether a cell such as `960 ± 3 (958, 959, 964)` or `376` is a mean, and its standard deviation if it has one."""
+    shown = re.fullmatch(r"(\d+)(?: ± (\d+))?(?: \(.*\))?", cell)
+    assert shown, cell
+    assert abs(int(shown[1]) - mean) < 0.56, f"{cell}: {mean}"  # of a mean that is rounded to a tenth already
+    assert shown[2] is None or abs(int(shown[2]) - std) < 0.56, f"{cell}: {std}"
+
+
+SUITE = {"`DQS`": "dqs", "`SAC`": "sac", "`SAC` at 1e-3": "sac-1e-3", "`DQS` as published": "dqs-published"}
+BASELINES = {
+    "`DQS`": "dqs",
+    "`DQS`, T a tenth of the standard deviation of Q throughout": "dqs-relative",
+    "`SAC`, the same critic": "sac-same-critic",
+    "`DQS`, plain critic, T annealed": "dqs-plain",
+    "`SAC`, plain critic": "sac",
+    "DQS as published, K = 100, 20 steps": "dqs-published",
+    "`TD3`, plain critic": "td3",
+    "`PPO`, plain critic": "ppo",
+}
+"""Names in the kept reports of the methods of the tables."""
+
+
+def test_returns_on_the_suite_are_those_measured() -> None:
+    report = report_of("dmc")
+    rows = rows_of(DOCS / "results.md", "Control Suite")
+    compared = set()
+    for label, cells in rows.items():
+        task, agent = label.split(", ")[:2]
+        for column, frames in (("20,000 frames", "20,000"), ("40,000", "40,000"), ("100,000", "100,000")):
+            if agent not in SUITE:  # a variant that is not of this study
+                continue
+            key = (task, frames, SUITE[agent])
+            if key in report:
+                assert_rounded(cells[column], *report[key])
+                compared.add(key)
+            else:
+                means = [mean for (_, *rest), (mean, _) in report.items() if tuple(rest) == key[1:]]
+                assert task == "mean of the three tasks" and len(means) == 3
+                assert_rounded(cells[column], sum(means) / 3, 0)
+    assert compared == report.keys()
+
+
+def test_returns_of_the_baselines_are_those_measured() -> None:
+    report = report_of("baselines")
+    rows = rows_of(DOCS / "results.md", "Baselines and methods on cartpole-swingup")
+    assert rows.keys() == BASELINES.keys()
+    for label, cells in rows.items():
+        for column in ("10,000 frames", "25,000", "50,000"):
+            assert_rounded(cells[column], *report["cartpole-swingup", column.split()[0], BASELINES[label]])
+
+
+GOALS = {
+    ("maze_temperature", "Four goals"): [
+        "fixed", "snis", "plain", "fixed-high", "fixed-low", "annealed", "relative", "automatic", "sac",
+    ],
+    ("point_maze", "Two goals that are not observed"): ["soft", "soft-0.5", "plain-0.5", "sac-0.5"],
+}  # fmt: skip
+"""Variants of a sweep in the order of the table's rows."""
+
+
+@pytest.mark.parametrize("study, heading", GOALS)
+def test_counts_of_goals_are_those_measured(study: str, heading: str) -> None:
+    lines = (ROOT / "benchmarks" / "results" / study / "table.md").read_text().splitlines()[2:]
+    measured = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
+    rows = rows_of(DOCS / "results.md", heading)
+    assert [list(cells.values()) for cells in rows.values()] == [measured[name] for name in GOALS[study, heading]]
+
+
+UPDATES = {
+    "SAC of Stable-Baselines3": "sb3_sac",
+    "TorchRL's SACLoss, SoftUpdate, fused Adam": "torchrl_sac",
+    "the default with squared errors: `MultiStart`, K = 8, 64 states of 4 points, 6 steps": "default",
+    "the same, `--model.compile_losses=true`": "compiled",
+    "plain: with SAC's critic and a fixed temperature": "plain",
+    "plain, `--model.compile_losses=true`": "plain_compiled",
+    "the same, 32 states": "compiled_32_states",
+    "plain in float32 throughout": "float32",
+    "plain, 10 sampler steps": "10_steps",
+    "plain, K = 16": "k16",
+    "plain, K = 64": "k64",
+    "plain, 8 points a state": "8_points",
+    "plain, 32 states": "32_states",
+    "plain, `GuidedDefensive`": "guided_defensive",
+    "plain, `Importance`": "importance",
+    "plain, `PosteriorMode`": "posterior_mode",
+    "plain, `Soft` backup, 64 candidates": "soft_backup",
+    "plain, `SoftPolicyValue` backup": "entropic_backup",
+    "plain, the published estimator, K = 100, 20 steps": "published_k100",
+    "plain, the published estimator, K = 1000, 20 steps": "published_k1000",
+}
+"""Names in benchmarks/results/update.json of the rows of the table."""
+
+
+def test_update_rates_are_those_measured() -> None:
+    measured = result("update.json")
+    seconds, floors = measured["median_s"], measured["floor"]
+    rows = rows_of(DOCS / "results.md", "One update")
+    assert rows.keys() == UPDATES.keys()
+    for label, cells in rows.items():
+        taken = seconds[UPDATES[label]]
+        assert cells["updates per CPU-second"] == f"{1 / taken:.1f}", label
+        assert cells["rate against Stable-Baselines3's SAC"] == f"{seconds['sb3_sac'] / taken:.2f}", label
+        if floor := floors.get(UPDATES[label]):
+            assert cells["GFLOP"] == f"{floor['operations'] / 1e9:.2f}", label
+            assert cells["floor / time"] == f"{floor['share']:.2f}", label
+
+
+ACTIONS = {
+    "eager": "eager",
+    "torch.compile of the exported graph": "compile",
+    "ONNX Runtime": "onnx",
+    "the torch.export package, run by Python": "export",
+    "eager, 5 steps": "eager_5_steps",
+    "ONNX Runtime, 5 steps": "onnx_5_steps",
+    "`predict` of Stable-Baselines3's SAC, eager": "sb3_sac",
+}
+
+
+def test_times_of_an_action_are_those_measured() -> None:
+    measured = result("acting.json")["median"]
+    rows = rows_of(DOCS / "results.md", "One action")
+    assert rows.keys() == ACTIONS.keys()
+    for label, cells in rows.items():
+        for batch in (1, 64):
+            assert cells[f"batch {batch}"] == f"{measured[ACTIONS[label]][f'batch_{batch}_ms']:.2f}", label
+
+
+def test_rates_of_seeds_in_one_process_are_those_measured() -> None:
+    measured = result("seeds.json")["updates_per_s"]
+    rows = rows_of(DOCS / "results.md", "Several seeds in one process")
+    assert rows.keys() == measured.keys()
+    for seeds, cells in rows.items():
+        batched, turns, ratio = (measured[seeds][name] for name in ("batched", "turns", "ratio"))
+        assert cells == {"batched": f"{batched:.1f}", "in turns": f"{turns:.1f}", "ratio": f"{ratio:.2f}"}
 
 
 # What the pages tell one to type

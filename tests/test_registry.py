@@ -1,8 +1,10 @@
+import sys
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import pytest
 
-from dqs_lightning.registry import components, load_entry_points, nearest
+from dqs_lightning.registry import GROUP, components, load_entry_points, nearest
 
 
 class Shape(ABC):
@@ -70,5 +72,14 @@ def test_nearest_to_nonsense_is_nothing(allowed: list[str]) -> None:
     assert nearest("xyzzy", allowed) is None
 
 
-def test_entry_points_load() -> None:
-    assert all(isinstance(name, str) for name in load_entry_points())
+def test_entry_points_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module that an installed package names is imported, and its name returned."""
+    info = tmp_path / "outside-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\nmine = outside_components\n")
+    (tmp_path / "outside_components.py").write_text("LOADED = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_components", raising=False)
+    assert "outside_components" in load_entry_points()
+    assert sys.modules.pop("outside_components").LOADED

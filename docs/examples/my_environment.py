@@ -1,4 +1,4 @@
-"""An environment of one's own: Gymnasium's, with another unit of reward."""
+"""An example of an environment factory: Gymnasium's, with scaled rewards."""
 
 from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 
@@ -6,7 +6,7 @@ from dqs_lightning.envs import Gym
 
 
 class ScaledGym(Gym):
-    """`Gym` with rewards times `scale`: of the size that a temperature is meant for."""
+    """`Gym` with rewards multiplied by `scale`, which sets the scale of Q and so of a suitable temperature."""
 
     def __init__(self, id: str = "Pendulum-v1", action_repeat: int = 1, scale: float = 0.1) -> None:
         super().__init__(id, action_repeat)

@@ -1,13 +1,14 @@
-"""An energy estimator of one's own."""
+"""An example of an energy estimator."""
 
 import torch
 
 from dqs_lightning.diffusion import Posterior
-from dqs_lightning.diffusion.importance import Component, MixtureImportance
+from dqs_lightning.diffusion.importance import MixtureImportance
+from dqs_lightning.diffusion.proposals import Component
 
 
 class Broad(MixtureImportance):
-    """Half of the candidates around x, as `Importance` has them, half all over the set: for two dimensions at most."""
+    """Draws half of the candidates around x, as `Importance` does, and half on the whole set; for two dimensions."""
 
     def components(self, posterior: Posterior) -> list[Component]:
         x, sigma = posterior.x, posterior.sigma

@@ -1,4 +1,4 @@
-"""A noise schedule of one's own."""
+"""An example of a noise schedule."""
 
 import math
 
@@ -8,7 +8,7 @@ from dqs_lightning.diffusion import NoiseSchedule
 
 
 class Bent(NoiseSchedule):
-    """log sigma is linear in t^power: above 1, more of the steps are at low noise; 1 is `Geometric`."""
+    """log sigma is linear in t^power. A power of 1 is `Geometric`; above 1, more steps are at low noise."""
 
     def __init__(self, sigma_min: float = 0.03, sigma_max: float = 2.0, power: float = 1.5) -> None:
         super().__init__(sigma_min, sigma_max)

@@ -334,10 +334,12 @@ def test_control_holds_floor_and_ceiling_and_leaves_them(cls: type[TargetEntropy
     assert temperature().item() < 0.2
 
 
+@pytest.mark.parametrize("side", [-1, 1], ids=["below", "above"])
 @pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
-def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS]) -> None:
+def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS], side: int) -> None:
+    """Then T rises where the measurement is below its target, and falls where it is above."""
     temperature = cls(initial=0.05, warmup=10)
-    measured = Measured(**{CONTROLLED[cls]: 0.01})
+    measured = Measured(**{CONTROLLED[cls]: temperature.target + side * 0.2})
     for _ in range(10):
         temperature.step(measured)
         assert temperature().item() == pytest.approx(0.05, rel=1e-6)
@@ -345,7 +347,7 @@ def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS]) -> N
     temperature.step()  # nothing measured: no move
     assert torch.equal(temperature(), before)
     temperature.step(measured)
-    assert not torch.equal(temperature(), before)
+    assert (temperature() < before) if side > 0 else (temperature() > before)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What agents with two critics on a loss of TorchRL share."""
 
+import warnings
 from abc import abstractmethod
 
 import torch
@@ -86,7 +87,9 @@ class TwinCritic(Agent):
 
     def _make_target_updater(self) -> SoftUpdate:
         # TorchRL's begins by making both sides equal; a run that continues keeps the targets that it has.
-        targets = [getattr(self.loss, f"target_{network}_network_params") for network in self.TARGETS]
+        with warnings.catch_warnings():  # that no updater is associated: it is made below
+            warnings.simplefilter("ignore", UserWarning)
+            targets = [getattr(self.loss, f"target_{network}_network_params") for network in self.TARGETS]
         kept = [params.data.clone() for params in targets]
         updater = SoftUpdate(self.loss, tau=self.tau)
         for params, values in zip(targets, kept, strict=True):

@@ -1,10 +1,12 @@
 """LightningDataModule for online RL: environment, run length, updates per environment step."""
 
+import warnings
 from functools import partial
 from typing import Any, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from tensordict import TensorDictBase
 
 from dqs_lightning.agents import Agent
@@ -186,7 +188,7 @@ class OnlineData(L.LightningDataModule):
             return Rollouts(self, agent, agent.rollout, world_size)
         return Replay(self, agent.discount, agent.device, world_size)
 
-    def train_dataloader(self) -> "OnlineLoader":
+    def train_dataloader(self) -> CombinedLoader:
         assert self.trainer is not None
         trainer, agent, self.restarts = self.trainer, self.trainer.lightning_module, Restarts()
         assert isinstance(agent, Agent)
@@ -201,7 +203,9 @@ class OnlineData(L.LightningDataModule):
             )
         self._restored, self._continues = None, False
         agent.env_frames = self.env_frames
-        return self._loader
+        with warnings.catch_warnings():  # Lightning, which would wrap it so itself, uses a deprecated class of torch
+            warnings.simplefilter("ignore", FutureWarning)
+            return CombinedLoader(self._loader, "max_size_cycle")
 
     def _after_block(self) -> bool:
         """Calls `on_block_collected` of the callbacks; returns whether the run is to stop."""

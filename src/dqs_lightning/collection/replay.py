@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer
 
 from dqs_lightning.agents.base import STEPS
 from dqs_lightning.collection.clock import replay_clock
 from dqs_lightning.collection.n_step import MultiStep
 from dqs_lightning.collection.source import Source
+from dqs_lightning.collection.storage import Storage
 from dqs_lightning.collection.transition import TRANSITION
 from dqs_lightning.finite import check_replay
 
@@ -32,7 +33,7 @@ class Replay(Source):
         self.batch_size = data.batch_size
         steps = self.clock.steps_per_block
         capacity = min(data.replay_size, self.clock.total_frames // self.clock.frames_per_block * steps)
-        storage = LazyTensorStorage(capacity, device=device if data.replay_on_device else "cpu")
+        storage = Storage(capacity, device=device if data.replay_on_device else "cpu")
         self.buffer = TensorDictReplayBuffer(storage=storage)
         self.multi_step = MultiStep(data.n_steps, discount) if data.n_steps > 1 else None
         self.keys = (*TRANSITION, STEPS) if self.multi_step else TRANSITION

@@ -1,12 +1,11 @@
 """The DeepMind Control Suite as one batched TorchRL environment."""
 
+import logging
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from dm_control import suite
-from dm_control.rl.control import PhysicsError
 from dm_env import StepType, TimeStep
 from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtState
 from tensordict import TensorDict, TensorDictBase
@@ -15,6 +14,11 @@ from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.base import Environment, one_line, refused_by
 from dqs_lightning.registry import nearest
+
+with warnings.catch_warnings():  # dm_control tries every renderer; GLFW warns where there is no display
+    warnings.filterwarnings("ignore", module="glfw")
+    from dm_control import suite
+    from dm_control.rl.control import PhysicsError
 
 NEEDS_RENDERER = ("quadruped", "escape")
 """The one task that draws: it uploads the terrain of each episode to the renderer."""
@@ -81,7 +85,7 @@ class DMControlBatch(EnvBase):
 
     def __init__(self, domain: str, task: str, num_envs: int = 1, seed: int = 0, action_repeat: int = 1) -> None:
         super().__init__(device="cpu", batch_size=[num_envs])
-        self._envs = [suite.load(domain, task, task_kwargs={"random": seed + i}) for i in range(num_envs)]
+        self._envs = [_load(domain, task, seed + i) for i in range(num_envs)]
         if (domain, task) == NEEDS_RENDERER:
             _require_renderer(self._envs[0])
         self._name, self._repeat = f"{domain}-{task}", action_repeat
@@ -179,6 +183,20 @@ class DMControlBatch(EnvBase):
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
         """RGB picture [height, width, 3], uint8, of one member; needs MUJOCO_GL=egl or osmesa."""
         return np.asarray(self._envs[index].physics.render(height, width, camera_id=0))
+
+
+def _load(domain: str, task: str, seed: int) -> Any:
+    """Loads a task without MuJoCo's notes that the suite's own XML uses deprecated attributes."""
+    log = logging.getLogger("absl")
+    log.addFilter(_is_not_deprecation)
+    try:
+        return suite.load(domain, task, task_kwargs={"random": seed})
+    finally:
+        log.removeFilter(_is_not_deprecation)
+
+
+def _is_not_deprecation(record: logging.LogRecord) -> bool:
+    return "is deprecated" not in record.getMessage()
 
 
 def _require_renderer(env: Any) -> None:
