@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dqs_lightning.agents import Agent
 from dqs_lightning.cli import fit
 from dqs_lightning.cli.training import FitCLI
 from dqs_lightning.envs import DMControl
+from dqs_lightning.registry import components, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WALKER = str(CONFIGS / "walker.yaml")
@@ -46,17 +48,33 @@ RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not i
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 
 
-def test_an_agent_has_its_own_defaults_and_what_was_said(run: Run) -> None:
-    """Of DQS it takes what a file or an option said, not what is only the default there."""
-    model = printed(run, "--config", WALKER, "--model=PPO", "--evaluate.best_of=1")["model"]["init_args"]
-    assert model["max_grad_norm"] == 0.5 and model["normalise_observations"] is True
-    assert model["critic_backbone"]["init_args"]["layer_norm"] is True
-    model = printed(run, "--config", WALKER, "--model", "PPO", "--model.max_grad_norm=2")["model"]["init_args"]
-    assert model["max_grad_norm"] == 2
+@pytest.mark.parametrize("name", ["DQS", "SAC", "TD3", "PPO"])
+def test_an_agent_has_the_defaults_of_its_constructor(run: Run, name: str) -> None:
+    """Also where a file changes a part of a component, as walker_fast.yaml changes the widths."""
+    config = printed(run, "--config", str(CONFIGS / "walker_fast.yaml"), f"--model={name}")["model"]
+    expected = describe(dict(components(Agent)[name](1, 1).hparams))
+    for backbone in ("critic_backbone", "actor_backbone"):
+        expected[backbone]["init_args"]["hidden"] = [128, 128]
+    expected["backup" if name == "DQS" else ""] = {"class_path": "dqs_lightning.agents.backups.ExpectedQ"}
+    for key, value in config["init_args"].items():
+        assert value == expected.get(key), key
+
+
+def test_settings_are_kept_when_the_agent_is_changed(run: Run) -> None:
     said = ("--config", WALKER, "--model=SAC", "--model.discount=0.9")
-    assert printed(run, *said)["model"]["init_args"]["tau"] == 0.02
-    bare = printed(run, "--data.environment=Maze", "--model=SAC")["model"]["init_args"]
-    assert bare["tau"] == 0.005 and bare["normalise_observations"] is False
+    model = printed(run, *said)["model"]["init_args"]
+    assert (model["discount"], model["tau"], model["normalise_observations"]) == (0.9, 0.005, False)
+    critic = printed(run, "--config", WALKER, "--config", str(CONFIGS / "methods" / "sac_with_dqs_critic.yaml"))[
+        "model"
+    ]
+    assert critic["init_args"]["critic_backbone"]["init_args"]["layer_norm"] is True
+
+
+def test_a_setting_of_a_component_changes_the_default_component(run: Run) -> None:
+    model = printed(run, "--data.environment=Maze", "--model.sampler.steps=9")["model"]["init_args"]
+    assert model["sampler"] == {
+        "class_path": "dqs_lightning.diffusion.samplers.MomentMatched", "init_args": {"steps": 9, "max_ratio": 2.2},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))

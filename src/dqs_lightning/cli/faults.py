@@ -1,7 +1,7 @@
 """Finds the fault of a configuration that the parser refused: its whole key, its value, what is allowed."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,16 +49,17 @@ class Source:
         return cls(value, "--")
 
 
-def raise_fault(tree: Tree, sources: Iterable[Source]) -> None:
+def raise_fault(tree: Tree, sources: Iterable[Source], defaults: Mapping[str, type]) -> None:
     """Raise `InputError` for the first key that is unknown, else the first component, else the first wrong type.
 
     Args:
         tree: every setting of the parser.
         sources: what files and options say, in the order in which they are read.
+        defaults: the classes that settings hold where nothing else is named, by key.
     """
     sources = list(sources)
     for types in (False, True):
-        search = _Search(tree, types)
+        search = _Search(tree, types, defaults)
         for source in sources:
             search.dashes = source.dashes
             search.group("", source.content, tree)
@@ -67,9 +68,9 @@ def raise_fault(tree: Tree, sources: Iterable[Source]) -> None:
 class _Search:
     """One pass over all sources. It follows which class each setting holds, since that decides on the keys below it."""
 
-    def __init__(self, tree: Tree, types: bool) -> None:
+    def __init__(self, tree: Tree, types: bool, defaults: Mapping[str, type]) -> None:
         self.tree, self.types, self.dashes = tree, types, ""
-        self.classes: dict[str, type] = {}
+        self.classes = dict(defaults)
 
     def group(self, key: str, content: Any, tree: Tree) -> None:
         """Check keys and values of a group of settings, or of a component's arguments."""

@@ -1,5 +1,7 @@
 """The command line's parser: short errors that name the key at fault."""
 
+import functools
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from dqs_lightning.cli.config_file import config_chain, integral, load_yaml
 from dqs_lightning.cli.errors import InputError, shown
 from dqs_lightning.cli.faults import Source, explain, parsers_own, raise_fault
 from dqs_lightning.cli.interpolation import Place, as_yaml, interpolations, reads_environment
-from dqs_lightning.cli.schema import Setting, tree_of
+from dqs_lightning.cli.schema import Setting, default_classes, tree_of
 from dqs_lightning.registry import components, describe, nearest
 
 DEFAULT_AGENT = agents.DQS
@@ -71,7 +73,7 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # a parser that another one runs inside: the outer one explains
             super().error(message, ex)
         if (said := explain(str(message))) is None:
-            raise_fault(tree_of(self), sources(self._given))
+            self._raise_fault()
             said = parsers_own(str(message))
         raise InputError(said) from ex
 
@@ -79,21 +81,25 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             return super().parse_args(args, *rest, **kwargs)
         self._given = with_integers(sys.argv[1:] if args is None else args)
-        if any(action.dest == "model" for action in self._actions):
-            self.set_defaults({"model": agent_defaults(self._given)})
+        further = own_defaults(self._given)
         try:
-            config = super().parse_args(self._given, *rest, **kwargs)
+            config = super().parse_args([*self._given, *further], *rest, **kwargs)
         except InputError:
             raise
         except OmegaConfBaseException as error:
             raise InputError(self._interpolation(error)) from error
         except Exception:  # such as of a class that jsonargparse cannot read: refused where the input is at fault
-            raise_fault(tree_of(self), sources(self._given))
+            self._raise_fault()
             raise
         for key, entry in tree_of(self).items():
             if not isinstance(entry, Setting) and not isinstance(config.get(key), Namespace):
                 raise InputError(f"{key}={shown(config.get(key))}: must hold keys and values")
         return config
+
+    def _raise_fault(self) -> None:
+        """Raises `InputError` for the first fault of the input, if one is found."""
+        defaults = default_classes("model", defaults_of(DEFAULT_AGENT))
+        raise_fault(tree_of(self), sources(self._given), defaults)
 
     def _interpolation(self, error: OmegaConfBaseException) -> str:
         key = (getattr(error, "full_key", None) or "${...}").replace(".init_args", "")
@@ -104,31 +110,65 @@ class Parser(LightningArgumentParser):
         return f"{key}: {reason}" + (f"\nDid you mean {near}?" if near else "")
 
 
-def agent_defaults(args: Sequence[str]) -> dict[str, Any]:
-    """Returns the chosen agent's own defaults, as its constructor resolves them, in the form of a configuration.
+@functools.cache
+def defaults_of(agent: type[agents.Agent]) -> dict[str, Any]:
+    """Returns an agent's defaults as its constructor resolves them, in the form of a configuration.
 
     Settings of a component, such as --model.sampler.steps, then change the agent's default component.
     """
-    name = DEFAULT_AGENT.__name__
-    for option, value in _options(args):
-        if option in ("-c", "--config"):
-            for content in reversed(config_chain(Path(value)).values()):
-                model = content.get("model")
-                if isinstance(model, dict):
-                    name = str(model.get("class_path") or name)
-                elif isinstance(model, str):
-                    name = model
-        elif option in ("--model", "--model.class_path"):
-            name = value
-    known = components(agents.Agent)
-    agent: Any = known.get(name.rpartition(".")[2], DEFAULT_AGENT)
+    make: Any = agent
     try:
-        with torch.device("meta"):  # only its arguments are used
-            made: dict[str, Any] = describe(dict(agent(1, 1).hparams))
+        with torch.random.fork_rng(devices=[]):  # only its arguments are used
+            made: dict[str, Any] = describe(dict(make(1, 1).hparams))
     except Exception:  # an agent of another package, whose defaults are then those of its signature
         made = {}
     init_args = {key: value for key, value in made.items() if key not in ("observation_dim", "action_dim")}
     return {"class_path": f"{agent.__module__}.{agent.__qualname__}", "init_args": init_args}
+
+
+def own_defaults(args: Sequence[str]) -> list[str]:
+    """Returns options that give an agent other than the default one its own defaults, where nothing else is given.
+
+    When the class changes, jsonargparse keeps what both classes accept: what a file or an option gives, as it should,
+    and also the defaults of the former class.
+    """
+    name, said = DEFAULT_AGENT.__name__, dict[str, Any]()
+    for source in sources(args):
+        model = source.content.get("model") if isinstance(source.content, dict) else None
+        if isinstance(model, str):
+            name = model
+        elif isinstance(model, dict):
+            name = str(model.get("class_path") or name)
+            given = model.get("init_args", {k: v for k, v in model.items() if k not in ("class_path", "init_args")})
+            said = merged(said, given) if isinstance(given, dict) else said
+    agent = components(agents.Agent).get(name.rpartition(".")[2])
+    if agent is None or agent is DEFAULT_AGENT:
+        return []
+    shared = defaults_of(DEFAULT_AGENT)["init_args"].keys()
+    own = {key: value for key, value in defaults_of(agent)["init_args"].items() if key in shared}
+    return [f"--model.{key}={json.dumps(value)}" for key, value in missing(own, said)]
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two nested mappings, of which the second overrides the first."""
+    both = dict(one)
+    for key, value in other.items():
+        before = both.get(key)
+        both[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return both
+
+
+def missing(own: dict[str, Any], said: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The defaults that `said` does not override, by key; those of a component only where its class is the same."""
+    for key, value in own.items():
+        given = said.get(key)
+        if key not in said:
+            yield prefix + key, value
+        elif isinstance(value, dict) and isinstance(given, dict):
+            named = str(given.get("class_path") or value["class_path"]).rpartition(".")[2]
+            if named == value["class_path"].rpartition(".")[2]:
+                inner = given.get("init_args", {k: v for k, v in given.items() if k != "class_path"})
+                yield from missing(value["init_args"], inner, f"{prefix}{key}.")
 
 
 def sources(args: Sequence[str]) -> Iterator[Source]:

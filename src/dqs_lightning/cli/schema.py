@@ -122,10 +122,23 @@ def _class_of(default: Any) -> type | None:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The members of a union; any other type alone."""
+    """The members of a union; any other type alone. What `Annotated` adds to a type is left out."""
+    while hasattr(annotation, "__metadata__"):
+        annotation = annotation.__origin__
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return [inner for member in typing.get_args(annotation) for inner in _members(member)]
     return [annotation]
+
+
+def default_classes(key: str, value: Any) -> dict[str, type]:
+    """The classes of a configuration's components, by key, such as model.sampler."""
+    if not isinstance(value, dict):
+        return {}
+    cls = _class_of(value)
+    found = {} if cls is None else {key: cls}
+    for name, inner in (value.get("init_args", {}) if cls else value).items():
+        found |= default_classes(f"{key}.{name}", inner)
+    return found
 
 
 def _item(annotation: Any) -> Any:

@@ -19,7 +19,7 @@ from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ra
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.interpolation import as_yaml, hide_environment
 from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
-from dqs_lightning.cli.parser import ConfigFile, Parser
+from dqs_lightning.cli.parser import DEFAULT_AGENT, ConfigFile, Parser, defaults_of
 from dqs_lightning.cli.provenance import write_environment
 from dqs_lightning.cli.run_dir import RunDir
 from dqs_lightning.collection.data import OnlineData
@@ -79,6 +79,7 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
         parser.add_lightning_class_args(dqs_callbacks.Preempt, "preempt")
+        parser.set_defaults({"model": defaults_of(DEFAULT_AGENT)})
         for key in ("observation_dim", "action_dim"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
