@@ -77,7 +77,15 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--site-dir", "site", *session.posargs, env=quiet)
 
 
-BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling", "ahead", "seeds")
+BENCHMARKS = (
+    "speed/update",
+    "speed/acting",
+    "speed/collect",
+    "speed/overhead",
+    "speed/scaling",
+    "ahead",
+    "speed/seeds",
+)
 
 
 @nox.session

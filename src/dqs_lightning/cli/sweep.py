@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a run is to be as fast as one by hand; Ray would say 15
 
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, reported
-from dqs_lightning.cli.provenance import describe_environment
+from dqs_lightning.cli.provenance import about
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
 from dqs_lightning.cli.sweep_process import execute
@@ -199,8 +199,7 @@ def sweep(options: argparse.Namespace) -> int:
         raise InputError('Ray is not installed; run pip install ".[sweep]", or use --dry-run, which needs no Ray')
     with alone(out):
         manifest, stop = Manifest(out, runs), Stop(out)
-        environment = {**describe_environment(), "command": ["dqs-sweep", *sys.argv[1:]]}
-        manifest.describe(sweep={"file": str(options.file), **read_sweep(options.file)}, environment=environment)
+        manifest.describe({"file": str(options.file), **read_sweep(options.file)}, about("dqs-sweep"))
         view = View(runs, manifest)
         if any(manifest.records[run.name].state != "done" for run in runs):
             run_all(runs, manifest, view, options, stop)

@@ -102,9 +102,9 @@ class Manifest:
             "\n".join([f"{run.folder}: holds a run of another sweep", *differ, "Give another name or --out"])
         )
 
-    def describe(self, **about: Any) -> None:
-        """Say what the sweep as a whole is, beside its runs, and write the file."""
-        self.about = about
+    def describe(self, sweep: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Write what the sweep file says, and with what the sweep was started, beside the runs."""
+        self.about = {"sweep": sweep, "environment": environment}
         self._write()
 
     def started(self, run: Run) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.provenance import read_run
 from dqs_lightning.cli.reading import read_text
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run
@@ -44,7 +44,7 @@ class View:
         else:
             self._since.pop(run.name, None)
         minutes, seconds = divmod(int(wall), 60)
-        total = _total_frames(run.folder / "config.yaml") if record.start else "-"
+        total = _total_frames(run.folder) if record.start else "-"
         return record.state, f"{frames}/{total}", score, f"{minutes}:{seconds:02d}", printable(record.note)
 
     def table(self) -> Table:
@@ -84,10 +84,9 @@ def _latest(scores: Path) -> tuple[str, str]:
         return "-", "-"
 
 
-def _total_frames(config: Path) -> str:
-    """Frames of the whole run, of the configuration that dqs-fit left there."""
+def _total_frames(folder: Path) -> str:
+    """Frames of the whole run, as dqs-fit wrote them there."""
     try:
-        found = re.search(r"^\s+total_frames: ([0-9]{1,18})$", read_text(config), re.MULTILINE)
-    except InputError:
+        return f"{read_run(folder)['total_frames'] or '-':,}"
+    except (InputError, ValueError):
         return "-"
-    return f"{int(found[1]):,}" if found else "-"

@@ -3,12 +3,14 @@
 import argparse
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -21,22 +23,17 @@ from rich.text import Text
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
 from dqs_lightning.cli.escape import printable, printable_lines
 from dqs_lightning.cli.reading import read_json
-from dqs_lightning.cli.report.choices import Choices, choose_baseline, choose_frames, names_of
-from dqs_lightning.cli.report.content import MADE_BY, SUMMARY, compose
-from dqs_lightning.cli.report.decisions import time_decisions
-from dqs_lightning.cli.report.provenance import without_place, without_scores
-from dqs_lightning.cli.report.published import DEFAULT, choose
-from dqs_lightning.cli.report.runs import Run, grouped, read_runs
-from dqs_lightning.cli.report.statistics import Groups
-from dqs_lightning.cli.report.tables import Table
+from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.writing import existing_folder
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY, MADE_BY = "summary.json", "dqs-report"
 MAX_RETURNS = (1e-9, 1e100)
 """Least and largest value of --max-return."""
 UNFINISHED = ".dqs-report-"
 """How the folder of a report that is being written begins."""
-MOST = 200
-"""Tasks, and methods, of one report."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -53,8 +50,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, nargs="+", help="of the tables (default: the last that all runs reached)")
     parser.add_argument("--baseline", help="method to compare with (default: sac, or the first)")
     parser.add_argument("--max-return", type=float, default=1000.0, help="what returns are divided by (default 1000)")
-    drawn = ", ".join(DEFAULT)
-    parser.add_argument("--published", nargs="+", metavar="NAME", help=f"published returns, or none (default {drawn})")
+    parser.add_argument("--published", nargs="+", metavar="NAME", help="published methods to draw, or none")
     parser.add_argument("--time-actions", action="store_true", help="time a decision of each method's checkpoint, now")
     parser.add_argument(
         "--name", action="append", default=[], metavar="PATH=[TASK/]METHOD",
@@ -72,6 +68,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if not least <= options.max_return <= largest:
         parser.error(f"--max-return={options.max_return}: allowed is {least:g} to {largest:g}")
     return options
+
+
+def names_of(given: Sequence[str]) -> dict[Path, str]:
+    """Return METHOD or TASK/METHOD by path.
+
+    Raises:
+        InputError: when one is not PATH=METHOD or PATH=TASK/METHOD.
+    """
+    names = {}
+    for text in given:
+        path, _, name = text.rpartition("=")  # a run's folder may be called seed=0
+        if not path or not re.fullmatch(r"[^/]+(/[^/]+)?", name):
+            raise InputError(f"--name {text}: must be PATH=METHOD or PATH=TASK/METHOD")
+        names[Path(path)] = name
+    return names
 
 
 def earlier_files(out: Path) -> set[str]:
@@ -123,58 +134,30 @@ def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
         raise InputError(f"--out={out}: {error.strerror or error}") from error
 
 
-def show(table: Table, page: Path) -> None:
+def show(table: "pd.DataFrame", page: Path) -> None:
     """Print the returns, and where the page is."""
     console = Console(width=None if sys.stdout.isatty() else 200)
-    shown = RichTable(*table.head, box=None)
-    for row in table.rows:
+    shown = RichTable(*table, box=None)
+    for row in table.itertuples(index=False):
         shown.add_row(*(Text(cell) for cell in row))
     console.print(shown)
     console.print(printable(page, longest=None), markup=False, highlight=False, soft_wrap=True)
 
 
-def check_counts(groups: Groups) -> None:
-    """Refuse more tasks or methods than a picture has room for.
-
-    Raises:
-        InputError: it names the number.
-    """
-    methods = {method for by_method in groups.values() for method in by_method}
-    for name, count in (("tasks", len(groups)), ("methods", len(methods))):
-        if count > MOST:
-            raise InputError(f"RUNS: {count} {name}; a report has room for {MOST}")
-
-
-def choices_of(options: argparse.Namespace, arguments: Sequence[str], runs: Sequence[Run]) -> Choices:
-    """What the command line chose, checked against the runs.
-
-    Raises:
-        InputError: when it chose what is not there, or there are too many tasks or methods.
-    """
-    groups = grouped(runs)
-    check_counts(groups)
-    last = {task: max(run.scores.frames[-1] for run in runs if run.task == task) for task in groups}
-    return Choices(
-        frames=choose_frames(options.frames, groups),
-        chosen=options.frames is not None,
-        baseline=choose_baseline(options.baseline, list(dict.fromkeys(run.method for run in runs))),
-        max_return=options.max_return,
-        published=choose(options.published, last),
-        unscored=without_scores(options.runs),
-        command=printable(without_place([MADE_BY, *arguments]), longest=None),
-        decisions=time_decisions(groups, options.trust) if options.time_actions else {},
-    )
-
-
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Read, check, compose, and only then write."""
-    if importlib.util.find_spec("rliable") is None:
-        raise InputError('rliable is not installed; run pip install ".[report]" -c constraints.txt')
+    if not all(importlib.util.find_spec(name) for name in ("rliable", "pandas", "jinja2")):
+        raise InputError('rliable or pandas is not installed; run pip install ".[report]" -c constraints.txt')
     runs = read_runs(options.runs, names_of(options.name))
     earlier = earlier_files(options.out)
-    made = compose(runs, choices_of(options, arguments, runs))
-    write(options.out, made.files, earlier)
-    show(made.scores, options.out / "report.html")
+    # Pandas and what needs it: bad paths are refused before this is imported.
+    from dqs_lightning.cli.report.measure import measure
+    from dqs_lightning.cli.report.page import compose
+    from dqs_lightning.cli.report.tables import tables_of
+
+    made = measure(runs, options, [MADE_BY, *arguments])
+    write(options.out, compose(made), earlier)
+    show(next(table.cells for table in tables_of(made) if table.title == "Returns"), options.out / "report.html")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
