@@ -346,7 +346,7 @@ def test_bad_input_is_refused_and_nothing_is_written(here: Path, case: str, caps
 def test_options_out_of_range_are_refused(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         report.main(["runs", "--out=out", *option])
-    assert "allowed is" in capsys.readouterr().err
+    assert "must be" in capsys.readouterr().err
 
 
 def test_runs_of_several_settings_can_be_told_apart_or_called_one(here: Path) -> None:

@@ -10,15 +10,10 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
-
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
 from dqs_lightning.cli.escape import printable, printable_lines
@@ -26,12 +21,7 @@ from dqs_lightning.cli.reading import read_json
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.writing import existing_folder
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 SUMMARY, MADE_BY = "summary.json", "dqs-report"
-MAX_RETURNS = (1e-9, 1e100)
-"""Least and largest value of --max-return."""
 UNFINISHED = ".dqs-report-"
 """How the folder of a report that is being written begins."""
 
@@ -52,69 +42,60 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-return", type=float, default=1000.0, help="what returns are divided by (default 1000)")
     parser.add_argument("--published", nargs="+", metavar="NAME", help="published methods to draw, or none")
     parser.add_argument("--time-actions", action="store_true", help="time a decision of each method's checkpoint, now")
-    parser.add_argument(
-        "--name", action="append", default=[], metavar="PATH=[TASK/]METHOD",
-        help="call the runs at and below a path so; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE",
-        help="a further package whose classes the checkpoints of --time-actions may name; may be repeated",
-    )  # fmt: skip
+    names = "call the runs at and below a path so; may be repeated"
+    parser.add_argument("--name", action="append", default=[], metavar="PATH=[TASK/]METHOD", help=names)
+    trust = "a further package whose classes the checkpoints of --time-actions may name; may be repeated"
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=trust)
     options = parser.parse_args(arguments)
     for frames in options.frames or []:
         if frames < 1:
-            parser.error(f"--frames={frames}: allowed is 1 or more")
-    least, largest = MAX_RETURNS
-    if not least <= options.max_return <= largest:
-        parser.error(f"--max-return={options.max_return}: allowed is {least:g} to {largest:g}")
+            parser.error(f"--frames={frames}: must be >= 1")
+    if not 1e-9 <= options.max_return <= 1e100:
+        parser.error(f"--max-return={options.max_return}: must be 1e-09 to 1e+100")
     return options
 
 
 def names_of(given: Sequence[str]) -> dict[Path, str]:
-    """Return METHOD or TASK/METHOD by path.
+    """Return METHOD or TASK/METHOD by path, of PATH=NAME.
 
     Raises:
-        InputError: when one is not PATH=METHOD or PATH=TASK/METHOD.
+        InputError: when one has another form.
     """
-    names = {}
-    for text in given:
-        path, _, name = text.rpartition("=")  # a run's folder may be called seed=0
+    found = {text: text.rpartition("=") for text in given}  # a run's folder may be called seed=0
+    for text, (path, _, name) in found.items():
         if not path or not re.fullmatch(r"[^/]+(/[^/]+)?", name):
             raise InputError(f"--name {text}: must be PATH=METHOD or PATH=TASK/METHOD")
-        names[Path(path)] = name
-    return names
+    return {Path(path): name for path, _, name in found.values()}
 
 
 def earlier_files(out: Path) -> set[str]:
-    """Names of the files of the report that `out` holds; none where it is empty or not there.
+    """Return the names of the files of the report that `out` holds; none where it is empty or not there.
 
     Raises:
         InputError: when it holds anything else, which would be mixed up or lost, or when it cannot be written.
     """
     existing_folder(f"--out={out}", out)
-    if not out.exists():
-        return set()
     try:
         there = {entry.name for entry in out.iterdir() if not entry.name.startswith(UNFINISHED)}
+    except FileNotFoundError:
+        return set()
     except OSError as error:
         raise InputError(f"--out={out}: cannot be read: {error.strerror or error}") from error
     try:
         summary = read_json(out / SUMMARY)
-        own = set(summary["files"]) if summary["made_by"] == MADE_BY else set()
+        foreign = there - set(summary["files"] if summary["made_by"] == MADE_BY else ())
     except (InputError, KeyError, TypeError):
-        own = set()
-    if foreign := sorted(there - own):
+        foreign = there
+    if foreign:
         raise InputError(
-            f"--out={out}: holds {foreign[0]}, which is no file of an earlier report; allowed is a new folder, an "
+            f"--out={out}: holds {min(foreign)}, which is no file of an earlier report; allowed is a new folder, an "
             "empty one, or one with nothing but a report"
         )
     return there
 
 
 def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
-    """Write the whole report, and remove the files of an earlier one that are not in it.
-
-    All files are written to a folder of their own first, so that a disk that is full leaves the earlier report.
+    """Write the whole report beside an earlier one, so that a full disk leaves that, and then replace it.
 
     Raises:
         InputError: when the folder cannot be written.
@@ -134,16 +115,6 @@ def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
         raise InputError(f"--out={out}: {error.strerror or error}") from error
 
 
-def show(table: "pd.DataFrame", page: Path) -> None:
-    """Print the returns, and where the page is."""
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    shown = RichTable(*table, box=None)
-    for row in table.itertuples(index=False):
-        shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown)
-    console.print(printable(page, longest=None), markup=False, highlight=False, soft_wrap=True)
-
-
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Read, check, compose, and only then write."""
     if not all(importlib.util.find_spec(name) for name in ("rliable", "pandas", "jinja2")):
@@ -157,7 +128,8 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
     made = measure(runs, options, [MADE_BY, *arguments])
     write(options.out, compose(made), earlier)
-    show(next(table.cells for table in tables_of(made) if table.title == "Returns"), options.out / "report.html")
+    print(next(table.cells.to_string(index=False) for table in tables_of(made) if table.title == "Returns"))
+    print(printable(options.out / "report.html", longest=None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

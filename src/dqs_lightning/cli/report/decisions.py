@@ -17,12 +17,9 @@ Decisions = Mapping[tuple[str, str], tuple[float, float]]
 def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
     """Time the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
 
-    Args:
-        runs: of the report.
-        trust: packages whose classes the checkpoints may name, beside the registered components.
-
     Raises:
-        InputError: when no run has a checkpoint, or one cannot be read.
+        InputError: when no run has a checkpoint, or one cannot be read. Its classes must be of registered components
+            or of the packages in `trust`.
     """
     there: dict[tuple[str, str], Path] = {}
     for run in runs:
@@ -30,8 +27,7 @@ def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
             there.setdefault((run.task, run.method), file)
     if not there:
         raise InputError(f"--time-actions: none of the runs has {CHECKPOINT}")
-    # Torch is not needed for the rest of a report.
-    import torch
+    import torch  # which the rest of a report does not need
 
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint.archive import CheckpointError

@@ -38,22 +38,16 @@ TEXTS = ("run", "action_repeat", "state", "updates_per_s", "commit", "versions",
 
 @dataclass(frozen=True)
 class Run:
-    """One training that has been evaluated.
+    """One training that has been evaluated; runs of one task and method differ in their seed only.
 
     Attributes:
         run: its folder as it may be printed, below the path that was given.
-        task: of the environment.
-        method: runs of one task and method differ in their seed only.
-        seed: of the whole run.
         rows: its evaluations, in order; columns are `ROW`.
-        action_repeat: environment frames for each action.
         state: as a sweep's manifest says; empty for other runs.
         updates_per_s: the median of what metrics.csv logged; None where it did not.
-        commit: of each process that worked on the run, where they differ.
-        versions: of the last one, as NAME VERSION.
-        command: of the last one.
+        commit: of each process that worked on the run, where they differ; versions and command are of the last one.
         folder: where it is, resolved; None for a run of a study.
-        settings: by dotted key, see `_flat`.
+        settings: of model, data and evaluation, by dotted key.
         named: whether `--name` gave the method.
     """
 
@@ -89,39 +83,35 @@ def read_scores(file: Path) -> list[list[float]]:
     """
     rows: list[list[float]] = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
+        where = f"{file}, line {number}"
         try:
             row = json.loads(line)
             values = [row[key] for key in RANGES]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(
-                f"{file}, line {number}: not a whole row with {', '.join(RANGES)}: {line[:60]!r}"
-            ) from error
-        rows.append(_checked(values, rows[-1] if rows else None, f"{file}, line {number}"))
+            raise InputError(f"{where}: not a whole row with {', '.join(RANGES)}: {line[:60]!r}") from error
+        rows.append(_checked(values, rows, where))
     if not rows:
         raise InputError(f"{file}: the file is empty; the run has not been evaluated yet")
     return rows
 
 
-def _checked(values: Sequence[Any], before: Sequence[float] | None, where: str) -> list[float]:
-    """Refuse numbers of an evaluation that are out of range or go back."""
+def _checked(values: Sequence[Any], rows: Sequence[Sequence[float]], where: str) -> list[float]:
+    """Refuse an evaluation of which a number is out of range, or that does not follow the rows before it."""
     for value, (key, (least, largest)) in zip(values, RANGES.items(), strict=True):
+        shown = f"{where}: {key}={printable(value, 60)}"
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{where}: {key}={printable(value, 60)}: must be a number")
+            raise InputError(f"{shown}: must be a number")
         if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{where}: {key}={value}: must be a finite number")
+            raise InputError(f"{shown}: must be a finite number")
         if not least <= value <= largest:
-            raise InputError(f"{where}: {key}={printable(value, 60)}: must be {least:g} to {largest:g}")
-    if before and (values[0] <= before[0] or values[1] < before[1] or values[2] < before[2]):
+            raise InputError(f"{shown}: must be {least:g} to {largest:g}")
+    if rows and (values[0] <= rows[-1][0] or values[1] < rows[-1][1] or values[2] < rows[-1][2]):
         raise InputError(f"{where}: frames, updates or seconds go back")
     return [float(value) for value in values]
 
 
 def run_of(folder: Path, shown: str) -> Run:
-    """Read a run directory.
-
-    Args:
-        folder: the directory, resolved.
-        shown: the name under which it is shown.
+    """Read a run directory, which is resolved and has a name under which it is shown.
 
     Raises:
         InputError: when one of its files is not what dqs-fit writes.
@@ -132,7 +122,7 @@ def run_of(folder: Path, shown: str) -> Run:
     versions = [f"{name} {printable(last[name], 40)}" for name in VERSIONS if last.get(name)]
     words = last.get("command")
     command = [printable(word, longest=2000) for word in words] if isinstance(words, list) else []
-    name = "/".join(folder.parts[-3:])
+    manifest = folder.parents[2] / MANIFEST if len(folder.parents) > 2 else folder / MANIFEST
     return Run(
         run=shown,
         task=printable(facts["task"]),
@@ -140,7 +130,7 @@ def run_of(folder: Path, shown: str) -> Run:
         seed=facts["seed"],
         rows=rows,
         action_repeat=str(facts["action_repeat"] or ""),
-        state=states(folder.parents[2] / MANIFEST).get(name, "") if len(folder.parents) > 2 else "",
+        state=states(manifest).get("/".join(folder.parts[-3:]), ""),
         updates_per_s=_updates_per_s(folder / METRICS),
         commit=", ".join(re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", commit) for commit in commits) or "-",
         versions=", ".join(versions) or "-",
@@ -182,9 +172,8 @@ def runs_of(folder: Path) -> dict[Path, Run]:
             texts: dict[str, Any] = {name: printable(row[name], longest=4000) for name in (*KEYS, *TEXTS)}
             rate = _number(row["updates_per_s"])
             runs[key] = Run(**{**texts, "seed": int(row["seed"]), "updates_per_s": rate, "rows": []})
-        rows = runs[key].rows
         values = [row[name] if (number := _number(row[name])) is None else number for name in ROW]
-        rows.append(_checked(values, rows[-1] if rows else None, where))
+        runs[key].rows.append(_checked(values, runs[key].rows, where))
     if not runs:
         raise InputError(f"{folder / STUDY}: has no row")
     return {folder / run.task / run.method / f"seed={run.seed}": run for run in runs.values()}
@@ -212,20 +201,19 @@ def _number(text: str) -> float | None:
 
 def _flat(settings: Any, key: str = "") -> dict[str, Any]:
     """Return settings by dotted key, without those that say how long a run goes on."""
-    if not isinstance(settings, dict) or not settings:
-        return {} if key in ("data.total_frames", "evaluate.path") else {key: settings}
-    items = [_flat(value, f"{key}.{printable(name)}".lstrip(".")) for name, value in settings.items()]
-    return {name: value for item in items for name, value in item.items()}
+    if isinstance(settings, dict) and settings:
+        parts = [_flat(value, f"{key}.{printable(name)}".lstrip(".")) for name, value in settings.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    return {} if key in ("data.total_frames", "evaluate.path") else {key: settings}
 
 
 def write_study(runs: Sequence[Run], out: Path) -> None:
     """Write the file of a study."""
     rows = []
     for run in runs:
-        texts = [getattr(run, name) for name in TEXTS]
         for row in run.rows:
             numbers = [int(number) if number.is_integer() else number for number in row]
-            rows.append([run.task, run.method, run.seed, *numbers, *texts])
+            rows.append([run.task, run.method, run.seed, *numbers, *(getattr(run, name) for name in TEXTS)])
     out.mkdir(parents=True, exist_ok=True)
     with (out / STUDY).open("w", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([[*KEYS, *ROW, *TEXTS], *rows])

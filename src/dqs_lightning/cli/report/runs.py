@@ -59,9 +59,8 @@ def find_files(given: Path, name: str) -> list[Path]:
             raise InputError(f"RUNS={given}: no such folder")
     except OSError as error:
         raise InputError(f"RUNS={given}: {error.strerror or error}") from error
-    return [
-        Path(folder) / name for folder, folders, files in os.walk(given, onerror=fail) if name in (*folders, *files)
-    ]
+    walked = os.walk(given, onerror=fail)
+    return [Path(folder) / name for folder, folders, files in walked if name in (*folders, *files)]
 
 
 def _resolved(path: Path, key: str) -> Path:
@@ -80,20 +79,16 @@ def _shown(given: Path, file: Path) -> str:
 
 def _refuse_mixtures(runs: Sequence[Run]) -> None:
     """Refuse runs of one method that are not its seeds. Keys that only one version knows are not compared."""
-    seen: dict[tuple[str, str, int], Run] = {}
+    seeds: dict[tuple[str, str, int], Run] = {}
     first: dict[tuple[str, str], Run] = {}
     for run in runs:
         both = f"both are {run.method} on {run.task}"
-        if (other := seen.setdefault((run.task, run.method, run.seed), run)) is not run:
-            raise InputError(
-                f"{other.run}, {run.run}: {both} with seed {run.seed}\n"
-                "Leave one out, or tell them apart by --name PATH=METHOD"
-            )
-        if run.named or run.folder is None:
-            continue
-        one = first.setdefault((run.task, run.method), run)
-        for key in one.settings:
-            if key in run.settings and one.settings[key] != run.settings[key]:
+        if (one := seeds.setdefault((run.task, run.method, run.seed), run)) is not run:
+            told = f"{one.run}, {run.run}: {both} with seed {run.seed}"
+            raise InputError(f"{told}\nLeave one out, or tell them apart by --name PATH=METHOD")
+        one = run if run.named else first.setdefault((run.task, run.method), run)
+        for key in one.settings.keys() & run.settings.keys():
+            if one.settings[key] != run.settings[key]:
                 here, there = (printable(found.settings[key], 100) for found in (one, run))
                 raise InputError(
                     f"{one.run}, {run.run}: {both}, but {key} is {here} in the first and {there} in the second\n"
