@@ -28,16 +28,13 @@ from dqs_lightning.cli.provenance import about
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
 from dqs_lightning.cli.sweep_process import execute
-from dqs_lightning.cli.sweep_view import View
+from dqs_lightning.cli.sweep_view import COLOURS, View
 
 FAILED = 1
 """Exit code of a sweep of which a run failed; the others went on."""
 
-LOOK_S = 1.0
-"""Seconds between two looks at the runs."""
-
-OBJECT_STORE_BYTES = 100 * 2**20
-"""Ray's shared memory: nothing but exit codes goes through it."""
+POLL_S = 1.0
+"""Seconds between two checks of the runs."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -101,16 +98,14 @@ def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
 
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = options.jobs or max(here // options.cpus_per_run, 1)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    local: dict[str, Any] = {
-        "num_cpus": jobs * options.cpus_per_run,
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not options.address:
+        settings |= {"num_cpus": jobs * options.cpus_per_run, "include_dashboard": False}
+        settings |= {"object_store_memory": 100 * 2**20}  # bytes; only exit codes are sent through it
     try:
         if found := re.fullmatch(r"([\w.-]+):(\d+)", options.address or ""):
             socket.create_connection((found[1], int(found[2])), timeout=10).close()  # Ray itself waits for minutes
-        ray.init(address=options.address or "local", **quiet, **({} if options.address else local))
+        ray.init(address=options.address or "local", **settings)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--address={options.address or 'local'}: Ray does not start: {reason}") from error
@@ -138,7 +133,7 @@ def run_all(runs: list[Run], manifest: Manifest, view: View, options: argparse.N
                 active[task.remote(*arguments, options.gpus_per_run > 0)] = (run, time.monotonic())
                 manifest.started(run)
             look()
-            for ended in ray.wait(list(active), timeout=LOOK_S)[0]:
+            for ended in ray.wait(list(active), timeout=POLL_S)[0]:
                 run, start = active.pop(ended)
                 try:
                     exit_code, wall_s = ray.get(ended)
@@ -176,10 +171,8 @@ def check_commands(file: Path, runs: list[Run]) -> None:
     """
     from dqs_lightning.cli.rehearsal import Rehearsal
 
-    for run in runs:
-        family = run.name.rpartition("/")[0]
-        if run.name != next(other.name for other in runs if other.name.rpartition("/")[0] == family):
-            continue  # another seed of it
+    families = list(dict.fromkeys(run.name.rpartition("/")[0] for run in runs))
+    for family, run in zip(families, runs, strict=False):  # those of the first seed are first
         try:
             Rehearsal(run.command[1:])
         except InputError as error:
@@ -204,7 +197,7 @@ def sweep(options: argparse.Namespace) -> int:
         if any(manifest.records[run.name].state != "done" for run in runs):
             run_all(runs, manifest, view, options, stop)
     states = Counter[str](manifest.records[run.name].state for run in runs)
-    counts = ", ".join(f"{states[state]} {state}" for state in reversed(View.ORDER) if states[state])
+    counts = ", ".join(f"{states[state]} {state}" for state in reversed(COLOURS) if states[state])
     print(f"{manifest.file}  {counts}")
     if stop.asked and states["done"] < len(runs):
         return STOPPED

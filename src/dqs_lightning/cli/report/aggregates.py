@@ -22,9 +22,7 @@ class Aggregate:
     """Methods over tasks at a number of frames, returns divided by the largest possible one.
 
     Attributes:
-        frames: of training.
         tasks: those on which every method was evaluated.
-        baseline: with which the others are compared.
         table: a row a method. Columns: seeds (of each task, as many as its scarcest task has), iqm, gap (optimality
             gap, the mean shortfall from 1), better (probability that a seed's return is above the baseline's, mean
             over tasks), and the ends of their intervals such as iqm_low and iqm_high; NaN where there is none.
@@ -73,14 +71,11 @@ def aggregate(points: pd.DataFrame, baseline: str, max_return: float, reps: int 
         several = any(len(matrix) > 1 for matrix in scores.values())
         shares, bands = library.create_performance_profile(scores, levels, reps=reps if several else 1)
         rows: dict[str, dict[str, float]] = {method: {"seeds": len(matrix)} for method, matrix in scores.items()}
-        for method, matrix in scores.items():
-            rows[method] |= estimate("iqm", metrics.aggregate_iqm, matrix)
-        for method, matrix in scores.items():
-            rows[method] |= estimate("gap", metrics.aggregate_optimality_gap, matrix)
-        for method, matrix in scores.items():
-            if method != baseline:
-                improvement = metrics.probability_of_improvement
-                rows[method] |= estimate("better", improvement, matrix, scores[baseline])
+        for name, function in (("iqm", metrics.aggregate_iqm), ("gap", metrics.aggregate_optimality_gap)):
+            for method, matrix in scores.items():
+                rows[method] |= estimate(name, function, matrix)
+        for method in [method for method in rows if method != baseline]:
+            rows[method] |= estimate("better", metrics.probability_of_improvement, scores[method], scores[baseline])
     profiles = {}
     for method, share in shares.items():
         low, high = bands[method] if len(scores[method]) > 1 else (np.nan, np.nan)

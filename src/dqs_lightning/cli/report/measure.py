@@ -26,13 +26,9 @@ class Report:
     """What a report is about, and what is computed from it.
 
     Attributes:
-        runs: by task, method and seed.
-        scores: their evaluations, of `statistics.tidy`.
-        frames: of the tables.
-        chosen: whether `--frames` chose them.
-        points: of `statistics.at` at these frames.
-        aggregates: one for each of the frames at which methods can be compared.
-        baseline: with which methods are compared.
+        runs: by task, method and seed; `scores` are their evaluations, of `statistics.tidy`.
+        frames: of the tables; `chosen` where `--frames` chose them. `points` are the runs there, of `statistics.at`.
+        aggregates: one for each of the frames at which methods can be compared, with the `baseline`.
         max_return: divides the returns.
         published: rows to draw, of `published.choose`.
         unscored: runs of a sweep that have not been evaluated once, as NAME (STATE).

@@ -31,12 +31,8 @@ LINES = ("-", "--", ":", "-.")
 MARKS = ("s", "^", "D", "v", "P", "X", "o", "<", ">", "p", "h", "*")
 UNITS = ((3 * 3600, 3600.0, "hours"), (300, 60.0, "minutes"), (0, 1.0, "seconds"))
 """Of time: from so many seconds on, seconds of one, name."""
-FEW_POINTS = 16
-"""Lines of fewer points show them."""
-FEW_SEEDS = 5
-"""Fewer are drawn one by one as well: the band of two or three is as wide as the panel."""
-FEW_METHODS = 4
-"""With more of them in a panel bands are fainter, and seeds are not drawn one by one."""
+FEW_POINTS, FEW_SEEDS, FEW_METHODS = 16, 5, 4
+"""Lines of few points show them. Few seeds, in panels of few methods, are drawn one by one: their band is wide."""
 Styles = Mapping[str, tuple[str, str]]
 """Colour and line by method."""
 
@@ -63,19 +59,18 @@ def pictures_of(report: Report) -> list[Picture]:
         "lines, and a line goes as far as all of its seeds do."
     )
     marks = " Open marks: published returns, at the frames of their rows." if len(report.published) else ""
-    none = report.published.iloc[:0]
+    titles = {
+        "frames": ("frames.png", "Return against environment frames"),
+        "updates": ("updates.png", "Return against updates"),
+        "wall_s": ("wall_clock.png", "Return against wall-clock time, evaluations included"),
+    }
     with matplotlib.rc_context(STYLE):
-        frames, updates, wall_s = (
-            png(draw_curves(report.scores, axis, styles, report.published if axis == "frames" else none))
-            for axis in ("frames", "updates", "wall_s")
-        )
-        found = [
-            Picture("frames.png", "Return against environment frames", caption + marks, frames),
-            Picture("updates.png", "Return against updates", caption, updates),
-            Picture("wall_clock.png", "Return against wall-clock time, evaluations included", caption, wall_s),
-        ]
-        if report.aggregates:
-            one = report.aggregates[-1]
+        found = []
+        for axis, (name, title) in titles.items():
+            rows = report.published if axis == "frames" else report.published.iloc[:0]
+            figure = draw_curves(report.scores, axis, styles, rows)
+            found.append(Picture(name, title, caption + (marks if axis == "frames" else ""), png(figure)))
+        for one in report.aggregates[-1:]:
             where = f"At {one.frames:,} frames over {', '.join(one.tasks)}; returns divided by {report.max_return:g}."
             band = "95 % stratified bootstrap intervals over seeds, where there are two or more (rliable)."
             bars, profiles = png(draw_aggregate(one, styles)), png(draw_profiles(one, styles))
@@ -87,10 +82,8 @@ def pictures_of(report: Report) -> list[Picture]:
 def style_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return colour and line of each method."""
     order = (*COLOURS[:6], COLOURS[7])  # without yellow, which is faint on white
-    return {
-        method: (order[index % len(order)], LINES[index // len(order) % len(LINES)])
-        for index, method in enumerate(methods)
-    }
+    turns = [divmod(index, len(order)) for index in range(len(methods))]
+    return {name: (order[at], LINES[turn % len(LINES)]) for name, (turn, at) in zip(methods, turns, strict=True)}
 
 
 def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.DataFrame) -> Figure:
@@ -102,9 +95,8 @@ def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.D
         styles: of all methods, so that each keeps its own in every picture.
         published: of `published.choose`; empty for any axis but frames.
     """
-    names, labels = [drawable(method) for method in styles], list(published["label"].unique())
-    texts = [f"published: {label}" for label in labels]
-    tasks = list(scores["task"].unique())
+    tasks, names = list(scores["task"].unique()), [drawable(method) for method in styles]
+    texts = [f"published: {label}" for label in published["label"].unique()]
     columns = min(len(tasks), 3)
     rows = math.ceil(len(tasks) / columns)
     width = 5.0 if columns == 1 else 2.9 * columns
@@ -119,19 +111,23 @@ def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.D
         panel.set_title(drawable(task))
         found |= _draw_lines(panel, here, axis, styles)
         for row in marked.itertuples():
-            mark = MARKS[labels.index(row.label) % len(MARKS)]
-            (found[f"published: {row.label}"],) = panel.plot(
-                row.frames, row.mean, mark, color="0.25", fillstyle="none", markersize=5.5, clip_on=False, zorder=3
-            )
-        _limit(panel, pd.concat([here["return"], marked["mean"]]), here["return"].min())
+            text = f"published: {row.label}"
+            look = {"color": "0.25", "fillstyle": "none", "markersize": 5.5, "clip_on": False, "zorder": 3}
+            (found[text],) = panel.plot(row.frames, row.mean, MARKS[texts.index(text) % len(MARKS)], **look)
+        low = min(here["return"].min(), 0.0)  # all seeds and marks; a band of few seeds would stretch it many times
+        high = max(here["return"].max(), *marked["mean"], low + 1e-9 * max(1.0, -low))
+        room = 0.06 * (high - low)
+        panel.set_ylim(low if low == 0 else low - room, high + room)
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.3)
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     for panel in panels[::columns]:
         panel.set_ylabel("return of an episode")
-    figure.legend([found[method] for method in styles], names, loc="outside lower center", ncols=below, frameon=False)
+    figure.legend([found[name] for name in styles], names, loc="outside lower center", ncols=below, frameon=False)
     if texts:
-        marks = [found[text] for text in texts]
-        figure.legend(marks, texts, loc="outside upper center", ncols=above, frameon=False)
+        shown = [found[text] for text in texts]
+        figure.legend(shown, texts, loc="outside upper center", ncols=above, frameon=False)
     return figure
 
 
@@ -163,16 +159,6 @@ def _draw_lines(panel: Axes, scores: pd.DataFrame, axis: str, styles: Styles) ->
             alpha = 0.18 if few else 0.09
             panel.fill_between(line.index / scale, line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
     return found
-
-
-def _limit(panel: Axes, returns: pd.Series, least: float) -> None:
-    """Let the axis hold all seeds and marks; a band of few seeds would stretch it many times."""
-    low = min(float(least), 0.0)
-    high = max(float(returns.max()), low + 1e-9 * max(1.0, -low))
-    room = 0.06 * (high - low)
-    panel.set_ylim(low if low == 0 else low - room, high + room)
-    panel.set_xlim(left=0)
-    panel.grid(alpha=0.3)
 
 
 def draw_aggregate(aggregate: Aggregate, styles: Styles) -> Figure:

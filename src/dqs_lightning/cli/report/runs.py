@@ -87,8 +87,8 @@ def _refuse_mixtures(runs: Sequence[Run]) -> None:
             told = f"{one.run}, {run.run}: {both} with seed {run.seed}"
             raise InputError(f"{told}\nLeave one out, or tell them apart by --name PATH=METHOD")
         one = run if run.named else first.setdefault((run.task, run.method), run)
-        for key in one.settings.keys() & run.settings.keys():
-            if one.settings[key] != run.settings[key]:
+        for key in one.settings:
+            if key in run.settings and one.settings[key] != run.settings[key]:
                 here, there = (printable(found.settings[key], 100) for found in (one, run))
                 raise InputError(
                     f"{one.run}, {run.run}: {both}, but {key} is {here} in the first and {there} in the second\n"

@@ -29,15 +29,14 @@ class Table:
     def classes(self, name: str) -> str:
         """Return the style of a column on the page: numbers are aligned to the right, long texts are broken."""
         texts = [name, *self.cells[name]]
-        right, long = all(_is_numeric(text) for text in texts[1:]), any(len(text) > LONG for text in texts)
+        right, long = NUMERIC.issuperset("".join(texts[1:])), any(len(text) > LONG for text in texts)
         return " ".join(style for style, holds in (("right", right), ("long", long)) if holds)
 
     def markdown(self) -> str:
         """Return the table as lines of Markdown."""
         rows = [list(self.cells), ["---"] * self.cells.shape[1], *self.cells.to_numpy().tolist()]
-        lines = [
-            "| " + " | ".join(cell if _is_numeric(cell) else markdown(cell) for cell in row) + " |" for row in rows
-        ]
+        shown = [[cell if NUMERIC.issuperset(cell) else markdown(cell) for cell in row] for row in rows]
+        lines = [f"| {' | '.join(row)} |" for row in shown]
         return "\n".join([f"**{markdown(self.title)}.** {markdown(self.note)}", "", *lines])
 
 
@@ -51,23 +50,21 @@ def tables_of(report: Report) -> list[Table]:
 def _returns(report: Report) -> Table:
     table = summary(report.points)
     digits = _digits(table["mean"].abs().max())
-    table["95 % interval"] = [
-        _interval(low, high, digits) for low, high in zip(table["low"], table["high"], strict=True)
-    ]
-    formats = {
-        "frames": ",d",
-        "seeds": "d",
-        "mean": f".{digits}f",
-        "std": f".{digits}f",
-        "updates": ",.0f",
-        "wall_s": ",.0f",
+    ends = zip(table["low"], table["high"], strict=True)
+    cells = {
+        "task": table["task"],
+        "frames": _texts(table["frames"], ",d"),
+        "method": table["method"],
+        "seeds": _texts(table["seeds"], "d"),
+        "mean": _texts(table["mean"], f".{digits}f"),
+        "std": _texts(table["std"], f".{digits}f"),
+        "95 % interval": [_interval(low, high, digits) for low, high in ends],
+        "updates": _texts(table["updates"], ",.0f"),
+        "wall s": _texts(table["wall_s"], ",.0f"),
     }
-    for name, spec in formats.items():
-        table[name] = _texts(table[name], spec)
-    columns = ["task", "frames", "method", "seeds", "mean", "std", "95 % interval", "updates", "wall_s"]
     return Table(
         "Returns",
-        table[columns].rename(columns={"wall_s": "wall s"}),
+        pd.DataFrame(cells),
         "Mean over seeds of the return of an evaluation at those frames; between two evaluations on the line that "
         "joins them. std: over seeds, divided by their number less one. Interval: Student's, over seeds. Updates and "
         "wall seconds, evaluations included, are those by then, mean over seeds.",
@@ -153,10 +150,6 @@ def _runs(report: Report) -> Table:
         "All figures above are of these runs' evaluations. Commit, versions and command are those that the run "
         "recorded; of absolute paths only the end is shown.",
     )
-
-
-def _is_numeric(cell: str) -> bool:
-    return set(cell) <= NUMERIC
 
 
 def _digits(mean: float) -> int:
