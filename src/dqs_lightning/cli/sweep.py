@@ -63,7 +63,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 class Stop:
     """The order to stop: given by the first SIGTERM or SIGINT, read by the workers as a file that appears.
 
-    A second signal acts as it would without this, and Ray's workers then take their runs down with them.
+    Signals are handled within the context. A second one acts as it would without this, and Ray's workers then take
+    their runs down with them.
     """
 
     def __init__(self, out: Path) -> None:
@@ -75,16 +76,13 @@ class Stop:
         self.file.touch()
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Signals are taken within; afterwards they act as before."""
-        previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self.file.unlink(missing_ok=True)
+    def __enter__(self) -> None:
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self.file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -122,7 +120,7 @@ def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
 
 def run_all(runs: list[Run], manifest: Manifest, view: View, options: argparse.Namespace, stop: Stop) -> None:
     """Run what is not done, at most so many at a time, until all have ended or the order to stop has been obeyed."""
-    with engine(options) as (ray, jobs), stop.listening(), view.shown() as look:
+    with engine(options) as (ray, jobs), stop, view.shown() as look:
         task = ray.remote(num_cpus=options.cpus_per_run, num_gpus=options.gpus_per_run, max_retries=0)(execute)
         waiting = deque(run for run in runs if manifest.records[run.name].state != "done")
         active: dict[Any, tuple[Run, float]] = {}

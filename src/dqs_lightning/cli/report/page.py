@@ -34,14 +34,11 @@ def compose(report: Report) -> dict[str, bytes]:
 
     made = f"Made by {report.command} (dqs-lightning {version('dqs-lightning')})."
     tables, pictures, notes = tables_of(report), pictures_of(report), notes_on(report)
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (files("dqs_lightning.cli.report") / "report.html.j2").read_text()
-    )
+    source = (files("dqs_lightning.cli.report") / "report.html.j2").read_text()
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     template.globals["base64"] = lambda content: base64.b64encode(content).decode()
-    tasks, methods = (list(report.scores[key].unique()) for key in ("task", "method"))
-    page = template.render(
-        tasks=tasks, methods=methods, runs=report.runs, notes=notes, made=made, pictures=pictures, tables=tables
-    )
+    names = {f"{key}s": list(report.scores[key].unique()) for key in ("task", "method")}
+    page = template.render(**names, runs=report.runs, notes=notes, made=made, pictures=pictures, tables=tables)
     content = {
         "report.html": page.encode(),
         "table.md": "\n\n".join([*(table.markdown() for table in tables), markdown(made), ""]).encode(),
@@ -52,6 +49,7 @@ def compose(report: Report) -> dict[str, bytes]:
 
 def _summary(report: Report, notes: list[str], names: list[str]) -> dict[str, Any]:
     """Return everything in a report as plain values; a number that there is not is None."""
+    tables = {"scores": summary(report.points), "returns": report.points, "cost": costs(report.scores)}
     return {
         "made_by": MADE_BY,
         "files": names,
@@ -59,19 +57,12 @@ def _summary(report: Report, notes: list[str], names: list[str]) -> dict[str, An
         "baseline": report.baseline,
         "max_return": report.max_return,
         "notes": notes,
-        "scores": _rows(summary(report.points)),
-        "returns": _rows(report.points),
-        "cost": _rows(costs(report.scores)),
+        **{name: _rows(table) for name, table in (tables | {"published": report.published}).items()},
         "decision_ms": [[*key, *times] for key, times in report.decisions.items()],
-        "published": _rows(report.published),
         "runs": [{name: getattr(run, name) for name in (*KEYS, *TEXTS)} for run in report.runs],
         "aggregates": [
-            {
-                "frames": one.frames,
-                "tasks": one.tasks,
-                "methods": _rows(one.table.reset_index(names="method")),
-                "profiles": {name: _rows(profile.reset_index(names="level")) for name, profile in one.profiles.items()},
-            }
+            {"frames": one.frames, "tasks": one.tasks, "methods": _rows(one.table.reset_index(names="method"))}
+            | {"profiles": {name: _rows(share.reset_index(names="level")) for name, share in one.profiles.items()}}
             for one in report.aggregates
         ],
     }

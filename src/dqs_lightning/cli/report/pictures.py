@@ -20,13 +20,8 @@ from dqs_lightning.cli.report.aggregates import Aggregate
 from dqs_lightning.cli.report.measure import Report
 from dqs_lightning.cli.report.statistics import curve
 
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.usetex": False,  # a matplotlibrc could have names, which come from files, read as TeX
-}
+STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE["text.usetex"] = False  # a matplotlibrc could have names, which come from files, read as TeX
 LINES = ("-", "--", ":", "-.")
 MARKS = ("s", "^", "D", "v", "P", "X", "o", "<", ">", "p", "h", "*")
 UNITS = ((3 * 3600, 3600.0, "hours"), (300, 60.0, "minutes"), (0, 1.0, "seconds"))
@@ -196,8 +191,8 @@ def draw_profiles(aggregate: Aggregate, styles: Styles) -> Figure:
         )  # fmt: skip
         band = profile.index, profile["low"], profile["high"]
         panel.fill_between(*band, color=colour, alpha=alpha, linewidth=0, step="post")
-    levels = profile.index
-    panel.set(xlabel="normalised return", ylabel="share of runs above it", xlim=(levels[0], levels[-1]), ylim=(0, 1.03))
+    panel.set(xlabel="normalised return", ylabel="share of runs above it", ylim=(0, 1.03))
+    panel.set_xlim(profile.index[0], profile.index[-1])
     panel.grid(alpha=0.3)
     columns = _per_row([drawable(method) for method in aggregate.profiles], 5.0)
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)

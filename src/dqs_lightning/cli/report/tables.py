@@ -92,9 +92,8 @@ def _over_tasks(report: Report) -> Table:
     table = pd.concat([one.table.assign(frames=one.frames) for one in report.aggregates])
     cells = {"frames": _texts(table["frames"], ",d"), "method": table.index, "seeds": _texts(table["seeds"], "d")}
     several = table["better"].notna().any()
-    titles = {"iqm": "IQM", "gap": "optimality gap"} | (
-        {"better": f"P(better than {report.baseline})"} if several else {}
-    )
+    better = {"better": f"P(better than {report.baseline})"} if several else {}
+    titles = {"iqm": "IQM", "gap": "optimality gap", **better}
     for name, title in titles.items():
         rows = table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
         cells[title] = [
