@@ -56,7 +56,7 @@ def test_run_json_says_what_the_run_is_and_with_what_it_was_made(finished: Path)
     (start,) = facts.pop("starts")
     settings = facts.pop("settings")
     assert facts == {
-        "task": "cartpole-swingup", "method": "dqs", "seed": 0, "action_repeat": 8, "total_frames": 2400,
+        "task": "cartpole-swingup", "method": "dqs", "seed": 0, "action_repeat": 4, "total_frames": 2400,
     }  # fmt: skip
     assert start["torch"] == torch.__version__ and start["command"][0] == "dqs-fit" and start["commit"]
     assert settings == {key: yaml.safe_load((finished / "config.yaml").read_text())[key] for key in settings}

@@ -18,7 +18,7 @@ from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
-from dqs_lightning.cli.interpolation import as_yaml, hide_environment
+from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
 from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
 from dqs_lightning.cli.parser import ConfigFile, Parser
 from dqs_lightning.cli.provenance import method_of, write_run
@@ -165,7 +165,7 @@ class FitCLI(LightningCLI):
         written, environment = yaml.safe_load(text), self.datamodule.environment
         write_run(
             folder,
-            task=environment.name,
+            task=as_written(environment.name, self.config, self.parser.written),
             method=method_of(folder, type(self.model).__name__.lower()),
             seed=int(self.config.seed_everything or 0),
             action_repeat=environment.action_repeat,

@@ -32,10 +32,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="dqs-report",
         description="Curves, tables and a comparison of runs with intervals over seeds, on one page. A run's task is "
         "its environment; its method is the variant of a sweep, the folder above the time in runs/TASK/AGENT/TIME, or "
-        "the agent. Exit codes: 0 done, 2 bad input.",
+        "the agent, as the run was started. Exit codes: 0 done, 2 bad input.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="run directories, or folders of them such as a sweep's")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories, kept studies, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder for the report: new, empty, or a report's")
     parser.add_argument("--frames", type=int, nargs="+", help="of the tables (default: the last that all runs reached)")
     parser.add_argument("--baseline", help="method to compare with (default: sac, or the first)")
