@@ -121,6 +121,10 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise InputError('rliable or pandas is not installed; run pip install ".[report]" -c constraints.txt')
     runs = read_runs(options.runs, names_of(options.name))
     earlier = earlier_files(options.out)
+    try:
+        importlib.import_module("matplotlib")
+    except ValueError as error:
+        raise InputError(f"matplotlibrc: Matplotlib cannot read its settings: {printable(error)}") from error
     # Pandas and what needs it: bad paths are refused before this is imported.
     from dqs_lightning.cli.report.measure import measure
     from dqs_lightning.cli.report.page import compose

@@ -1,7 +1,6 @@
 """The files of a report: one page that needs nothing beside it, tables in Markdown, pictures, and a summary."""
 
 import base64
-import importlib
 import json
 from importlib.metadata import version
 from importlib.resources import files
@@ -10,28 +9,18 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment
 
-from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.escape import markdown, printable
+from dqs_lightning.cli.escape import markdown
 from dqs_lightning.cli.report.command import MADE_BY, SUMMARY
 from dqs_lightning.cli.report.files import KEYS, TEXTS
 from dqs_lightning.cli.report.measure import Report
 from dqs_lightning.cli.report.notes import notes_on
+from dqs_lightning.cli.report.pictures import pictures_of
 from dqs_lightning.cli.report.statistics import costs, summary
 from dqs_lightning.cli.report.tables import tables_of
 
 
 def compose(report: Report) -> dict[str, bytes]:
-    """Return the files of a report by name, the summary first.
-
-    Raises:
-        InputError: when Matplotlib cannot read its settings.
-    """
-    try:
-        importlib.import_module("matplotlib")
-    except ValueError as error:
-        raise InputError(f"matplotlibrc: Matplotlib cannot read its settings: {printable(error)}") from error
-    from dqs_lightning.cli.report.pictures import pictures_of
-
+    """Return the files of a report by name, the summary first."""
     made = f"Made by {report.command} (dqs-lightning {version('dqs-lightning')})."
     tables, pictures, notes = tables_of(report), pictures_of(report), notes_on(report)
     source = (files("dqs_lightning.cli.report") / "report.html.j2").read_text()
