@@ -77,7 +77,14 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--site-dir", "site", *session.posargs, env=quiet)
 
 
-BENCHMARKS = ("update", "acting", "collect", "overhead", "scaling", "seeds")
+BENCHMARKS = (
+    "speed/update",
+    "speed/acting",
+    "speed/collect",
+    "speed/overhead",
+    "speed/scaling",
+    "speed/seeds",
+)
 
 
 @nox.session

@@ -1,40 +1,51 @@
-"""Keep of runs what a result must carry: scores, counts, environment, configuration; not where they lay.
+"""Keep the results of runs as a study: one tidy CSV file, a row an evaluation.
 
     python benchmarks/keep.py runs/sweeps/baselines --out benchmarks/results/baselines
 
-Each argument is a run directory or a folder of them, such as a sweep's; what lies below it keeps its place.
-`dqs-report` draws such results as it does the runs themselves.
+Each argument is a run directory, a study, or a folder of them, such as a sweep's. `--name` is that of dqs-report, which
+draws studies as it does the runs themselves. Counts of goals, where GoalCoverage made some, become `goals.csv`.
 """
 
 import argparse
-import re
+import csv
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-KEPT = ("scores.jsonl", "goals.jsonl", "env.json", "config.yaml")
+from dqs_lightning.cli.report.command import names_of
+from dqs_lightning.cli.report.files import Run, write_study
+from dqs_lightning.cli.report.runs import read_runs
+
+GOALS = ("rollouts", "success", "goal_entropy", "goals", "paths", "mmd", "shares")
+"""Columns of `goals.csv` beside task, method, seed, frames and updates; shares of the goals are joined by spaces."""
 
 
-def keep(run: Path, target: Path, names: tuple[str, ...] = KEPT) -> None:
-    """Copy what a run has of the named files."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (run / name).exists():
-            (target / name).write_text(without_place((run / name).read_text()))
-
-
-def without_place(text: str) -> str:
-    """Where runs and configurations lay on the machine that made them is no part of a result."""
-    return re.sub(r"(?<![\w.])/[^\s\"']*?/((?:runs|configs)/[^\s\"']*)", r"\1", text)
+def write_goals(runs: Sequence[Run], out: Path) -> None:
+    """Write the counts of all runs that have some."""
+    rows = []
+    for run in runs:
+        if run.folder and (file := run.folder / "goals.jsonl").exists():
+            for line in file.read_text().splitlines():
+                row = json.loads(line)
+                row["shares"] = " ".join(map(str, row["shares"]))
+                counted = [row["env_frames"], row["updates"], *(row.get(name, "") for name in GOALS)]
+                rows.append([run.task, run.method, run.seed, *counted])
+    if rows:
+        with (out / "goals.csv").open("w", newline="") as stream:
+            head = ["task", "method", "seed", "frames", "updates", *GOALS]
+            csv.writer(stream, lineterminator="\n").writerows([head, *rows])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--name", action="append", default=[], metavar="PATH=[TASK/]METHOD")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    for given in options.runs:
-        for file in sorted(given.rglob("scores.jsonl")):
-            keep(file.parent, options.out / file.parent.relative_to(given))
-            print(options.out / file.parent.relative_to(given))
+    runs = read_runs(options.runs, names_of(options.name))
+    write_study(runs, options.out)
+    write_goals(runs, options.out)
+    print(f"{options.out}: {len(runs)} runs")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The files that the commands read, each with the command that reads it, for `payloads`."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -20,9 +22,8 @@ from payloads import (
     Form,
     checkpoints,
     configurations,
-    environments,
     replaced,
-    run_configurations,
+    run_facts,
     score_rows,
 )
 
@@ -32,23 +33,24 @@ from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.cli import evaluate, export, fit, sweep
 from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
 from dqs_lightning.cli.report import command as report
-from dqs_lightning.cli.report.content import measure
+from dqs_lightning.cli.report.files import write_study
+from dqs_lightning.cli.report.measure import measure
 from dqs_lightning.cli.report.runs import read_runs
+from dqs_lightning.cli.report.tables import tables_of
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import expand
 from dqs_lightning.cli.sweep_view import View
 from dqs_lightning.collection.data import OnlineData
 
 ROW = {"env_frames": 1000, "updates": 500, "wall_s": 10.0, "episodes": 10, "return_mean": 100.0}
-ENTRY = {
-    "python": "3.11",
-    "versions": {"torch": "2.13"},
-    "commit": "01" * 20,
-    "command": ["dqs-fit", "--config=a.yaml"],
-}
-CONFIG = {
-    "model": {"class_path": "dqs_lightning.agents.DQS", "init_args": {"sampler": "Ancestral"}},
-    "data": {"environment": {"class_path": "x.DMControl", "init_args": {"domain": "walker", "task": "walk"}}},
+FACTS = {
+    "task": "walker-walk",
+    "method": "dqs",
+    "seed": 0,
+    "action_repeat": 2,
+    "total_frames": 1000,
+    "settings": {"model": {"class_path": "dqs_lightning.agents.DQS", "init_args": {"sampler": "Ancestral"}}},
+    "starts": [{"python": "3.11", "torch": "2.13", "commit": "01" * 20, "command": ["dqs-fit", "--config=a.yaml"]}],
 }
 NETWORK = {"class_path": "MLP", "init_args": {"hidden": [8]}}
 BASE = {
@@ -67,6 +69,7 @@ SWEEP = {
     "overrides": ["model.tau=0.1"],
 }
 RUN = Path("sweep/base/a/seed=0")
+STUDY = Path("study/scores.csv")
 RANK = Path("rank.pt")
 """Put in place of the run's own rank file, whose name tells its step."""
 
@@ -212,10 +215,11 @@ def prepare(place: Path) -> None:
     folder = place / RUN
     folder.mkdir(parents=True)
     (folder / "scores.jsonl").write_text(json.dumps(ROW) + "\n")
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    (folder / "env.json").write_text(json.dumps([ENTRY]))
+    (folder / "run.json").write_text(json.dumps(FACTS))
     (folder / "metrics.csv").write_text("step,time/updates_per_s\n1,40\n")
     (folder / "log.txt").write_text("$ dqs-fit\n")
+    write_study(read_runs([folder]), (place / STUDY).parent)
+    shutil.copyfile(place / STUDY, place / "whole.csv")
     shutil.copytree(place / "run" / "checkpoints", folder / "checkpoints")
 
 
@@ -263,15 +267,26 @@ def saved_checkpoints(value: Any) -> list[bytes]:
 CHECKPOINT = Path("run/checkpoints/last.ckpt")
 
 
-def measured(*arguments: str) -> Callable[[], int]:
+def studies(value: Any) -> list[bytes]:
+    """The file of a study, in whose row one cell is the value."""
+    head, row = csv.reader(Path("whole.csv").read_text().splitlines())
+    text, files = value if isinstance(value, str) else json.dumps(value), []
+    for place in range(len(head)):
+        stream = io.StringIO()
+        csv.writer(stream).writerows([head, [*row[:place], text, *row[place + 1 :]]])
+        files.append(stream.getvalue().encode())
+    return files
+
+
+def measured(folder: str = "sweep", *arguments: str) -> Callable[[], int]:
     """dqs-report without its pictures."""
 
     def call() -> int:
-        options = report.parse(["sweep", "--out=report", "--published=none", *arguments])
+        options = report.parse([folder, "--out=report", "--published=none", *arguments])
         try:
             report.earlier_files(options.out)
-            runs = read_runs(options.runs)
-            assert measure(runs, report.choices_of(options, [], runs)).returns.html()
+            tables = tables_of(measure(read_runs(options.runs), options))
+            assert all(table.markdown() for table in tables)
         except InputError:
             return BAD_INPUT
         return DONE
@@ -298,8 +313,7 @@ TARGETS = [
     *(
         target
         for name, file, values, arguments in (
-            ("config.yaml", RUN / "config.yaml", lambda value: run_configurations(CONFIG, value), ()),
-            ("env.json", RUN / "env.json", lambda value: environments([ENTRY], value), ()),
+            ("run.json", RUN / "run.json", lambda value: run_facts(FACTS, value), ()),
             ("scores.jsonl", RUN / "scores.jsonl", lambda value: score_rows(ROW, value), ()),
             ("metrics.csv", RUN / "metrics.csv", none, ()),
             ("manifest.json", Path("sweep/manifest.json"), manifests, ()),
@@ -307,10 +321,11 @@ TARGETS = [
             ("last.ckpt", RUN / "checkpoints/last.ckpt", none, ("--time-actions",)),
         )
         for target in (
-            Target(f"{name}: dqs-report", file, measured(*arguments), values),
+            Target(f"{name}: dqs-report", file, measured("sweep", *arguments), values),
             Target(f"{name}: dqs-report, whole", file, reported(*arguments), first_of(values), slow=True),
         )
     ),
+    Target("scores.csv: dqs-report", STUDY, measured("study"), studies),
     Target("matplotlibrc: dqs-report", Path("matplotlibrc"), reported_by_a_process, styles, slow=True),
     Target("last.ckpt: dqs-eval", CHECKPOINT, main(evaluate.main, "run", "--episodes=1"), saved_checkpoints),
     Target("last.ckpt: dqs-export", CHECKPOINT,
@@ -323,10 +338,8 @@ TARGETS = [
     Target("environment variables: dqs-fit", Path("variables.json"), with_variables, variables, slow=True),
     Target("last.ckpt: dqs-fit continues", Path("fit/checkpoints/last.ckpt"), resumed, saved_checkpoints, slow=True),
     Target("rank file: dqs-fit continues", RANK, resumed, slow=True),
-    Target("config.yaml: dqs-fit continues", Path("fit/config.yaml"), resumed,
-           lambda value: run_configurations(CONFIG, value), slow=True),
-    Target("env.json: dqs-fit continues", Path("fit/env.json"), resumed,
-           lambda value: environments([ENTRY], value), slow=True),
+    Target("run.json: dqs-fit continues", Path("fit/run.json"), resumed,
+           lambda value: run_facts(FACTS, value), slow=True),
     Target("scores.jsonl: dqs-fit continues", Path("fit/scores.jsonl"), resumed,
            lambda value: score_rows(ROW, value), slow=True),
     Target("metrics.csv: dqs-fit continues", Path("fit/metrics.csv"), resumed, slow=True),

@@ -304,18 +304,13 @@ def configurations(value: Any) -> list[bytes]:
     return [yaml.safe_dump(content).encode() for content in (*replaced({}, value, *places), *listed, *whole)]
 
 
-def run_configurations(config: dict[str, Any], value: Any) -> list[bytes]:
-    """The config.yaml of a run with a value where the report reads a name, and elsewhere."""
+def run_facts(facts: dict[str, Any], value: Any) -> list[bytes]:
+    """The run.json of a run with a value where the report reads a name, and elsewhere."""
     places = (
-        "model.class_path", "model.init_args.sampler", "data.environment", "data.environment.class_path",
-        "data.environment.init_args.domain", "seed_everything", "my_key",
+        *facts, "settings.model", "settings.model.class_path", "settings.model.init_args.sampler", "starts.0",
+        "starts.0.command", "starts.0.command.0", "starts.0.commit", "starts.0.torch", "starts.0.python", "my_key",
     )  # fmt: skip
-    return [yaml.safe_dump(content).encode() for content in replaced(config, value, *places)]
-
-
-def environments(entries: list[Any], value: Any) -> list[bytes]:
-    places = ("0", "0.command", "0.command.0", "0.commit", "0.versions", "0.versions.torch", "0.python")
-    return [json.dumps(content).encode() for content in replaced(entries, value, *places)]
+    return [json.dumps(content).encode() for content in replaced(facts, value, *places)]
 
 
 def score_rows(row: dict[str, Any], value: Any) -> list[bytes]:

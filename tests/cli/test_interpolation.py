@@ -9,6 +9,7 @@ import yaml
 from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 from dqs_lightning.cli import fit
 from dqs_lightning.cli.interpolation import as_yaml, interpolations
+from dqs_lightning.cli.provenance import read_run
 from dqs_lightning.collection.data import OnlineData
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -49,6 +50,7 @@ def test_no_file_of_the_run_holds_the_secret(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["environment"]["init_args"]["label"] == "${oc.env:TOKEN}"
     assert config["model"]["init_args"]["temperature"]["init_args"]["over_updates"] == "${data.total_frames}"
+    assert read_run(run)["task"] == "${oc.env:TOKEN}"
     settings = safe_load(run / "checkpoints" / "last.ckpt")["settings"]
     assert settings["data.environment.label"] == "${oc.env:TOKEN}"
     assert settings["model.temperature.over_updates"] == 128

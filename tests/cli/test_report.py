@@ -7,21 +7,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from dqs_lightning import envs
 from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.provenance import method_of, without_place
 from dqs_lightning.cli.report import command as report
-from dqs_lightning.cli.report.content import AXES
-from dqs_lightning.cli.report.naming import environment_name
-from dqs_lightning.cli.report.provenance import without_place
+from dqs_lightning.cli.report.files import write_study
 from dqs_lightning.cli.report.published import DEFAULT, choose, read_published, suite_name
-from dqs_lightning.cli.report.runs import grouped, read_runs
+from dqs_lightning.cli.report.runs import read_runs
+from dqs_lightning.cli.report.statistics import tidy
 
 AT = (60_000, 100_000, 120_000)
 
@@ -30,29 +29,29 @@ def make(
     folder: Path,
     returns: Sequence[float] = (10.0, 20.0, 30.0),
     seed: int = 0,
-    agent: str = "DQS",
-    task: tuple[str, str] | None = ("walker", "walk"),
+    method: str = "",
+    task: str = "walker-walk",
     command: Sequence[str] = (),
     **settings: Any,
 ) -> Path:
-    """A run directory as dqs-fit leaves it, without config.yaml where there is no task."""
+    """A run directory as dqs-fit leaves it."""
     folder.mkdir(parents=True)
     rows = [
         {"env_frames": frames, "updates": frames // 2, "wall_s": frames / 100, "episodes": 10, "return_mean": value}
         for frames, value in zip(AT, returns, strict=False)
     ]
     (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if task:
-        arguments = {"domain": task[0], "task": task[1], "action_repeat": 2}
-        environment = {"class_path": "dqs_lightning.envs.DMControl", "init_args": arguments}
-        config = {
-            "seed_everything": seed,
-            "model": {"class_path": f"dqs_lightning.agents.{agent}", "init_args": settings},
-            "data": {"environment": environment, "total_frames": seed},
-        }
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    entry = {"python": "3.11.7", "versions": {"torch": "2.13.0"}, "commit": "0123456789abcdef" * 2 + "01234567"}
-    (folder / "env.json").write_text(json.dumps([{**entry, "command": ["dqs-fit", *command]}]))
+    start = {"python": "3.11.7", "torch": "2.13.0", "commit": "0123456789abcdef" * 2 + "01234567"}
+    facts = {
+        "task": task,
+        "method": method_of(folder, method or "dqs"),
+        "seed": seed,
+        "action_repeat": 2,
+        "total_frames": 120_000,
+        "settings": {"model": {"init_args": settings}, "data": {"total_frames": seed}},
+        "starts": [{**start, "command": ["dqs-fit", *command]}],
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
     return folder
 
 
@@ -65,7 +64,7 @@ def sweep(out: Path) -> Path:
                 name = f"walker-{task}/{variant}/seed={seed}"
                 returns = (base + seed, base + 50 + 10 * seed, base + 100.25 + seed)
                 words = ["--config", "/home/one/dqs/configs/walker.yaml", f"--run_dir={out}/{name}", "--ckpt_path=auto"]
-                make(out / name, returns, seed, task=("walker", task), command=words)
+                make(out / name, returns, seed, task=f"walker-{task}", command=words)
                 states[name] = {"state": "stopped" if name == "walker-run/sac/seed=1" else "done"}
     (out / "walker-walk" / "soft" / "seed=0" / "metrics.csv").write_text("step,time/updates_per_s\n1,\n2,40\n3,44\n4,")
     states["walker-run/sac/seed=2"] = {"state": "failed"}
@@ -92,42 +91,76 @@ def told(paths: Sequence[Path], names: dict[Path, str] | None = None) -> list[tu
     return [(run.task, run.method, run.seed) for run in read_runs(paths, names)]
 
 
-def test_task_method_and_seed_by_layout(here: Path) -> None:
+def test_the_method_of_a_run_is_decided_when_it_starts_and_can_be_overruled(here: Path) -> None:
+    assert method_of(Path("runs/sweeps/s/walker/T0.1/seed=3"), "dqs") == "T0.1"
+    assert method_of(Path("runs/walker-walk/mine/20260101-120000"), "dqs") == "mine"
+    assert method_of(Path("runs/walker-walk/mine/20260101-120000-2"), "dqs") == "mine"
+    assert method_of(Path("runs/w-0"), "sac") == method_of(Path("seed=0"), "sac") == "sac"
     make(Path("runs/sweeps/s/walker/T0.1/seed=3"), seed=3)
-    make(Path("runs/walker-walk/mine/20260101-120000"), agent="SAC", seed=1)
-    make(Path("runs/w-0"), seed=5, agent="SAC", task=("ball_in_cup", "catch"))
-    make(Path("kept/soft/seed=4"), task=None, command=["--config=configs/m.yaml", "--run_dir=a/maze/soft/seed=4"])
-    make(Path("kept/slow/0"), task=None, command=["--config", "configs/maze.yaml", "--seed_everything", "7"])
-    assert told([Path("runs")]) == [
-        ("walker-walk", "T0.1", 3), ("ball_in_cup-catch", "sac", 5), ("walker-walk", "mine", 1),
-    ]  # fmt: skip
-    assert told([Path("kept")]) == [("maze", "slow", 7), ("maze", "soft", 4)]
+    make(Path("runs/w-0"), seed=5, method="sac", task="ball_in_cup-catch")
+    Path("runs/sweeps/s/walker/T0.1/seed=3").rename("runs/moved")
+    assert told([Path("runs")]) == [("ball_in_cup-catch", "sac", 5), ("walker-walk", "T0.1", 3)]
+    assert told([Path("runs/w-0")]) == told([Path("runs/w-0"), Path("runs/w-0/..", "w-0")])
+    assert [run.run for run in read_runs([here / "runs" / "w-0", Path("runs")])] == ["w-0", "runs/moved"]
+    named = told([Path("runs")], {Path("runs"): "x", here / "runs" / "moved": "other/y"})
+    assert named == [("ball_in_cup-catch", "x", 5), ("other", "y", 3)]  # of two paths the deeper one
+
+
+def study(folder: Path) -> Path:
+    """The runs of a sweep as `benchmarks/keep.py` keeps them."""
+    write_study(read_runs([sweep(folder / "runs")]), folder / "kept")
+    return folder / "kept"
+
+
+def test_a_study_gives_the_report_of_its_runs(here: Path) -> None:
+    kept = study(here)
+    assert os.listdir(kept) == ["scores.csv"]
+    whole, again = read_runs([here / "runs"]), read_runs([kept])
+    assert [replace(run, folder=None, settings={}) for run in whole] == again
+    assert tidy(whole).equals(tidy(again))
+    head, first, *_ = (kept / "scores.csv").read_text().splitlines()
+    assert head.startswith("task,method,seed,frames,updates,wall_s,episodes,return,run,") and head.endswith(",command")
+    assert first.startswith("walker-run,sac,0,60000,30000,600,10,200,runs/walker-run/sac/seed=0,2,done,")
+    for place in ("runs", "kept"):
+        assert report.main([place, f"--out={place} out", "--published=none"]) == 0
+    first, second = ((here / f"{place} out" / "table.md").read_text().split("Made by")[0] for place in ("runs", "kept"))
+    assert first == second
+    names = {here / "kept" / "walker-run" / "sac": "x", here / "kept" / "walker-walk" / "sac" / "seed=0": "y/z"}
+    assert {run[:2] for run in told([kept], names)} == {
+        ("walker-run", "soft"), ("walker-run", "x"), ("walker-walk", "sac"), ("walker-walk", "soft"), ("y", "z"),
+    }  # fmt: skip
+
+
+DAMAGE: dict[str, tuple[str, str, str]] = {
+    "seed": ("walker-run,sac,1", "walker-run,sac,x", "row 4: seed=x: must be a whole number"),
+    "column": ("action_repeat", "repeat", "has no column action_repeat"),
+    "text": ("sac,1,60000", "sac,1,many", "row 4: env_frames=many: must be a number"),
+    "not finite": (",600,", ",nan,", "row 1: wall_s=nan: must be a number"),
+    "out of range": (",600,", ",-1,", "row 1: wall_s=-1.0: must be 0 to"),
+    "a row back": ("0,100000", "0,50000", "row 2: frames, updates or seconds go back"),
+    "a run twice": ("walker-run,sac,1,", "walker-run,sac,0,", "row 4: frames, updates or seconds go back"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_study_is_refused(here: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = study(here)
+    old, new, said = DAMAGE[case]
+    text = (kept / "scores.csv").read_text()
+    assert old in text
+    (kept / "scores.csv").write_text(text.replace(old, new))
+    assert report.main(["kept", "--out=out"]) == 2
     assert (
-        told([Path("kept/soft/seed=4")]) == told([Path("kept/soft/seed=4"), Path("kept/soft")]) == [("maze", "soft", 4)]
+        re.search(rf"scores.csv[,:] {said}", err := capsys.readouterr().err)
+        and len(err.splitlines()) == 1
+        and not (here / "out").exists()
     )
-    assert [run.shown for run in read_runs([here / "kept" / "soft", Path("kept")])] == ["soft/seed=4", "kept/slow/0"]
-    named = told([Path("kept")], {Path("kept"): "x", here / "kept" / "slow": "other/y"})
-    assert named == [("other", "y", 7), ("maze", "x", 4)]  # of two paths the deeper one
-
-
-def test_the_name_of_every_environment_is_known_without_importing_it() -> None:
-    for environment in (
-        envs.DMControl("cartpole", "swingup"), envs.Gym("Pendulum-v1"), envs.Maze(), envs.PointMaze(),
-        envs.MixtureNavigation(num_modes=7),
-    ):  # fmt: skip
-        arguments = {key: getattr(environment, key) for key in ("domain", "task", "id", "label", "num_modes")
-                     if hasattr(environment, key)}  # fmt: skip
-        path = f"dqs_lightning.envs.{type(environment).__name__}"
-        assert environment_name({"class_path": path, "init_args": arguments}) == environment.name
-    assert environment_name({"class_path": "x.Gym", "init_args": {"id": "ALE/Pong-v5"}}) == "ALE-Pong-v5"
-    assert environment_name({"class_path": "x.Gym", "init_args": {"id": "pets:Cat-v0"}}) == "Cat-v0"
-    assert environment_name({"class_path": "mine.Pole", "init_args": {}}) == "pole" and environment_name({}) is None
 
 
 def test_the_page_stands_on_its_own_and_holds_every_picture(made: Path) -> None:
     page = (made / "report.html").read_text()
     pictures = sorted(file.name for file in made.glob("*.png"))
-    assert pictures == sorted([*(name for _, name, _ in AXES), "aggregate.png", "profiles.png"])
+    assert pictures == ["aggregate.png", "frames.png", "profiles.png", "updates.png", "wall_clock.png"]
     inlined = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
     assert sorted(inlined) == sorted((made / name).read_bytes() for name in pictures)
     assert len(re.findall("src=", page)) == len(pictures)
@@ -160,8 +193,11 @@ def test_the_tables_hold_the_scores(made: Path) -> None:
     page = (made / "report.html").read_text()
     assert '<td class="right">500.8</td>' in page and "0123456789ab" in page and "torch 2.13.0" in page
     summary = json.loads((made / "summary.json").read_text())
-    found = [one for one in summary["scores"] if (one["task"], one["method"]) == ("walker-walk", "soft")]
-    assert [one["returns"] for one in found] == [[500.25, 501.25]] and summary["baseline"] == "sac"
+    found = [one for one in summary["returns"] if (one["task"], one["method"]) == ("walker-walk", "soft")]
+    assert [(one["seed"], one["return"]) for one in found] == [(0, 500.25), (1, 501.25)]
+    assert summary["baseline"] == "sac" and len(summary["runs"]) == 8
+    mean = next(one for one in summary["scores"] if (one["task"], one["method"]) == ("walker-walk", "soft"))
+    assert (mean["seeds"], mean["mean"], mean["updates"]) == (2, 500.75, 60_000)
 
 
 def test_what_is_missing_is_said(made: Path) -> None:
@@ -174,14 +210,14 @@ def test_what_is_missing_is_said(made: Path) -> None:
 
 
 def test_one_seed_and_a_shorter_run_are_said_and_work(here: Path) -> None:
-    make(Path("a/runs/w/dqs/20260101-000000"), (1.0, 2.0), task=("x", "y"))
-    make(Path("a/runs/w/dqs/20260102-000000"), seed=1, task=("x", "y"))
-    make(Path("a/runs/w/sac/20260101-000000"), (5.0, 5.0, 5.0), agent="SAC", task=("x", "y"))
-    entries = Path("a/runs/w/dqs/20260102-000000/env.json")
+    make(Path("a/runs/w/dqs/20260101-000000"), (1.0, 2.0), task="x-y")
+    make(Path("a/runs/w/dqs/20260102-000000"), seed=1, task="x-y")
+    make(Path("a/runs/w/sac/20260101-000000"), (5.0, 5.0, 5.0), task="x-y")
+    entries = Path("a/runs/w/dqs/20260102-000000/run.json")
     entries.write_text(entries.read_text().replace("01234567", "89abcdef"))
     assert report.main(["a", "--out=out", "--frames", "110000", "100000", "--max-return=10"]) == 0
     summary = json.loads(Path("out/summary.json").read_text())
-    assert [(one["method"], one["frames"], len(one["returns"])) for one in summary["scores"]] == [
+    assert [(one["method"], one["frames"], one["seeds"]) for one in summary["scores"]] == [
         ("dqs", 100_000, 2), ("sac", 100_000, 1), ("dqs", 110_000, 1), ("sac", 110_000, 1),
     ]  # fmt: skip
     assert summary["scores"][0]["mean"] == 11 and summary["scores"][2]["mean"] == 25
@@ -196,8 +232,9 @@ def test_published_rows_come_with_their_sources_and_what_they_spend(made: Path) 
     rows, source = read_published()
     assert len(rows) == 1615 and "github.com/nicklashansen/tdmpc2" in source
     assert (files("dqs_lightning.cli.report") / "dmc_published.csv").is_file()
-    assert {row.method for row in rows} >= set(DEFAULT)
-    assert {row.updates_per_frame for row in rows if row.method == "TD7"} == {None}
+    assert set(rows["method"]) >= set(DEFAULT)
+    td7 = rows[rows["method"] == "TD7"]
+    assert td7["updates_per_frame"].isna().all() and td7["label"].str.endswith(", updates not given").all()
     page = (made / "report.html").read_text()
     assert "TD-MPC2, action repeat 2, 0.5 updates/frame" in page and "github.com/nicklashansen/tdmpc2" in page
     head, _, row = next(
@@ -211,53 +248,57 @@ def test_published_names_are_those_of_the_suite() -> None:
     from dm_control import suite
 
     known = {suite_name(f"{domain}-{task}") for domain, task in suite.ALL_TASKS}
-    assert {row.task for row in read_published()[0]} <= known
+    assert set(read_published()[0]["task"]) <= known
     assert suite_name("ball_in_cup-catch") == "cup-catch"
 
 
 def test_published_rows_are_chosen_by_name_and_within_the_picture() -> None:
     last = {"walker-walk": 200_000.0, "maze": 1e6}
-    assert {(row.method, row.frames) for row in choose(None, last)["walker-walk"]} == {
+    rows = choose(None, last)
+    assert set(zip(rows["method"], rows["frames"], strict=True)) == {
         (method, frames) for method in DEFAULT for frames in (100_000, 200_000)
     }
-    assert choose(None, last)["maze"] == [] and choose(["none"], last)["walker-walk"] == []
-    assert {row.method for row in choose(["XQC"], last)["walker-walk"]} == {"XQC"}
+    assert set(rows["task"]) == {"walker-walk"} and choose(["none"], last).empty
+    assert set(choose(["XQC"], last)["method"]) == {"XQC"}
+    assert set(choose(None, {"ball_in_cup-catch": 1e5})["task"]) == {"ball_in_cup-catch"}
     with pytest.raises(
         InputError, match=r"--published=TDMPC2: no such method; allowed are none, SAC.*\nDid you mean TD-MPC2"
     ):
         choose(["TDMPC2"], last)
 
 
-def test_the_picture_marks_a_published_return_with_what_it_spends(here: Path) -> None:
+def test_the_picture_marks_a_published_return_with_what_it_spends(tmp_path: Path) -> None:
     from dqs_lightning.cli.report.pictures import draw_curves, style_of
 
-    runs = read_runs([sweep(here / "s")])
+    runs = read_runs([sweep(tmp_path / "s")])
     rows = choose(None, {"walker-walk": 120_000.0, "walker-run": 120_000.0})
-    figure = draw_curves(grouped(runs), "frames", style_of(["sac", "soft"]), rows)
+    figure = draw_curves(tidy(runs), "frames", style_of(["sac", "soft"]), rows)
     texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert texts == ["sac", "soft", *(f"published: {name}, action repeat 2, 0.5 updates/frame" for name in DEFAULT)]
     run, walk = figure.axes
     assert (run.get_title(), walk.get_title()) == ("walker-run", "walker-walk")
+    here = rows[rows["task"] == "walker-walk"]
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in walk.lines if len(line.get_xdata()) == 1}
-    assert points == {(row.frames, row.mean) for row in rows["walker-walk"]} and (100_000, 708) in points
+    assert points == set(zip(here["frames"], here["mean"], strict=True)) and (100_000, 708) in points
     means = [line for line in walk.lines if line.get_linewidth() == 1.5 and len(line.get_xdata()) > 1]
     assert [list(line.get_ydata()) for line in means] == [[200.5, 255, 300.75], [400.5, 455, 500.75]]
     assert len(walk.collections) == 2  # bands
-    assert walk.get_ylim()[1] > max(row.mean for row in rows["walker-walk"])
+    assert walk.get_ylim()[1] > here["mean"].max()
 
 
 BAD: dict[str, tuple[list[str], str]] = {
     "no such folder": (["nowhere"], "RUNS=nowhere: no such folder"),
-    "no runs": (["empty"], "RUNS=empty: no scores.jsonl in it or below"),
+    "no runs": (["empty"], "RUNS=empty: no scores.jsonl or scores.csv in it or below"),
     "empty scores": (["blank"], "blank/scores.jsonl: the file is empty"),
     "torn scores": (["torn"], "torn/scores.jsonl, line 2: not a whole row"),
     "not finite": (["nan"], "nan/scores.jsonl, line 1: return_mean=nan: must be a finite number"),
     "a row twice": (["double"], "double/scores.jsonl, line 2: frames, updates or seconds go back"),
     "updates go back": (["back"], "back/scores.jsonl, line 2: frames, updates or seconds go back"),
     "seconds go back": (["clock"], "clock/scores.jsonl, line 2: frames, updates or seconds go back"),
-    "bad config": (["config"], "config/config.yaml: not valid YAML"),
-    "bad environment": (["env"], "env/env.json: not what dqs-fit writes"),
-    "no task": (["bare"], "bare: neither config.yaml nor env.json tells its task; give --name PATH=TASK/METHOD"),
+    "bad run.json": (["bad"], "bad/run.json: not what dqs-fit writes: must be an object"),
+    "no task": (["task"], "task/run.json: not what dqs-fit writes: task=None"),
+    "negative seed": (["seed"], "seed/run.json: not what dqs-fit writes: seed=-1"),
+    "no run.json": (["bare"], "bare: has no run.json; only runs that dqs-fit started with this version can be read"),
     "foreign out": (["good", "--out=full"], "--out=full: holds mine.txt, which is no file of an earlier report"),
     "out a file": (["good", "--out=full/mine.txt"], "--out=full/mine.txt: full/mine.txt is not a folder"),
     "baseline": (["good", "--baseline=ppo"], "--baseline=ppo: no such method; allowed is one of dqs"),
@@ -278,8 +319,8 @@ def test_bad_input_is_refused_and_nothing_is_written(here: Path, case: str, caps
     make(here / "good", lr=1)
     make(here / "twice", lr=1)
     make(here / "other", lr=2, seed=1)
-    for name in ("blank", "torn", "nan", "double", "back", "clock", "config", "env", "bare"):
-        make(here / name, task=None if name == "bare" else ("walker", "walk"))
+    for name in ("blank", "torn", "nan", "double", "back", "clock", "bad", "bare", "task", "seed"):
+        make(here / name)
     (here / "blank" / "scores.jsonl").write_text("")
     lines = (here / "good" / "scores.jsonl").read_text().splitlines()
     (here / "torn" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[1][:40]}")
@@ -287,8 +328,11 @@ def test_bad_input_is_refused_and_nothing_is_written(here: Path, case: str, caps
     (here / "double" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[0]}\n")
     (here / "back" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[1].replace('50000', '29999')}\n")
     (here / "clock" / "scores.jsonl").write_text(f"{lines[0]}\n{lines[1].replace('1000.0', '599.0')}\n")
-    (here / "config" / "config.yaml").write_text("a: [")
-    (here / "env" / "env.json").write_text("[1]")
+    (here / "bare" / "run.json").unlink()
+    facts = json.loads((here / "bad" / "run.json").read_text())
+    (here / "bad" / "run.json").write_text("[1]")
+    (here / "task" / "run.json").write_text(json.dumps({**facts, "task": None}))
+    (here / "seed" / "run.json").write_text(json.dumps({**facts, "seed": -1}))
     before = sorted(here.rglob("*"))
     arguments, said = BAD[case]
     given = arguments if any(word.startswith("--out") for word in arguments) else [*arguments, "--out=out"]
@@ -302,7 +346,7 @@ def test_bad_input_is_refused_and_nothing_is_written(here: Path, case: str, caps
 def test_options_out_of_range_are_refused(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         report.main(["runs", "--out=out", *option])
-    assert "allowed is" in capsys.readouterr().err
+    assert "must be" in capsys.readouterr().err
 
 
 def test_runs_of_several_settings_can_be_told_apart_or_called_one(here: Path) -> None:

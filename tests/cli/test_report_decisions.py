@@ -1,7 +1,6 @@
 """What a decision costs, in a report: of which checkpoint, and what is refused."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,14 +9,18 @@ from helpers import small, small_data, trainer
 
 from dqs_lightning.agents import SAC, Agent
 from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.report.command import parse
 from dqs_lightning.cli.report.decisions import BATCH, CHECKPOINT, time_decisions
-from dqs_lightning.cli.report.statistics import Cost
-from dqs_lightning.cli.report.tables import cost_table
+from dqs_lightning.cli.report.files import Run
+from dqs_lightning.cli.report.measure import measure
+from dqs_lightning.cli.report.tables import tables_of
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
+ROWS = [[1000.0, 0.0, 1.0, 10.0, 5.0], [2000.0, 500.0, 2.0, 10.0, 6.0]]
 
-def run(folder: Path) -> Any:
-    return SimpleNamespace(folder=folder)
+
+def run(folder: Path, method: str = "sac", seed: int = 0) -> Run:
+    return Run("r", "pole", method, seed, ROWS, folder=folder)
 
 
 def test_the_first_seed_that_has_a_checkpoint_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,23 +35,25 @@ def test_the_first_seed_that_has_a_checkpoint_is_timed(tmp_path: Path, monkeypat
         return act(self, observation, **kwargs)
 
     monkeypatch.setattr(Agent, "act", counted)
-    members = [run(tmp_path / name) for name in ("first", "second", "third")]
-    found = time_decisions({"pole": {"sac": members, "none": [run(tmp_path / "first")]}})
+    runs = [run(tmp_path / name, seed=seed) for seed, name in enumerate(("first", "second", "third"))]
+    runs.append(run(tmp_path / "first", "none"))
+    found = time_decisions(runs)
     assert set(found) == {("pole", "sac")} and min(found["pole", "sac"]) > 0
     assert set(asked) == {(1, data.observation_dim), (BATCH, data.observation_dim)}
-    costs = [Cost("pole", method, (1.0,), (2.0,)) for method in ("sac", "none")]
-    rates: dict[tuple[str, str], list[float]] = {("pole", "sac"): [], ("pole", "none"): []}
-    table = cost_table(costs, rates, found)
-    assert table.head[-2:] == ("ms a decision", f"ms of {BATCH} at once")
-    assert [float(cell) for cell in table.rows[0][-2:]] == pytest.approx(found["pole", "sac"], abs=0.006)
-    assert table.rows[1][-2] == table.rows[1][-1] != table.rows[0][-1]
-    assert "ms a decision" not in cost_table(costs, rates, {}).head
+    tables = []
+    for options in ([], ["--time-actions"]):
+        made = measure(runs, parse([str(tmp_path), "--out=out", "--published=none", *options]))
+        tables.append((made.decisions, next(table.cells for table in tables_of(made) if table.title == "Cost")))
+    (_, without), (times, timed) = tables
+    assert "ms a decision" not in without and list(timed)[-2:] == ["ms a decision", f"ms of {BATCH} at once"]
+    shown = [float(cell) for cell in timed.iloc[0, -2:]]
+    assert shown == pytest.approx(times["pole", "sac"], abs=0.006) and list(timed.iloc[1, -2:]) == ["-", "-"]
 
 
 def test_no_checkpoint_and_a_broken_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--time-actions: none of the runs has"):
-        time_decisions({"pole": {"sac": [run(tmp_path)]}})
+        time_decisions([run(tmp_path)])
     (tmp_path / CHECKPOINT).parent.mkdir()
     (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match=r"--time-actions: .*last\.ckpt"):
-        time_decisions({"pole": {"sac": [run(tmp_path)]}})
+        time_decisions([run(tmp_path)])

@@ -9,38 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.report import command as report
-from dqs_lightning.cli.report.content import measure
+from dqs_lightning.cli.report import measure as measured_report
+from dqs_lightning.cli.report.files import RANGES, read_scores, write_study
+from dqs_lightning.cli.report.measure import measure
+from dqs_lightning.cli.report.notes import notes_on
 from dqs_lightning.cli.report.runs import read_runs
-from dqs_lightning.cli.report.scores import KEYS, RANGES, read_scores
+from dqs_lightning.cli.report.tables import tables_of
 
-FILES = ("scores.jsonl", "config.yaml", "env.json", "metrics.csv", "manifest.json")
+FILES = ("scores.jsonl", "run.json", "metrics.csv", "manifest.json")
 ROWS = [
     {"env_frames": 1000 * n, "updates": 500 * n, "wall_s": 10.0 * n, "episodes": 10, "return_mean": 100.0 * n}
     for n in (1, 2)
 ]
-CONFIG = {
-    "seed_everything": 3,
-    "model": {"class_path": "dqs_lightning.agents.DQS", "init_args": {"lr": 0.1}},
-    "data": {
-        "environment": {
-            "class_path": "dqs_lightning.envs.DMControl",
-            "init_args": {"domain": "walker", "task": "walk", "action_repeat": 2},
-        },
-        "total_frames": 2000,
-    },
-    "evaluate": {"episodes": 10},
-}
-ENTRY = {
-    "python": "3.11",
-    "versions": {"torch": "2.13"},
-    "commit": "01" * 20,
-    "command": ["dqs-fit", "--config=a.yaml"],
+START = {"python": "3.11", "torch": "2.13", "commit": "01" * 20, "command": ["dqs-fit", "--config=a.yaml"]}
+FACTS = {
+    "task": "walker-walk",
+    "method": "dqs",
+    "seed": 3,
+    "action_repeat": 2,
+    "total_frames": 2000,
+    "settings": {"model": {"init_args": {"lr": 0.1}}, "data": {"total_frames": 2000}, "evaluate": {"episodes": 10}},
+    "starts": [START, {"commit": "23" * 20}],
 }
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = [
@@ -51,27 +45,24 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def make(folder: Path, rows: Any = ROWS, config: Any = CONFIG, entries: Any = (ENTRY,)) -> Path:
+def make(folder: Path, rows: Any = ROWS, facts: Any = FACTS) -> Path:
     """A run directory with such files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "env.json").write_text(json.dumps(list(entries) if isinstance(entries, tuple) else entries))
+    (folder / "run.json").write_text(json.dumps(facts))
     (folder / "metrics.csv").write_text("step,time/updates_per_s\n1,40\n")
     return folder
 
 
 def measured(folder: Path) -> bool:
     """Whether everything of a report but its pictures can be computed; any error but a refusal gets through."""
-    arguments = [str(folder), "--out=out", "--published=none"]
     try:
-        runs = read_runs([folder])
-        found = measure(runs, report.choices_of(report.parse(arguments), arguments, runs))
+        found = measure(read_runs([folder]), report.parse([str(folder), "--out=out", "--published=none"]))
     except InputError as error:
         assert len(str(error).splitlines()) <= 3 and len(str(error)) < 2000
         return False
-    for table in (found.returns, found.cost, found.runs):
-        assert table.markdown().encode() and table.html().encode()
+    assert all(note.encode() for note in notes_on(found))
+    assert all(table.markdown().encode() for table in tables_of(found))
     return True
 
 
@@ -132,12 +123,20 @@ def test_a_file_of_anything_is_refused_or_read(here: Path, name: str, content: b
     found = measured(here / "sweep")
     if name == "scores.jsonl":
         assert not found
-    assert found or name not in ("manifest.json",)  # which says no more than states
+    assert found or name != "manifest.json"  # which says no more than states
     assert not (here / "ran").exists()
 
 
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_a_study_of_anything_is_refused(here: Path, content: bytes) -> None:
+    write_study(read_runs([make(here / "run")]), here / "study")
+    assert measured(here / "study")
+    (here / "study" / "scores.csv").write_bytes(content)
+    assert not measured(here / "study")
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "missing target", "device"])
-@pytest.mark.parametrize("name", FILES[:4])
+@pytest.mark.parametrize("name", FILES[:3])
 def test_what_is_no_regular_file_is_refused(here: Path, name: str, kind: str) -> None:
     file = make(here / "run") / name
     file.unlink()
@@ -153,8 +152,7 @@ def test_what_is_no_regular_file_is_refused(here: Path, name: str, kind: str) ->
         case "device":
             file.symlink_to("/dev/zero")
     with pytest.raises(InputError, match=rf"{name}: (must be a regular file|cannot be read: )"):
-        runs = read_runs([here / "run"])
-        measure(runs, report.choices_of(report.parse(["run", "--out=out"]), [], runs))
+        read_runs([here / "run"])
 
 
 def test_a_file_that_may_not_be_read_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,15 +183,15 @@ def test_a_path_that_cannot_be_is_refused(here: Path, given: str, capsys: pytest
 def test_links_between_folders_do_not_go_round(here: Path) -> None:
     make(here / "runs" / "one")
     (here / "runs" / "one" / "up").symlink_to(here / "runs")
-    assert [run.shown for run in read_runs([here / "runs"])] == ["runs/one"]
+    assert [run.run for run in read_runs([here / "runs"])] == ["runs/one"]
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", RANGES)
 @pytest.mark.parametrize("value", [1e308, -1e308, 10**400, -1, True, "12", None, [1], {}, 1e101, float("inf")], ids=str)
 def test_a_number_out_of_range_is_refused(here: Path, key: str, value: Any) -> None:
     folder = make(here / "run", rows=[{**ROWS[0], key: value}])
     if key == "return_mean" and value == -1:
-        assert read_scores(folder / "scores.jsonl").returns.tolist() == [-1.0]
+        assert read_scores(folder / "scores.jsonl") == [[1000, 500, 10, 10, -1]]
         return
     with pytest.raises(InputError, match=rf"scores.jsonl, line 1: {key}=.*: must be (a |0 to |1 to |-1e\+100 to )"):
         read_scores(folder / "scores.jsonl")
@@ -231,7 +229,7 @@ QUICK = settings(
 def test_rows_of_anything_are_refused_or_read(here: Path, value: Any) -> None:
     rows = value if isinstance(value, list) else [value]
     folder = make(here / "run", rows=rows)
-    whole = all(isinstance(row, dict) and all(_allowed(row.get(key), key) for key in KEYS) for row in rows)
+    whole = all(isinstance(row, dict) and all(_allowed(row.get(key), key) for key in RANGES) for row in rows)
     assert not measured(folder) or (whole and rows)
 
 
@@ -241,16 +239,16 @@ def _allowed(value: Any, key: str) -> bool:
 
 
 @QUICK
-@given(config=changed(CONFIG))
-def test_a_configuration_of_anything_is_refused_or_read(here: Path, config: Any) -> None:
-    assert measured(make(here / "run", config=config)) or not isinstance(config, dict)
+@given(facts=changed(FACTS))
+def test_facts_of_anything_are_refused_or_read(here: Path, facts: Any) -> None:
+    assert measured(make(here / "run", facts=facts)) or facts != FACTS
 
 
 @QUICK
-@given(entries=changed([ENTRY, ENTRY]))
-def test_an_environment_of_anything_is_refused_or_read(here: Path, entries: Any) -> None:
-    records = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-    assert measured(make(here / "run", entries=entries)) or not records
+@given(starts=changed([START, START]))
+def test_starts_of_anything_are_read_where_they_are_objects(here: Path, starts: Any) -> None:
+    records = isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
+    assert measured(make(here / "run", facts={**FACTS, "starts": starts})) == records
 
 
 @settings(QUICK, max_examples=4)
@@ -261,9 +259,8 @@ def test_a_whole_report_or_nothing(here: Path, rows: list[tuple[Any, Any]], name
     """Of two methods, whatever they are called and whatever their returns are."""
     for method in (0, 1):
         scores = [{**ROWS[0], "env_frames": 1000 * n, "return_mean": row[method]} for n, row in enumerate(rows, 1)]
-        environment = {"init_args": {"domain": names[0], "task": names[1]}}
-        config = {"model": {"class_path": f"{method}.{names[2 + method]}"}, "data": {"environment": environment}}
-        make(here / "runs" / str(method), rows=scores, config=config)
+        facts = {"task": f"{names[0]}-{names[1]}", "method": f"{method}{names[2 + method]}"}
+        make(here / "runs" / str(method), rows=scores, facts={**FACTS, **facts})
     code = report.main(["runs", "--out=out"])
     written = sorted(os.listdir("out")) if Path("out").exists() else []
     if code == 0:
@@ -297,13 +294,10 @@ def test_names_do_nothing_on_the_page_in_markdown_or_on_a_terminal(
     mixed = [" ".join(name for name in HOSTILE[start::3] if len(name) < 100) for start in range(3)]
     for place, names in (("tame", ["name"] * 3), ("hostile", mixed)):
         for index, name in enumerate(names):
-            environment = {"init_args": {"domain": f"{index}{name}", "task": name}}
-            model = {"class_path": f"x.{index}{name}" if index % 2 else "x.method"}
-            config = {"data": {"environment": environment}, "seed_everything": index, "model": model}
-            entry = {"commit": name, "python": name, "versions": {"torch": name}, "command": ["dqs-fit", name]}
-            make(here / place / str(index), config=config, entries=[entry])
-        folder = here / place / "<b>\x1b[31m"
-        make(folder, config={**CONFIG, "seed_everything": 99})
+            start = {"commit": name, "python": name, "torch": name, "command": ["dqs-fit", name]}
+            facts = {"task": f"{index}{name}", "method": f"{index % 2}{name}", "seed": index, "starts": [start]}
+            make(here / place / str(index), facts={**FACTS, **facts})
+        make(here / place / "<b>\x1b[31m", facts={**FACTS, "seed": 99})
         assert report.main([place, f"--out={place} out", "--published=none"]) == 0
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "\x07" not in printed and "[bold red]rich[/]" in printed
@@ -353,9 +347,8 @@ def test_a_disk_that_is_full_leaves_the_earlier_report(
 def test_more_tasks_than_a_picture_has_room_for_are_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "MOST", 2)
+    monkeypatch.setattr(measured_report, "MOST", 2)
     for index in range(3):
-        config = {"data": {"environment": {"init_args": {"label": str(index)}}}}
-        make(here / "runs" / str(index), config=config)
+        make(here / "runs" / str(index), facts={**FACTS, "task": str(index)})
     assert report.main(["runs", "--out=out"]) == 2
     assert "RUNS: 3 tasks; a report has room for 2" in capsys.readouterr().err

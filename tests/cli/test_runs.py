@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from dqs_lightning.checkpoint.archive import safe_load
 
@@ -44,12 +45,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_directory_holds_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert {"config.yaml", "env.json", "metrics.csv", "scores.jsonl", "checkpoints", "tensorboard"} <= names
+    assert {"config.yaml", "run.json", "metrics.csv", "scores.jsonl", "checkpoints", "tensorboard"} <= names
     rows = [json.loads(line) for line in (finished / "scores.jsonl").read_text().splitlines()]
     assert [row["env_frames"] for row in rows] == [832, 1600, 2400]
     assert set(rows[0]) == {"env_frames", "updates", "wall_s", "episodes", "return_mean", "return_ci95"}
-    environment = json.loads((finished / "env.json").read_text())[-1]
-    assert environment["versions"]["torch"] == torch.__version__ and environment["command"][0] == "dqs-fit"
+
+
+def test_run_json_says_what_the_run_is_and_with_what_it_was_made(finished: Path) -> None:
+    facts = json.loads((finished / "run.json").read_text())
+    (start,) = facts.pop("starts")
+    settings = facts.pop("settings")
+    assert facts == {
+        "task": "cartpole-swingup", "method": "dqs", "seed": 0, "action_repeat": 4, "total_frames": 2400,
+    }  # fmt: skip
+    assert start["torch"] == torch.__version__ and start["command"][0] == "dqs-fit" and start["commit"]
+    assert settings == {key: yaml.safe_load((finished / "config.yaml").read_text())[key] for key in settings}
+    assert set(settings) == {"model", "data", "evaluate"}
 
 
 def test_the_saved_configuration_runs_again(finished: Path, tmp_path: Path) -> None:

@@ -97,12 +97,12 @@ CONTENTS: dict[str, bytes] = {
     "lists": b'{"env_frames": [1], "return_mean": {}}',
     "deep": b"[" * 100_000,
     "huge": b'{"env_frames": 1e308, "return_mean": 1e308}',
-    "digits": b"  total_frames: " + b"9" * 10_000 + b"\n",
+    "digits": b'{"total_frames": ' + b"9" * 10_000 + b"}",
 }
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-@pytest.mark.parametrize("file", ["scores.jsonl", "config.yaml"])
+@pytest.mark.parametrize("file", ["scores.jsonl", "run.json"])
 def test_the_files_of_a_run_may_hold_anything(here: Path, file: str, content: bytes) -> None:
     run().folder.mkdir(parents=True)
     (run().folder / file).write_bytes(content)

@@ -91,8 +91,9 @@ def test_each_agent_discounts_the_state_that_follows_by_all_the_steps() -> None:
         targets = []
         for agent, steps in zip(agents, (n_steps, None), strict=True):
             batch = batch_of(steps)
-            path, _ = agent.paths(batch)
-            targets.append(agent.critic_target(batch, torch.tensor(0.1), path))
+            temperature, following = torch.tensor(0.1), batch["next", "observation"]
+            at_next, _ = agent.trajectories(batch["observation"], following, temperature)
+            targets.append(agent.critic_target(batch, following, temperature, at_next))
         torch.testing.assert_close(*targets)
         losses = []
         for discount, steps in ((0.9, n_steps), (0.9**n_steps, None)):

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from jsonargparse import Namespace
 
 from dqs_lightning.registry import describe
 
@@ -51,6 +52,15 @@ def as_yaml(resolved: str, written: Mapping[Place, str]) -> str:
     config = yaml.safe_load(resolved)
     put_back(config, written)
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def as_written(name: str, config: Namespace, written: Mapping[Place, str]) -> str:
+    """Return an environment's name in which values of the process's environment are interpolations, as written."""
+    for place, text in written.items():
+        value = config.get(".".join(map(str, place)))
+        if place[:2] == ("data", "environment") and reads_environment(text) and value and isinstance(value, str):
+            name = name.replace(value, text)
+    return name
 
 
 def hide_environment(written: Mapping[Place, str], model: L.LightningModule, data: L.LightningDataModule) -> None:

@@ -126,7 +126,7 @@ class RunDir:
         if self.path in self._created:
             shutil.rmtree(self.path, ignore_errors=True)
         elif self._lock is not None and self.ckpt_path is None:
-            for name in ("config.yaml", "env.json"):
+            for name in ("config.yaml", "run.json"):
                 (self.path / name).unlink(missing_ok=True)
         for folder in reversed(self._created):
             with contextlib.suppress(OSError):  # others may have come to use it

@@ -24,20 +24,17 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a run is to be as fast as one by hand; Ray would say 15
 
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, reported
-from dqs_lightning.cli.provenance import describe_environment
+from dqs_lightning.cli.provenance import about
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
 from dqs_lightning.cli.sweep_process import execute
-from dqs_lightning.cli.sweep_view import View
+from dqs_lightning.cli.sweep_view import COLOURS, View
 
 FAILED = 1
 """Exit code of a sweep of which a run failed; the others went on."""
 
-LOOK_S = 1.0
-"""Seconds between two looks at the runs."""
-
-OBJECT_STORE_BYTES = 100 * 2**20
-"""Ray's shared memory: nothing but exit codes goes through it."""
+POLL_S = 1.0
+"""Seconds between two checks of the runs."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,7 +63,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 class Stop:
     """The order to stop: given by the first SIGTERM or SIGINT, read by the workers as a file that appears.
 
-    A second signal acts as it would without this, and Ray's workers then take their runs down with them.
+    Signals are handled within the context. A second one acts as it would without this, and Ray's workers then take
+    their runs down with them.
     """
 
     def __init__(self, out: Path) -> None:
@@ -78,16 +76,13 @@ class Stop:
         self.file.touch()
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Signals are taken within; afterwards they act as before."""
-        previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self.file.unlink(missing_ok=True)
+    def __enter__(self) -> None:
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self.file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -101,16 +96,14 @@ def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
 
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = options.jobs or max(here // options.cpus_per_run, 1)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    local: dict[str, Any] = {
-        "num_cpus": jobs * options.cpus_per_run,
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not options.address:
+        settings |= {"num_cpus": jobs * options.cpus_per_run, "include_dashboard": False}
+        settings |= {"object_store_memory": 100 * 2**20}  # bytes; only exit codes are sent through it
     try:
         if found := re.fullmatch(r"([\w.-]+):(\d+)", options.address or ""):
             socket.create_connection((found[1], int(found[2])), timeout=10).close()  # Ray itself waits for minutes
-        ray.init(address=options.address or "local", **quiet, **({} if options.address else local))
+        ray.init(address=options.address or "local", **settings)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--address={options.address or 'local'}: Ray does not start: {reason}") from error
@@ -127,7 +120,7 @@ def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
 
 def run_all(runs: list[Run], manifest: Manifest, view: View, options: argparse.Namespace, stop: Stop) -> None:
     """Run what is not done, at most so many at a time, until all have ended or the order to stop has been obeyed."""
-    with engine(options) as (ray, jobs), stop.listening(), view.shown() as look:
+    with engine(options) as (ray, jobs), stop, view.shown() as look:
         task = ray.remote(num_cpus=options.cpus_per_run, num_gpus=options.gpus_per_run, max_retries=0)(execute)
         waiting = deque(run for run in runs if manifest.records[run.name].state != "done")
         active: dict[Any, tuple[Run, float]] = {}
@@ -138,7 +131,7 @@ def run_all(runs: list[Run], manifest: Manifest, view: View, options: argparse.N
                 active[task.remote(*arguments, options.gpus_per_run > 0)] = (run, time.monotonic())
                 manifest.started(run)
             look()
-            for ended in ray.wait(list(active), timeout=LOOK_S)[0]:
+            for ended in ray.wait(list(active), timeout=POLL_S)[0]:
                 run, start = active.pop(ended)
                 try:
                     exit_code, wall_s = ray.get(ended)
@@ -176,10 +169,8 @@ def check_commands(file: Path, runs: list[Run]) -> None:
     """
     from dqs_lightning.cli.rehearsal import Rehearsal
 
-    for run in runs:
-        family = run.name.rpartition("/")[0]
-        if run.name != next(other.name for other in runs if other.name.rpartition("/")[0] == family):
-            continue  # another seed of it
+    families = list(dict.fromkeys(run.name.rpartition("/")[0] for run in runs))
+    for family, run in zip(families, runs, strict=False):  # those of the first seed are first
         try:
             Rehearsal(run.command[1:])
         except InputError as error:
@@ -199,13 +190,12 @@ def sweep(options: argparse.Namespace) -> int:
         raise InputError('Ray is not installed; run pip install ".[sweep]", or use --dry-run, which needs no Ray')
     with alone(out):
         manifest, stop = Manifest(out, runs), Stop(out)
-        environment = {**describe_environment(), "command": ["dqs-sweep", *sys.argv[1:]]}
-        manifest.describe(sweep={"file": str(options.file), **read_sweep(options.file)}, environment=environment)
+        manifest.describe({"file": str(options.file), **read_sweep(options.file)}, about("dqs-sweep"))
         view = View(runs, manifest)
         if any(manifest.records[run.name].state != "done" for run in runs):
             run_all(runs, manifest, view, options, stop)
     states = Counter[str](manifest.records[run.name].state for run in runs)
-    counts = ", ".join(f"{states[state]} {state}" for state in reversed(View.ORDER) if states[state])
+    counts = ", ".join(f"{states[state]} {state}" for state in reversed(COLOURS) if states[state])
     print(f"{manifest.file}  {counts}")
     if stop.asked and states["done"] < len(runs):
         return STOPPED

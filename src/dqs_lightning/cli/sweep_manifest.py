@@ -1,4 +1,4 @@
-"""The sweep's `manifest.json`: what each run is, how far it came, and what it was made with."""
+"""The sweep's `manifest.json`: what each run is, its state, and what it was made with."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.checkpoint.restore import fits
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.escape import printable
@@ -25,13 +26,12 @@ class Record:
 
     Attributes:
         command: the dqs-fit command line, as words.
-        settings: its overrides and seed; with `digest` they tell whether it is the same run.
-        digest: of its configuration, see `Run`.
-        state: stopped: by a signal, to be continued; failed: any exit but 0 that nobody asked for.
+        settings: its overrides and seed; with `digest`, see `Run`, they show whether it is the same run.
+        state: stopped: by a signal, to be continued; failed: any exit but 0 that the sweep did not cause.
         start: of the first process, ISO 8601, UTC.
         wall_s: seconds of all its processes together.
         exit_code: of the last process, negative for a signal; None while there is none, or it was lost.
-        note: what a failed run ended on.
+        note: the last message of a failed run.
     """
 
     command: list[str]
@@ -42,11 +42,6 @@ class Record:
     wall_s: float = 0.0
     exit_code: int | None = None
     note: str = ""
-
-
-def checkpoint(run: Run) -> Path:
-    """Where a run that came anywhere has its checkpoint."""
-    return run.folder / "checkpoints" / "last.ckpt"
 
 
 class Manifest:
@@ -69,15 +64,16 @@ class Manifest:
         self.about: dict[str, Any] = {}
         self.records = self._read()
         for run in runs:
-            fresh = Record(run.command, list(run.settings), run.digest)
             old = self.records.get(run.name)
-            if old and checkpoint(run).is_file():
-                self._refuse_other(run, old)
-                old.command = run.command
-                if old.state == "running" or (old.state == "done" and old.exit_code != DONE):
-                    old.state = "stopped"
-            else:
-                self.records[run.name] = fresh
+            if old is None or not run.checkpoint.is_file():
+                self.records[run.name] = Record(run.command, list(run.settings), run.digest)
+                continue
+            if differ := _differences(run, old):
+                words = [f"{run.folder}: holds a run of another sweep", *differ, "Give another name or --out"]
+                raise InputError("\n".join(words))
+            old.command = run.command
+            if old.state == "running" or (old.state == "done" and old.exit_code != DONE):
+                old.state = "stopped"
 
     def _read(self) -> dict[str, Record]:
         if not os.path.lexists(self.file):
@@ -85,26 +81,12 @@ class Manifest:
         try:
             return {name: _record(row) for name, row in read_json(self.file)["runs"].items()}
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{self.file}: not a manifest of dqs-sweep; move it away, or give another --out"
-            ) from error
+            reason = "not a manifest of dqs-sweep; move it away, or give another --out"
+            raise InputError(f"{self.file}: {reason}") from error
 
-    def _refuse_other(self, run: Run, old: Record) -> None:
-        if old.settings != list(run.settings):
-            differ = [
-                f"{verb} {printable(' '.join(words))}" for verb, words in (("was", old.settings), ("is", run.settings))
-            ]
-        elif old.digest != run.digest:
-            differ = [f"{run.config}, or a file that it extends, says other things than it did"]
-        else:
-            return
-        raise InputError(
-            "\n".join([f"{run.folder}: holds a run of another sweep", *differ, "Give another name or --out"])
-        )
-
-    def describe(self, **about: Any) -> None:
-        """Say what the sweep as a whole is, beside its runs, and write the file."""
-        self.about = about
+    def describe(self, sweep: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Write what the sweep file says, and with what the sweep was started, beside the runs."""
+        self.about = {"sweep": sweep, "environment": environment}
         self._write()
 
     def started(self, run: Run) -> None:
@@ -120,44 +102,38 @@ class Manifest:
             run: whose.
             exit_code: None when it was lost with its worker.
             wall_s: seconds that it took.
-            asked: whether it had been asked to stop: then a death by that signal is no failure.
+            asked: whether the sweep was stopped: then a death by that signal is no failure.
             note: why it was lost.
         """
         record = self.records[run.name]
         record.exit_code, record.wall_s = exit_code, round(record.wall_s + wall_s, 1)
-        if exit_code == DONE and checkpoint(run).is_file():
+        if exit_code == DONE and run.checkpoint.is_file():
             record.state = "done"
         elif exit_code == STOPPED or (asked and (exit_code is None or exit_code < 0)):
             record.state = "stopped"
         else:
-            record.state = "failed"
             ended = "no checkpoint is there" if exit_code == DONE else f"exit code {exit_code}"
-            record.note = note or last_words(run.folder) or ended
+            record.state, record.note = "failed", note or last_words(run.folder) or ended
         self._write()
 
     def _write(self) -> None:
-        """Replace the file by a whole one, or leave the old."""
-        text = json.dumps({**self.about, "runs": {name: asdict(row) for name, row in self.records.items()}}, indent=2)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".{NAME}.{os.getpid()}")
-        with temporary.open("w") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.file)
+        content = {**self.about, "runs": {name: asdict(row) for name, row in self.records.items()}}
+        atomic_write(f"{json.dumps(content, indent=2)}\n".encode(), self.file)
+
+
+def _differences(run: Run, old: Record) -> list[str]:
+    if old.settings != list(run.settings):
+        settings = {"was": old.settings, "is": run.settings}
+        return [f"{verb} {printable(' '.join(words))}" for verb, words in settings.items()]
+    changed = f"{run.config}, or a file that it extends, says other things than it did"
+    return [] if old.digest == run.digest else [changed]
 
 
 def _record(row: dict[str, Any]) -> Record:
-    """The record that a row of the file holds.
-
-    Raises:
-        KeyError: when it lacks a part.
-        TypeError: when a part is of another type.
-        ValueError: when its seconds are none that a run can take.
-    """
+    """Return the record that a row of the file holds; KeyError, TypeError or ValueError where it is none."""
     hints = get_type_hints(Record)
-    for name in hints:
-        if not fits(row[name], hints[name]):
+    for name, hint in hints.items():
+        if not fits(row[name], hint):
             raise TypeError(f"{name}={row[name]}")
     if not 0 <= row["wall_s"] < LONGEST_S:
         raise ValueError(f"wall_s={row['wall_s']}")

@@ -1,4 +1,4 @@
-"""A sweep file and the runs that it stands for: tasks x variants x seeds. Nothing here starts or writes anything."""
+"""A sweep file and the runs that it describes: tasks x variants x seeds. Nothing here starts or writes anything."""
 
 import hashlib
 import json
@@ -15,10 +15,8 @@ from dqs_lightning.registry import nearest
 KEYS = ("config", "tasks", "seeds", "variants", "overrides")
 RESERVED = ("extends", "run_dir", "ckpt_path", "seed_everything", "print_config", "trust")
 """Options of dqs-fit that the sweep sets itself, or that only a command line may set."""
-
 FURTHER = "config="
 """The override that names a further configuration file, read after the task's: a method, which any task can have."""
-
 MAX_SEED = 2**32 - 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.]*)(\+?)=.*", re.DOTALL)
@@ -29,7 +27,7 @@ class Run:
     """One training.
 
     Attributes:
-        name: task/variant/seed=k, also where it lives below the sweep's folder.
+        name: task/variant/seed=k, also its place below the sweep's folder.
         config: its configuration file, absolute.
         digest: of what that file, further ones and all that they extend say; comments are no part of it.
         settings: options of dqs-fit, the overrides in order and the seed.
@@ -45,27 +43,30 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The dqs-fit command line, which starts the run, continues it, and leaves it alone when it is finished."""
-        return [
-            "dqs-fit", "--config", str(self.config), *self.settings, f"--run_dir={self.folder}", "--ckpt_path=auto",
-        ]  # fmt: skip
+        place = [f"--run_dir={self.folder}", "--ckpt_path=auto"]
+        return ["dqs-fit", "--config", str(self.config), *self.settings, *place]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint of a run that trained for a while."""
+        return self.folder / "checkpoints" / "last.ckpt"
 
 
 def read_sweep(file: Path) -> dict[str, Any]:
-    """What a sweep file says, checked: KEYS, of which `overrides` may be missing, and `config` or `tasks` is.
+    """Read and check a sweep file: KEYS, of which `overrides` is optional, and one of `config` and `tasks` is there.
 
     Raises:
-        InputError: when a key is unknown or missing, or a value is not what it may be.
+        InputError: when a key is unknown or missing, or a value is not allowed.
     """
     try:
         content = read_config(file)
     except InputError as error:
         raise InputError(str(error).removeprefix("--config=")) from error
-    for key in content:
-        if key not in KEYS:
-            found = nearest(key, KEYS)
-            hint = f"\nDid you mean {found}?" if found else ""
-            raise InputError(f"{file}: {key}: no such key; allowed are {', '.join(KEYS)}{hint}")
     try:
+        for key in content:
+            if key not in KEYS:
+                hint = f"\nDid you mean {found}?" if (found := nearest(key, KEYS)) else ""
+                raise InputError(f"{key}: no such key; allowed are {', '.join(KEYS)}{hint}")
         if ("config" in content) == ("tasks" in content):
             raise InputError("config, tasks: one of the two must be there, and one only")
         for key in ("seeds", "variants"):
@@ -77,17 +78,16 @@ def read_sweep(file: Path) -> dict[str, Any]:
         _check_seeds(content["seeds"])
         for name, overrides in _mapping("variants", content["variants"]).items():
             _check_overrides(f"variants.{name}", overrides)
-        if "overrides" in content:
-            _check_overrides("overrides", content["overrides"])
-            if not content["overrides"]:
-                raise InputError("overrides=[]: must be a list of one or more, or be left out")
+        _check_overrides("overrides", content.get("overrides", []))
+        if content.get("overrides") == []:
+            raise InputError("overrides=[]: must be a list of one or more, or be left out")
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return content
 
 
 def expand(file: Path, out: Path) -> list[Run]:
-    """The runs of a sweep file, seed by seed: what is wrong with a variant shows before its other seeds are paid for.
+    """List the runs of a sweep file, seed by seed, so that a wrong variant shows before its other seeds are trained.
 
     Args:
         file: the sweep file; paths in it are relative to its folder, those of overrides `config=PATH` too.
@@ -97,28 +97,23 @@ def expand(file: Path, out: Path) -> list[Run]:
         InputError: when the file is wrong, or a configuration that it names is missing or not readable.
     """
     content = read_sweep(file)
-    common = content.get("overrides", [])
-    one_seed: list[tuple[str, Path, str, list[str]]] = []
+    families: list[tuple[str, Path, str, list[str]]] = []
     for task, path in _tasks(content).items():
-        key = f"{file}: {'config' if 'config' in content else f'tasks.{task}'}"
-        config = _beside(file, path, key)
-        chain = _chain(config, key)
+        config, chain = _chain(file, path, "config" if "config" in content else f"tasks.{task}")
         for variant, own in content["variants"].items():
-            overrides, said = [], list(chain)
-            for override in (*common, *own):
+            overrides, read = [], list(chain)
+            for override in (*content.get("overrides", []), *own):
                 if override.startswith(FURTHER):
-                    key = f"{file}: variants.{variant}: {override}"
-                    further = _beside(file, override.removeprefix(FURTHER), key)
-                    said += _chain(further, key)
-                    override = FURTHER + str(further)
+                    further, more = _chain(file, override.removeprefix(FURTHER), f"variants.{variant}: {override}")
+                    override, read = f"{FURTHER}{further}", read + more
                 overrides.append(f"--{override}")
-            digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
-            one_seed.append((f"{task}/{variant}", config, digest, overrides))
+            digest = hashlib.sha256(json.dumps(read, sort_keys=True, default=str).encode()).hexdigest()
+            families.append((f"{task}/{variant}", config, digest, overrides))
     runs = []
     for seed in content["seeds"]:
-        for family, config, digest, overrides in one_seed:
-            name = f"{family}/seed={seed}"
-            runs.append(Run(name, config, digest, (*overrides, f"--seed_everything={seed}"), out.resolve() / name))
+        for family, config, digest, overrides in families:
+            name, settings = f"{family}/seed={seed}", (*overrides, f"--seed_everything={seed}")
+            runs.append(Run(name, config, digest, settings, out.resolve() / name))
     return runs
 
 
@@ -155,19 +150,14 @@ def _check_seeds(seeds: Any) -> None:
 def _check_overrides(key: str, overrides: Any) -> None:
     """A variant's list may be empty: the configuration as it is."""
     if not isinstance(overrides, list):
-        raise InputError(f"{key}={overrides}: must be a list of overrides, such as [model.backup=ExpectedQ]")
-    names = []
-    for override in overrides:
-        found = _OVERRIDE.fullmatch(override) if isinstance(override, str) else None
-        if not found:
-            raise InputError(
-                f"{key}={override}: must be an option of dqs-fit without its dashes, such as data.num_envs=8"
-            )
-        if found[1] in RESERVED:
+        raise InputError(f"{key}={overrides}: must be a list of overrides, such as [data.num_envs=8]")
+    found = [_OVERRIDE.fullmatch(override) if isinstance(override, str) else None for override in overrides]
+    for override, match in zip(overrides, found, strict=True):
+        if not match:
+            raise InputError(f"{key}={override}: must be an option of dqs-fit without dashes, such as data.num_envs=8")
+        if match[1] in RESERVED:
             raise InputError(f"{key}={override}: a sweep may not set {', '.join(RESERVED)}")
-        if not found[2] and found[1] != "config":
-            names.append(found[1])
-    _refuse_twice(key, names)
+    _refuse_twice(key, (match[1] for match in found if match and not match[2] and match[1] != "config"))
 
 
 def _refuse_twice(key: str, items: Iterable[Any]) -> None:
@@ -178,25 +168,16 @@ def _refuse_twice(key: str, items: Iterable[Any]) -> None:
         seen.add(item)
 
 
-def _beside(file: Path, path: str, key: str) -> Path:
-    """A path that is relative to the sweep file, as an absolute one.
-
-    Raises:
-        InputError: when no file can have that name; it names `key`.
-    """
-    try:
-        return (file.parent / path).resolve()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{key}: no such file: {error}") from error
-
-
-def _chain(config: Path, key: str) -> list[dict[str, Any]]:
-    """What a configuration and those that it extends say.
+def _chain(file: Path, path: str, key: str) -> tuple[Path, list[dict[str, Any]]]:
+    """A configuration, relative to the sweep file, and what it and those that it extends say.
 
     Raises:
         InputError: when one of them is missing or not readable; it names `key`.
     """
     try:
-        return list(config_chain(config).values())
+        config = (file.parent / path).resolve()
+        return config, list(config_chain(config).values())
     except InputError as error:
-        raise InputError(f"{key}: {str(error).removeprefix('--config=')}") from error
+        raise InputError(f"{file}: {key}: {str(error).removeprefix('--config=')}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {key}: no such file: {error}") from error

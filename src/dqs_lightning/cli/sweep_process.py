@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 POLL_S = 0.2
-"""Seconds between two looks for the order to stop."""
-
+"""Seconds between two checks for the order to stop."""
 LOG = "log.txt"
 
 
@@ -21,7 +20,7 @@ def execute(command: Sequence[str], folder: Path, stop: Path, cwd: Path, threads
         command: the command line, of which the first word, dqs-fit, is replaced by this interpreter's own.
         folder: the run directory; `log.txt` in it is added to.
         stop: a file. When it appears the process gets SIGTERM, on which it writes a checkpoint, and is waited for.
-        cwd: where the process runs.
+        cwd: the working directory of the process.
         threads: of torch, OMP_NUM_THREADS.
         gpu: whether the process may see the GPUs that this worker was given.
 
@@ -39,14 +38,9 @@ def execute(command: Sequence[str], folder: Path, stop: Path, cwd: Path, threads
         print(f"$ {shlex.join(command)}", file=log, flush=True)
         # A session of its own: Ctrl-C in the terminal is for the sweep, which then asks every run once.
         process = subprocess.Popen(
-            [sys.executable, "-m", "dqs_lightning.cli.fit", *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=cwd,
-            start_new_session=True,
-        )
+            [sys.executable, "-m", "dqs_lightning.cli.fit", *command[1:]], cwd=cwd, env=environment,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
         try:
             asked = False
             while process.poll() is None:
@@ -61,7 +55,7 @@ def execute(command: Sequence[str], folder: Path, stop: Path, cwd: Path, threads
 
 
 def last_words(folder: Path) -> str:
-    """What the latest process in a run's log ended on: dqs-fit's own message if there is one, or the last line."""
+    """Return the last message of the latest process in a run's log: dqs-fit's own if there is one, or the last line."""
     file = folder / LOG
     lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
     words = ""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,10 +18,10 @@ from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
-from dqs_lightning.cli.interpolation import as_yaml, hide_environment
+from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
 from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
 from dqs_lightning.cli.parser import DEFAULT_AGENT, ConfigFile, Parser, defaults_of
-from dqs_lightning.cli.provenance import write_environment
+from dqs_lightning.cli.provenance import method_of, write_run
 from dqs_lightning.cli.run_dir import RunDir
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
@@ -157,11 +158,20 @@ class FitCLI(LightningCLI):
         return STOPPED
 
     def _write_configuration(self) -> None:
-        """Write config.yaml, with interpolations as they were written, and env.json."""
+        """Write config.yaml, with interpolations as they were written, and run.json."""
         folder, ckpt_path = self.run_dir.path, self.run_dir.ckpt_path
         text = as_yaml(self.parser.dump(self.config, skip_unset=False), self.parser.written)
         atomic_write(text.encode(), folder / "config.yaml")
-        write_environment(folder)
+        written, environment = yaml.safe_load(text), self.datamodule.environment
+        write_run(
+            folder,
+            task=as_written(environment.name, self.config, self.parser.written),
+            method=method_of(folder, type(self.model).__name__.lower()),
+            seed=int(self.config.seed_everything or 0),
+            action_repeat=environment.action_repeat,
+            total_frames=self.datamodule.total_frames,
+            settings={section: written.get(section) for section in ("model", "data", "evaluate")},
+        )
         # A run that was killed before its first checkpoint starts anew, without the rows that it left.
         updates = -1 if ckpt_path is None else safe_load(ckpt_path)["global_step"]
         drop_later_metrics(folder / "metrics.csv", updates)

@@ -71,7 +71,7 @@ class Support(ABC):
         return x.new_zeros(x.shape[:-1])
 
     def proposal_log_prob(self, points: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Log density of `draw` around x [..., d], at points that broadcast with x, plus (d / 2) log(2 pi)."""
+        """Log density of `draw` at points that broadcast with x [..., d], plus (d / 2) log(2 pi)."""
         return log_normal(points, x, sigma) - self.log_mass(x, sigma) - x.shape[-1] * torch.log(sigma).squeeze(-1)
 
     def standard(self) -> tuple["Support", float, float]:
@@ -79,7 +79,7 @@ class Support(ABC):
         return self, 0.0, 1.0
 
     def start(self, x: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Returns a random latent for each x, of its shape: of a uniform action, or from N(x, sigma^2) without bounds."""
+        """Returns a random latent for each x: of a uniform action, or from N(x, sigma^2) without bounds."""
         return self.draw(x, sigma, 1, generator)[0]
 
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:

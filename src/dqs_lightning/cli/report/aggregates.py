@@ -1,127 +1,93 @@
-"""What a report says over tasks, all of it computed by rliable: IQM, optimality gap, improvement and profiles.
+"""Methods compared over tasks by rliable: IQM, optimality gap, probability of improvement and performance profiles.
 
-The 95 % intervals are rliable's stratified bootstrap over seeds: each task's seeds are drawn anew, the tasks stay.
+The 95 % intervals are rliable's stratified bootstrap over seeds: the seeds of each task are resampled, the tasks are
+not.
 """
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from dqs_lightning.cli.report.scores import Floats
+import pandas as pd
 
 REPS = 1000
 """Bootstrap samples of an interval."""
 
-Returns = Mapping[str, Mapping[str, Sequence[float]]]
-"""One return a seed, by method and task."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval, which one seed does not have."""
-
-    value: float
-    interval: tuple[float, float] | None
-
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Methods over tasks at a number of frames, returns divided by the greatest one that is possible.
+    """Methods over tasks at a number of frames, returns divided by the largest possible one.
 
     Attributes:
-        frames: of training.
         tasks: those on which every method was evaluated.
-        seeds: of each task, by method: as many as its scarcest task has.
-        iqm: interquartile mean over seeds and tasks, by method.
-        gap: optimality gap, the mean shortfall from 1, by method.
-        baseline: with which the others are compared.
-        improvement: probability that a seed's return is above the baseline's, mean over tasks, by method.
-        levels: returns [levels] of the profiles.
-        profiles: share of seeds and tasks above each level [levels], by method.
-        bands: 95 % intervals [2, levels] of the profiles, by method of several seeds.
+        table: a row a method. Columns: seeds (of each task, as many as its scarcest task has), iqm, gap (optimality
+            gap, the mean shortfall from 1), better (probability that a seed's return is above the baseline's, mean
+            over tasks), and the ends of their intervals such as iqm_low and iqm_high; NaN where there is none.
+        profiles: share of seeds and tasks above each level, by method: columns share, low and high, NaN for one seed.
     """
 
     frames: int
-    tasks: tuple[str, ...]
-    seeds: dict[str, int]
-    iqm: dict[str, Estimate]
-    gap: dict[str, Estimate]
+    tasks: list[str]
     baseline: str
-    improvement: dict[str, Estimate]
-    levels: Floats
-    profiles: dict[str, Floats]
-    bands: dict[str, Floats]
+    table: pd.DataFrame
+    profiles: dict[str, pd.DataFrame]
 
 
-def shared_tasks(returns: Returns) -> tuple[str, ...]:
-    """The tasks on which every method has a return."""
-    every = dict.fromkeys(task for tasks in returns.values() for task in tasks)
-    return tuple(sorted(task for task in every if all(task in tasks for tasks in returns.values())))
-
-
-def aggregate(frames: int, returns: Returns, baseline: str, max_return: float, reps: int = REPS) -> Aggregate | None:
-    """Compare methods over the tasks that all of them share; None where they share none.
+def aggregate(points: pd.DataFrame, baseline: str, max_return: float, reps: int = REPS) -> Aggregate | None:
+    """Compare methods over the tasks that all of them share; None where there are none.
 
     Args:
-        frames: of training, where the returns were taken.
-        returns: by method and task, one a seed.
+        points: rows of `statistics.at` at one number of frames.
         baseline: one of the methods.
-        max_return: what a return is divided by.
+        max_return: divides the returns.
         reps: bootstrap samples.
     """
-    tasks = shared_tasks(returns)
-    if not tasks:
+    returns = points.groupby(["method", "task"], sort=False)["return"].agg(list)
+    methods, every = points["method"].unique(), sorted(points["task"].unique())
+    tasks = [task for task in every if all((method, task) in returns for method in methods)]
+    if not tasks or baseline not in methods:
         return None
+    scores = {}
+    for method in methods:  # [seeds, tasks]; tasks with more seeds than the scarcest give their first ones
+        of_tasks = [returns[method, task] for task in tasks]
+        count = min(len(values) for values in of_tasks)
+        scores[method] = np.array([values[:count] for values in of_tasks]).T / max_return
     with _rliable() as (library, metrics):
-        scores = {method: _matrix(by_task, tasks) / max_return for method, by_task in returns.items()}
 
-        def estimate(function: Callable[..., float], key: Any) -> Estimate:
-            single = any(len(matrix) < 2 for matrix in (key if isinstance(key, list) else [key]))
+        def estimate(name: str, function: Callable[..., float], *given: Any) -> dict[str, float]:
+            single = any(len(matrix) < 2 for matrix in given)
             values, intervals = library.get_interval_estimates(
-                {"": key}, _as_array(function), reps=1 if single else reps
-            )
-            low, high = intervals[""][:, 0]
-            return Estimate(float(values[""][0]), None if single else (float(low), float(high)))
+                {"": list(given) if len(given) > 1 else given[0]}, lambda *x: np.array([function(*x)]),
+                reps=1 if single else reps,
+            )  # fmt: skip
+            low, high = (np.nan, np.nan) if single else intervals[""][:, 0]
+            return {name: float(values[""][0]), f"{name}_low": low, f"{name}_high": high}
 
         everything = np.concatenate([matrix.ravel() for matrix in scores.values()])
         levels = np.linspace(min(0.0, everything.min()), max(1.0, everything.max()), 101)
-        several = any(len(matrix) > 1 for matrix in scores.values())  # one seed has no band
-        profiles, bands = library.create_performance_profile(scores, levels, reps=reps if several else 1)
-        return Aggregate(
-            frames=frames,
-            tasks=tasks,
-            seeds={method: len(matrix) for method, matrix in scores.items()},
-            iqm={method: estimate(metrics.aggregate_iqm, matrix) for method, matrix in scores.items()},
-            gap={method: estimate(metrics.aggregate_optimality_gap, matrix) for method, matrix in scores.items()},
-            baseline=baseline,
-            improvement={
-                method: estimate(metrics.probability_of_improvement, [matrix, scores[baseline]])
-                for method, matrix in scores.items()
-                if method != baseline
-            },
-            levels=levels,
-            profiles=profiles,
-            bands={method: band for method, band in bands.items() if len(scores[method]) > 1},
-        )
-
-
-def _matrix(by_task: Mapping[str, Sequence[float]], tasks: Sequence[str]) -> Floats:
-    """Returns [seeds, tasks]; tasks with more seeds than the scarcest give their first ones."""
-    count = min(len(by_task[task]) for task in tasks)
-    return np.array([by_task[task][:count] for task in tasks], dtype=np.float64).T
-
-
-def _as_array(function: Callable[..., float]) -> Callable[..., Floats]:
-    return lambda *matrices: np.array([function(*matrices)])
+        several = any(len(matrix) > 1 for matrix in scores.values())
+        shares, bands = library.create_performance_profile(scores, levels, reps=reps if several else 1)
+        rows: dict[str, dict[str, float]] = {method: {"seeds": len(matrix)} for method, matrix in scores.items()}
+        for name, function in (("iqm", metrics.aggregate_iqm), ("gap", metrics.aggregate_optimality_gap)):
+            for method, matrix in scores.items():
+                rows[method] |= estimate(name, function, matrix)
+        for method in [method for method in rows if method != baseline]:
+            rows[method] |= estimate("better", metrics.probability_of_improvement, scores[method], scores[baseline])
+    profiles = {}
+    for method, share in shares.items():
+        low, high = bands[method] if len(scores[method]) > 1 else (np.nan, np.nan)
+        profiles[method] = pd.DataFrame({"share": share, "low": low, "high": high}, index=levels)
+    columns = ["seeds", *(f"{name}{end}" for name in ("iqm", "gap", "better") for end in ("", "_low", "_high"))]
+    table = pd.DataFrame(rows.values(), index=list(rows), columns=columns)
+    return Aggregate(int(points["frames"].iloc[0]), tasks, baseline, table, profiles)
 
 
 @contextlib.contextmanager
 def _rliable() -> Iterator[tuple[Any, Any]]:
-    """Its modules. It draws from numpy's global state whatever it is given: the same report draws the same."""
+    """Import its modules. It draws from numpy's global state, which is seeded here, so that a report is repeatable."""
     from rliable import library, metrics
 
     state = np.random.get_state()

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.report.statistics import Groups
+from dqs_lightning.cli.report.files import Run
 
 BATCH = 64
 CHECKPOINT = "checkpoints/last.ckpt"
@@ -13,26 +14,20 @@ Decisions = Mapping[tuple[str, str], tuple[float, float]]
 """Median milliseconds of one decision and of `BATCH` at once, by task and method."""
 
 
-def time_decisions(groups: Groups, trust: Sequence[str] = ()) -> Decisions:
+def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
     """Time the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
 
-    Args:
-        groups: runs by task and method.
-        trust: packages whose classes the checkpoints may name, beside the registered components.
-
     Raises:
-        InputError: when no run has a checkpoint, or one cannot be read.
+        InputError: when no run has a checkpoint, or one cannot be read. Its classes must be of registered components
+            or of the packages in `trust`.
     """
-    files = {
-        (task, method): next((file for run in members if (file := run.folder / CHECKPOINT).is_file()), None)
-        for task, methods in groups.items()
-        for method, members in methods.items()
-    }
-    there = {key: file for key, file in files.items() if file}
+    there: dict[tuple[str, str], Path] = {}
+    for run in runs:
+        if run.folder and (file := run.folder / CHECKPOINT).is_file():
+            there.setdefault((run.task, run.method), file)
     if not there:
         raise InputError(f"--time-actions: none of the runs has {CHECKPOINT}")
-    # Torch is not needed for the rest of a report.
-    import torch
+    import torch  # which the rest of a report does not need
 
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint.archive import CheckpointError

@@ -1,75 +1,46 @@
 """Published returns to compare with: `dmc_published.csv`, whose first lines say where its numbers come from."""
 
-import csv
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
+
+import pandas as pd
 
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.registry import nearest
 
 DEFAULT = ("SAC (TD-MPC2 repo)", "TD-MPC2", "SimbaV2 UTD 1")
-"""Drawn unless others are asked for: at half an update a frame all three."""
+"""Drawn by default: all three at half an update a frame."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """One published number.
+def read_published() -> tuple[pd.DataFrame, str]:
+    """Read all rows, and where they come from.
 
-    Attributes:
-        method: as its authors, or those who ran it, call it.
-        action_repeat: environment frames for each action.
-        updates_per_frame: gradient steps for each environment frame; None where it was not given.
-        task: of the DeepMind Control Suite, with hyphens only.
-        frames: environment frames of training.
-        mean: of the return over seeds.
-        std: of the return over seeds.
-        seeds: how many.
+    Returns:
+        Columns method, action_repeat, updates_per_frame (NaN where it was not given), task (of the DeepMind Control
+        Suite, with hyphens only), frames, mean and std (of the return over seeds), seeds, and label (the method with
+        its action repeat and updates); and the source.
     """
-
-    method: str
-    action_repeat: int
-    updates_per_frame: float | None
-    task: str
-    frames: int
-    mean: float
-    std: float
-    seeds: int
-
-    @property
-    def label(self) -> str:
-        """The method with what it spends."""
-        updates = "updates not given" if self.updates_per_frame is None else f"{self.updates_per_frame:g} updates/frame"
-        return f"{self.method}, action repeat {self.action_repeat}, {updates}"
-
-
-def read_published() -> tuple[list[Published], str]:
-    """All rows, and where they come from."""
     lines = (files("dqs_lightning.cli.report") / "dmc_published.csv").read_text().splitlines()
     source = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return [
-        Published(
-            method=row["method"],
-            action_repeat=int(row["action_repeat"]),
-            updates_per_frame=float(row["updates_per_env_frame"]) if row["updates_per_env_frame"] else None,
-            task=row["task"],
-            frames=int(row["env_frames"]),
-            mean=float(row["return_mean"]),
-            std=float(row["return_std"]),
-            seeds=int(row["seeds"]),
-        )
-        for row in rows
-    ], source
+    table = pd.read_csv(io.StringIO("\n".join(line for line in lines if not line.startswith("#"))))
+    table = table.rename(
+        columns={"updates_per_env_frame": "updates_per_frame", "env_frames": "frames"}
+        | {"return_mean": "mean", "return_std": "std"}
+    )
+    updates = table["updates_per_frame"].map("{:g} updates/frame".format, na_action="ignore")
+    repeat = table["action_repeat"].astype(str)
+    table["label"] = table["method"] + ", action repeat " + repeat + ", " + updates.fillna("updates not given")
+    return table, source
 
 
 def suite_name(task: str) -> str:
-    """A task of ours as the published tables call it: ball_in_cup-catch is cup-catch."""
+    """Return a task of ours as the published tables call it: ball_in_cup-catch is cup-catch."""
     return task.replace("_", "-").replace("ball-in-cup-", "cup-")
 
 
-def choose(names: Sequence[str] | None, last_frames: Mapping[str, float]) -> dict[str, list[Published]]:
-    """The published rows to draw, by task of ours: those of the methods at frames that our runs reached.
+def choose(names: Sequence[str] | None, last_frames: Mapping[str, float]) -> pd.DataFrame:
+    """Select the published rows to draw: those of some methods, at frames that our runs reached, named as ours.
 
     Args:
         names: methods; None: `DEFAULT`; ["none"]: no rows.
@@ -78,15 +49,16 @@ def choose(names: Sequence[str] | None, last_frames: Mapping[str, float]) -> dic
     Raises:
         InputError: when a method is not in the table.
     """
-    rows, _ = read_published()
-    known = list(dict.fromkeys(row.method for row in rows))
-    wanted = DEFAULT if names is None else () if list(names) == ["none"] else tuple(names)
-    for name in wanted:
+    table, _ = read_published()
+    known = list(table["method"].unique())
+    chosen = list(DEFAULT) if names is None else [] if list(names) == ["none"] else list(names)
+    for name in chosen:
         if name not in known:
             found = nearest(name, known)
             hint = f"\nDid you mean {found}?" if found else ""
             raise InputError(f"--published={name}: no such method; allowed are none, {', '.join(known)}{hint}")
-    return {
-        task: [row for row in rows if row.method in wanted and row.task == suite_name(task) and row.frames <= last]
-        for task, last in last_frames.items()
-    }
+    ours = pd.DataFrame({"ours": list(last_frames), "last": list(last_frames.values())})
+    ours["task"] = ours["ours"].map(suite_name)
+    rows = table[table["method"].isin(chosen)].merge(ours, on="task")
+    rows = rows[rows["frames"] <= rows["last"]]
+    return rows.assign(task=rows["ours"]).drop(columns=["ours", "last"])
