@@ -20,7 +20,7 @@ from dqs_lightning.ranges import Count, checked
 from dqs_lightning.registry import components
 
 EXACT = 2000
-"""Samples of the law that ends are compared with."""
+"""Samples of the distribution with which the ends of episodes are compared."""
 
 
 def navigation_of(environment: Environment, asking: object) -> Navigation:
@@ -32,7 +32,7 @@ def navigation_of(environment: Environment, asking: object) -> Navigation:
     if not isinstance(environment, Navigation):
         known = ", ".join(components(Navigation))
         raise MisconfigurationException(
-            f"trainer.callbacks: {type(asking).__name__} wants an environment with goals ({known}), "
+            f"trainer.callbacks: {type(asking).__name__} needs an environment with goals ({known}), "
             f"not data.environment={type(environment).__name__} ({environment.name})"
         )
     return environment
@@ -52,7 +52,7 @@ class GoalCoverage(Periodic):
 
     Logs `eval/success` (share of the rollouts that end at a goal), `eval/goal_entropy` (of the goals among those, in
     nats; at most the log of their number), `eval/goals` (goals reached at all) and `eval/paths` (ways of reaching a
-    goal that walls set apart); where the environment knows the law at which episodes should end, `eval/mmd`, the
+    goal that obstacles separate); where the distribution at which episodes should end is known, `eval/mmd`, the
     squared maximum mean discrepancy of the ends from it. Each count adds one JSON object to `goals.jsonl`:
     `env_frames`, `updates`, `rollouts`, these, and `shares` (of all rollouts, one a goal). The last one is printed as a
     table.
@@ -124,5 +124,5 @@ def table(row: dict[str, Any], navigation: Navigation) -> Table:
     shown.add_row("goals", f"{row['goals']:g}", f"of {len(row['shares'])}")
     shown.add_row("paths", f"{row['paths']:g}", "that walls set apart")
     if "mmd" in row:
-        shown.add_row("MMD", f"{row['mmd']:.3f}", "squared, of the ends from the law that is known")
+        shown.add_row("MMD", f"{row['mmd']:.3f}", "squared, between the ends and the known distribution")
     return shown

@@ -63,7 +63,7 @@ class ActionLandscape(Periodic):
     With two action dimensions the plane is the action set, and lines enclose 50 and 90 % of exp(Q/T), by quadrature:
     half of the samples belong within the inner one. With more, the plane goes through the samples' mean along their
     two leading directions, and the lines are left out. Thin lines are paths of the sampler from noise to action; agents
-    without one are drawn without them, and of agents without Q nothing is drawn. Wants two action dimensions or more.
+    without one are drawn without them, and of agents without Q nothing is drawn. Needs at least two action dimensions.
 
     Args:
         every_frames: environment frames between pictures; >= 1.
@@ -122,7 +122,7 @@ def refuse_unfit(trainer: L.Trainer, agent: L.LightningModule, observations: Seq
     if agent.action_dim < 2:
         name = OnlineData.of(trainer).environment.name
         raise MisconfigurationException(
-            f"trainer.callbacks: ActionLandscape wants two action dimensions or more; {name} has {agent.action_dim}"
+            f"trainer.callbacks: ActionLandscape needs at least two action dimensions; {name} has {agent.action_dim}"
         )
     if observations is not None and len(observations[0]) != agent.observation_dim:
         raise MisconfigurationException(

@@ -1,4 +1,4 @@
-"""Stops a run in order when a signal asks for it."""
+"""Stops a run in order when a signal arrives."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ from torch import nn
 from dqs_lightning.checkpoint.archive import CheckpointError, checkpoint_of, load_run
 
 AS_CONFIGURED = "temperature"
-"""The part that a run begins anew unless it is asked for: its annealing, and its measure of the former Q."""
+"""The part that is not copied unless it is named: its annealing, and its measure of the former Q."""
 
 
 class StartFrom(Callback):

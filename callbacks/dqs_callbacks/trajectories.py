@@ -109,7 +109,7 @@ def draw_plane(axis: Axes, navigation: Navigation) -> None:
 
 
 def draw_paths(axis: Axes, position: Tensor, goal: Tensor) -> None:
-    """Paths [T + 1, n, 2], each in the colour of its goal; those that end nowhere lie below and are dashed."""
+    """Paths [T + 1, n, 2], each in the colour of its goal; those that reach no goal are drawn first and dashed."""
     for index in torch.argsort(goal).tolist():
         reached = int(goal[index])
         style = "-" if reached >= 0 else (0, (2, 1.5))

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: SIGTERM, SIGINT, SIGUSR1 and SIGHUP."""
+"""Signals that stop a run: SIGTERM, SIGINT, SIGUSR1 and SIGHUP."""
 
 import contextlib
 import os

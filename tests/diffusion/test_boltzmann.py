@@ -214,11 +214,11 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
 
 
 def test_conditions_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"conditions of shape None: this sampler wants of dimension 3"):
+    with pytest.raises(ValueError, match=r"conditions of shape None: must be of dimension 3"):
         fit(BoltzmannSampler(2, condition_dim=3), lambda x, c: x.sum(-1))
     with pytest.raises(ValueError, match=r"conditions of shape \[5, 2\]"):
         fit(BoltzmannSampler(2, condition_dim=3), lambda x, c: x.sum(-1), conditions=torch.zeros(5, 2))
-    with pytest.raises(ValueError, match=r"conditions of shape \[4\]: this sampler wants none"):
+    with pytest.raises(ValueError, match=r"conditions of shape \[4\]: must be none"):
         BoltzmannSampler(2).sample(3, torch.zeros(4))
     with pytest.raises(ValueError, match="batch_size=3"):
         fit(BoltzmannSampler(2), bumps, 1, batch_size=3)

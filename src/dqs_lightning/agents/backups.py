@@ -67,8 +67,8 @@ class ExpectedQ(Backup):
 class BestOf(Backup):
     """V(s) = max_p Q(s, a_p) over P actions of the policy: the value of acting by the best of P (arXiv 2007.11091).
 
-    The policy stays as warm as exploring wants it, and the critic is that of a sharper one. The maximum also picks the
-    critic's errors: the more, the larger P.
+    The policy keeps the temperature that exploration needs, and the critic evaluates a greedier one. The maximum also
+    selects the critic's errors, the more, the larger P is.
 
     Args:
         policy_actions: P; >= 1. With 1 it is `ExpectedQ`.
@@ -83,20 +83,20 @@ class BestOf(Backup):
 
 
 class MixtureBackup(Backup):
-    """Candidates from a mixture, weighed by its exact density. Subclass it and write `value`.
+    """Uses candidates from a mixture, weighted by its exact density. Subclass it and write `value`.
 
     One part is uniform, the others are normals within the set (in the support's latent x), at each width around each
-    of the P policy actions, moved by one gradient step c = x + clip(width^2 grad log density(x), +- clip width). The
-    step is that from a point of a normal law of this width to its mean. Every component gets its fixed share of the
-    candidates, normals in mirrored pairs. A policy that is wrong costs variance, and through it bias, but the
-    estimate converges for every policy.
+    of the P policy actions, shifted by one gradient step c = x + clip(width^2 grad log density(x), +- clip width). The
+    step is that from a point of a normal distribution of this width to its mean. Every component has its fixed share of
+    the candidates, normals in mirrored pairs. A wrong policy costs variance, and through it bias, but the estimate
+    converges for every policy.
 
     Args:
         num_candidates: J, evaluations of Q a state besides those of the gradient steps, which cost 2 P more; >= 1.
-        policy_actions: P; >= 0. With 0 all candidates are uniform and the policy is not consulted.
-        widths: deviations of the normals, in units of the latent (those of the action, on a Box); each > 0.
+        policy_actions: P; >= 0. With 0 all candidates are uniform and the policy is not used.
+        widths: standard deviations of the normals, in units of the latent (those of the action, on a Box); each > 0.
         clip: longest gradient step in each dimension, in units of the width; > 0. None: no step.
-        uniform_share: least share of uniform candidates; 0 < uniform_share <= 1.
+        uniform_share: smallest share of uniform candidates; 0 < uniform_share <= 1.
 
     Raises:
         ValueError: for arguments out of these ranges, or fewer candidates than components.
@@ -146,7 +146,7 @@ class MixtureBackup(Backup):
 class Soft(MixtureBackup):
     """V(s) = T log E_{a ~ U}[exp(Q(s, a) / T)], U uniform on the action set: the entropy-regularised backup.
 
-    Its fixed point is the optimum of return minus T KL(pi || U) for each step, whose policy IS exp(Q/T); V lies
+    Its fixed point is the optimum of return minus T KL(pi || U) for each step, whose policy is exp(Q/T); V is
     between the mean and the maximum of Q. With candidates a_j of density q (arguments: `MixtureBackup`),
     V = T (logsumexp_j(Q_j / T - log q(a_j)) - log J - log volume): exp(V/T) is unbiased, V is too low on average
     (Jensen's inequality).
@@ -168,14 +168,14 @@ class Soft(MixtureBackup):
 
 
 class SelfNormalised(MixtureBackup):
-    """V(s) = E[Q(s, a)] over the Boltzmann law exp(Q(s, a) / T) itself, whatever the policy has learned of it.
+    """V(s) = E[Q(s, a)] over the Boltzmann distribution exp(Q(s, a) / T) itself, whatever the policy has learned.
 
     Self-normalised importance sampling: V = sum_j w_j Q_j, w = softmax(Q_j / T - log q(a_j)), with candidates a_j of
     density q (arguments: `MixtureBackup`). It is the value of following exp(Q/T) without an entropy term: that of
     `ExpectedQ` for a policy that is exp(Q/T), with less variance in few dimensions.
 
     The bias is of either sign: too low where modes are missed, too high where the gradient steps gather the candidates
-    at the top. With a policy that is exp(Q/T) it is within 0.4 T in 6 dimensions for one mode and within 2 T for a
+    at the maximum. With a policy that is exp(Q/T) it is within 0.4 T in 6 dimensions for one mode and within 2 T for a
     product of two-mode densities; in 21 it comes to several T, at worst 15 (benchmarks/backup_coverage.py).
     """
 
@@ -192,7 +192,7 @@ class SoftPolicyValue(Backup):
     It equals `Soft`'s value where pi is exp(Q/T) and is below it by T KL(pi || exp(Q/T)) elsewhere; as an evaluation
     of pi under return minus T KL(pi || U) it has no bias beyond that of the entropy given, in any number of
     dimensions. The expectation is a mean over P draws, of standard deviation sqrt(Var_pi Q / P): T sqrt(d / 2 P) for
-    a normal law in d dimensions, T sqrt(d / P) in a corner.
+    a normal distribution in d dimensions, T sqrt(d / P) in a corner.
 
     Args:
         policy_actions: P; >= 1.

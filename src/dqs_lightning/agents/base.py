@@ -1,4 +1,4 @@
-"""What every agent is: a LightningModule with manual optimization that owns no environment and no buffer."""
+"""Base class of agents: a LightningModule with manual optimization that owns no environment and no buffer."""
 
 import sys
 import warnings
@@ -46,10 +46,11 @@ class Agent(L.LightningModule, ABC):
 
     Args:
         observation_dim: dimension of the flat observation.
-        action_dim: dimension of the action; actions lie in [-1, 1].
-        max_grad_norm: clip the gradient of each parameter group to this norm; None: no clipping.
+        action_dim: dimension of the action; actions are in [-1, 1].
+        max_grad_norm: maximum norm of each parameter group's gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: networks see observations less their running mean, over their deviation.
+        normalise_observations: whether networks receive observations minus their running mean, divided by their running
+            standard deviation.
     """
 
     discount: float
@@ -58,7 +59,7 @@ class Agent(L.LightningModule, ABC):
     rollout: Rollout | None = None
     """None: the agent learns from a replay buffer."""
     env_frames: int = 0
-    """Environment frames collected so far, over all ranks; set by whoever collects."""
+    """Environment frames collected so far, over all ranks; set where transitions are collected."""
     watched: dict[str, Tensor]
     """Detached scalars of the present update, in the order of the data flow; `FiniteGuard` checks them."""
 
@@ -91,7 +92,7 @@ class Agent(L.LightningModule, ABC):
         """Draw num actions in [-1, 1] a state from the policy: [..., o] -> [num, ..., d]."""
 
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """What the agent believes of observations [B, o] and actions [..., B, d]: [..., B].
+        """Q of observations [B, o] and actions [..., B, d]: [..., B].
 
         Raises:
             MisconfigurationException: when the agent has no Q.

@@ -51,7 +51,7 @@ def restore(base: type[AnyAgent], path: Any, map_location: Any, **changes: Any) 
 def _agent_class(checkpoint: dict[str, Any], base: type[AnyAgent]) -> type[AnyAgent]:
     name, path = checkpoint.get("agent"), str(checkpoint.get("agent_class", ""))
     known = components(base)
-    if path.partition(".")[0] in ("", __name__.partition(".")[0]):  # ours: the name holds even if the module moved
+    if path.partition(".")[0] in ("", __name__.partition(".")[0]):  # of this package
         found: type | None = known.get(name) if isinstance(name, str) else None
     else:
         found = named_class(path)

@@ -16,18 +16,18 @@ from dqs_lightning.ranges import Count, Fraction, NonNegative, OpenShare, Positi
 
 
 class PPO(Agent):
-    """The on-policy baseline: a tanh-normal policy, whose spread is the same in all states, and a state value.
+    """Proximal Policy Optimization: a tanh-normal policy with the same standard deviation in all states, and a value.
 
-    Defaults are those of Stable-Baselines3: rollouts of 2048 steps, ten epochs in batches of 64. Other than there the
-    action is squashed and not clipped, so that its density is that of what the environment got.
+    Defaults are those of Stable-Baselines3: rollouts of 2048 steps, ten epochs in batches of 64. Unlike there, the
+    action is squashed and not clipped, so that its density is that of the action that the environment receives.
 
     Args:
         observation_dim: dimension of the flat observation.
-        action_dim: dimension of the action; actions lie in [-1, 1].
+        action_dim: dimension of the action; actions are in [-1, 1].
         critic_backbone: hidden layers of the value. Default: MLP, (256, 256).
         actor_backbone: hidden layers of the policy. Default: MLP, (256, 256).
         learning_rate: Adam's step size; > 0.
-        rollout_steps: transitions of each rank, over all its environments, between two visits; >= 1.
+        rollout_steps: transitions of each rank, over all its environments, between two rounds of updates; >= 1.
         epochs: passes through a rollout; >= 1.
         minibatch_size: transitions in one update, on each rank; 1 to rollout_steps.
         discount: gamma, in [0, 1].
@@ -35,8 +35,9 @@ class PPO(Agent):
         clip: bound of the policy's ratio around 1, in (0, 1).
         entropy_coefficient: weight of the policy's entropy; >= 0.
         value_coefficient: weight of the value's squared error; > 0.
-        max_grad_norm: clip the gradient to this norm; None: no clipping.
-        normalise_observations: networks see observations less their running mean, over their deviation.
+        max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
+        normalise_observations: whether networks receive observations minus their running mean, divided by their running
+            standard deviation.
 
     Raises:
         ValueError: when a number is out of its range; the message names it.
@@ -91,31 +92,31 @@ class PPO(Agent):
         )
         self.advantage = GAE(gamma=discount, lmbda=gae_lambda, value_network=critic)
 
-    def _law(self, observation: Tensor) -> TanhNormal:
+    def _distribution(self, observation: Tensor) -> TanhNormal:
         seen = TensorDict({"observation": self.observation_norm(observation)}, observation.shape[:-1])
         return self.loss.actor_network.get_dist(seen)
 
     @torch.no_grad()
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
-        law = self._law(observation)
+        distribution = self._distribution(observation)
         if deterministic:
-            mode: Tensor = law.deterministic_sample
+            mode: Tensor = distribution.deterministic_sample
             return mode.expand(num, *mode.shape)
-        drawn: Tensor = law.sample((num,))
+        drawn: Tensor = distribution.sample((num,))
         return drawn
 
     @torch.no_grad()
     def prepare(self, block: TensorDictBase) -> TensorDictBase:
-        """Observations as the networks see them now, log densities of the actions, advantages and value targets."""
+        """Normalises observations, and adds log densities of the actions, advantages and value targets."""
         block = block.to(self.device)
         raw = block["observation"]
-        block["action_log_prob"] = self._law(raw).log_prob(block["action"])
+        block["action_log_prob"] = self._distribution(raw).log_prob(block["action"])
         for key in ("observation", ("next", "observation")):
             block[key] = self.observation_norm(block[key])
         self.advantage(block)
         self.update_observation_norm(
             raw.reshape(-1, self.observation_dim)
-        )  # after: the rollout was collected without it
+        )  # afterwards, since the rollout was collected without it
         return block
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:

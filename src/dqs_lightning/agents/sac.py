@@ -15,24 +15,25 @@ from dqs_lightning.ranges import Count, Finite, Fraction, Positive, Share, check
 
 
 class SAC(TwinCritic):
-    """The baseline: a tanh-normal policy and two critics of the networks that `DQS` has.
+    """Soft Actor-Critic: a tanh-normal policy and two critics, with the networks of `DQS`.
 
-    Defaults are those of Stable-Baselines3: one step size for critics, policy and temperature, which starts at 1 and
-    holds the policy's entropy at minus the action dimension.
+    Defaults are those of Stable-Baselines3: one step size for critics, policy and temperature; the temperature starts
+    at 1 and keeps the policy's entropy at minus the action dimension.
 
     Args:
         observation_dim: dimension of the flat observation.
-        action_dim: dimension of the action; actions lie in [-1, 1].
+        action_dim: dimension of the action; actions are in [-1, 1].
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256).
         actor_backbone: hidden layers of the policy. Default: MLP, (256, 256).
         learning_rate: Adam's step size; > 0.
         initial_temperature: alpha at the start; > 0.
         target_entropy: in nats, of the whole action; None: minus the action dimension.
         discount: gamma, in [0, 1].
-        tau: share of the online critics taken into the target critics at each update, in (0, 1].
-        max_grad_norm: clip the gradient to this norm; None: no clipping.
+        tau: weight of the online critics in each update of the target critics, in (0, 1].
+        max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: networks see observations less their running mean, over their deviation.
+        normalise_observations: whether networks receive observations minus their running mean, divided by their running
+            standard deviation.
     """
 
     @checked
@@ -77,11 +78,11 @@ class SAC(TwinCritic):
     @torch.no_grad()
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
         with self.loss.actor_network_params.to_module(self.loss.actor_network):
-            law = self.loss.actor_network.get_dist(of_observation(self.observation_norm(observation)))
+            distribution = self.loss.actor_network.get_dist(of_observation(self.observation_norm(observation)))
         if deterministic:
-            mode: Tensor = law.deterministic_sample
+            mode: Tensor = distribution.deterministic_sample
             return mode.expand(num, *mode.shape)
-        drawn: Tensor = law.sample((num,))
+        drawn: Tensor = distribution.sample((num,))
         return drawn
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:

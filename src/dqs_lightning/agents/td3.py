@@ -20,19 +20,20 @@ class TD3(TwinCritic):
 
     Args:
         observation_dim: dimension of the flat observation.
-        action_dim: dimension of the action; actions lie in [-1, 1].
+        action_dim: dimension of the action; actions are in [-1, 1].
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256).
         actor_backbone: hidden layers of the policy. Default: MLP, (256, 256).
         learning_rate: Adam's step size; > 0.
-        exploration_noise: deviation of the noise on an action that is not deterministic; >= 0.
-        policy_noise: deviation of the noise on the target policy's action; >= 0.
+        exploration_noise: standard deviation of the noise on an action that is not deterministic; >= 0.
+        policy_noise: standard deviation of the noise on the target policy's action; >= 0.
         noise_clip: bound of that noise; >= 0.
         policy_delay: updates of the critics for one of the policy and of all targets; >= 1.
         discount: gamma, in [0, 1].
-        tau: share of the online networks taken into their targets at each soft update, in (0, 1].
-        max_grad_norm: clip the gradient to this norm; None: no clipping.
+        tau: weight of the online networks in each update of their targets, in (0, 1].
+        max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: noisy actions drawn for each decision, of which the one of highest Q is taken.
-        normalise_observations: networks see observations less their running mean, over their deviation.
+        normalise_observations: whether networks receive observations minus their running mean, divided by their running
+            standard deviation.
     """
 
     TARGETS = ("qvalue", "actor")

@@ -21,13 +21,14 @@ class TwinCritic(Agent):
 
     Args:
         observation_dim: dimension of the flat observation.
-        action_dim: dimension of the action; actions lie in [-1, 1].
+        action_dim: dimension of the action; actions are in [-1, 1].
         learning_rate: Adam's step size; > 0.
         discount: gamma, in [0, 1].
-        tau: share of the online networks taken into their targets at each soft update, in (0, 1].
-        max_grad_norm: clip the gradient to this norm; None: no clipping.
+        tau: weight of the online networks in each update of their targets, in (0, 1].
+        max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: networks see observations less their running mean, over their deviation.
+        normalise_observations: whether networks receive observations minus their running mean, divided by their running
+            standard deviation.
 
     Raises:
         ValueError: when a number is out of its range; the message names it.

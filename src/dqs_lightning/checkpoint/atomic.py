@@ -53,7 +53,7 @@ def append_lines(text: str, path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files that killed processes left; nobody else may be writing into the folder."""
+    """Remove the temporary files that killed processes left; no other process may be writing into the folder."""
     for file in folder.glob(".*.tmp"):
         if TEMPORARY.fullmatch(file.name):
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """`dqs-export`: write a trained policy as one graph, ONNX or a torch.export package, to act without this library.
 
 The graph is the whole denoising loop of one sample: `observation` [batch, o] and `noise` [draws, batch, d], the
-standard normals in the order in which the sampler asks for them, to `action` [batch, d]. The temperature is a
+standard normals in the order in which the sampler draws them, to `action` [batch, d]. The temperature is a
 constant in it, that of the checkpoint. best_of > 1 is not exported: run the graph with several noises, and rank the
 actions with the critic where there is one.
 """

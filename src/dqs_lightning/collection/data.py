@@ -242,5 +242,5 @@ class OnlineData(L.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: TensorDictBase, device: torch.device, dataloader_idx: int
     ) -> TensorDictBase:
-        moved: TensorDictBase = batch.to(device, non_blocking=True)
-        return moved
+        on_device: TensorDictBase = batch.to(device, non_blocking=True)
+        return on_device

@@ -13,7 +13,7 @@ class MultiStep:
     Rewards are summed and discounted up to the end of an episode; the state that follows, and whether it was the last,
     are those of the last step summed. Transitions whose n steps are not all there wait in `tail` for the next block.
     Actions of intermediate steps are those of the policy that collected, for which nothing corrects; and a backup with
-    an entropy term lacks that of the intermediate states.
+    an entropy term does not include that of the intermediate states.
 
     Args:
         n_steps: n; >= 1.
@@ -28,7 +28,7 @@ class MultiStep:
         """Of a block [E, T] with `("next", "done")`: as many, fewer at first; None while no n + 1 steps are known."""
         known = block if self.tail is None else torch.cat([self.tail, block], -1)
         self.tail = known[..., -self.n_steps :].clone()
-        # A fresh transform holds nothing back of its own. It leaves alone the keys that it is told tell of an end:
+        # A new transform has no state of its own. It does not change its done_keys:
         # "terminated" and "truncated" are to be those of the last step.
         made = MultiStepTransform(self.n_steps, self.discount, done_keys=["done"]).inv(known)
         return None if made is None else made.set(STEPS, made[STEPS].unsqueeze(-1))

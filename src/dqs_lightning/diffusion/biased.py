@@ -1,4 +1,4 @@
-"""Estimators of one gradient and no candidates: cheap, without variance, and not E[a | x]. Modes lose their masses."""
+"""Biased estimators from one gradient: cheap and without variance, but not E[a | x] and without the modes' masses."""
 
 import torch
 
@@ -7,13 +7,14 @@ from dqs_lightning.ranges import Positive, checked
 
 
 class QScore(EnergyEstimator):
-    """D = x + sigma^2 grad log_prob(x): the score of the clean law, taken at the noised point (QSM, arXiv 2312.11752).
+    """D = x + sigma^2 grad log_prob(x): the score of the clean distribution, at the noised point (QSM, arXiv
+    2312.11752).
 
-    One gradient and no variance, but biased at every sigma > 0: it does not converge to E[a | x] and modes lose their
-    masses. On a box x and D are projected. The spread it reports is that of D around the guide alone.
+    One gradient and no variance, but biased at every sigma > 0: it does not converge to E[a | x], and modes lose their
+    masses. On a box x and D are projected. Its second moment is that of D around the guide alone.
 
     Args:
-        num_samples: of no effect, accepted as every estimator does.
+        num_samples: has no effect.
     """
 
     def cost(self, points: int = 1) -> int:
@@ -30,13 +31,13 @@ class QScore(EnergyEstimator):
 class PosteriorMode(EnergyEstimator):
     """D = the mode of p(a | x), by one gradient step at the guide: x + sigma^2 grad log_prob(guide), kept near it.
 
-    The fixed point is where log_prob(a) - |x - a|^2 / 2 sigma^2 is stationary. The sharpest target and the cheapest;
-    biased, for a mode is no mean, and of several modes it keeps the one that it stands on. On a box D is projected.
+    The fixed point is where log_prob(a) - |x - a|^2 / 2 sigma^2 is stationary. The cheapest target; it is
+    biased, since a mode is not the mean, and of several modes it stays at the present one. On a box D is projected.
 
     Args:
-        num_samples: of no effect, accepted as every estimator does.
+        num_samples: has no effect.
         sigma_data: standard deviation of clean actions; > 0.
-        clip: longest step from the guide in each dimension, in units of the posterior's deviation
+        clip: longest step from the guide in each dimension, in units of the posterior's standard deviation
             sigma sigma_data / sqrt(sigma^2 + sigma_data^2); > 0.
     """
 

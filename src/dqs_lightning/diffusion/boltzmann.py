@@ -1,4 +1,4 @@
-"""A sampler of exp(log_prob) for any energy: fit it once, then draw at will. No reinforcement learning in sight."""
+"""A sampler of exp(log_prob) for any energy: fit it once, then sample. It does not need reinforcement learning."""
 
 import inspect
 import math
@@ -84,17 +84,17 @@ class BoltzmannSampler(nn.Module):
         generator: torch.Generator | None = None,
         progress: bool = True,
     ) -> "BoltzmannSampler":
-        """Train on the energy; call it again to go on. Returns self.
+        """Trains on the energy; a further call continues. Returns self.
 
         Adam, with the step size constant for the first half and falling to 2 % of it in the second. No update is made
         with a value that is not finite; on a GPU this is noticed after up to 100 further updates, which change nothing.
 
         Args:
-            log_prob: unnormalised log density, differentiable where the estimator wants a gradient:
+            log_prob: unnormalised log density, differentiable where the estimator uses its gradient:
                 log_prob(x) with x [..., B, dim] -> [..., B], or log_prob(x, condition) with condition [B, c].
             steps: gradient updates; >= 1.
-            batch_size: noised points in an update; >= those of one law, which share condition and candidates.
-            conditions: what to condition on, [N, c], drawn from at random; wanted if condition_dim > 0.
+            batch_size: noised points in an update; >= those of one distribution, which share condition and candidates.
+            conditions: conditions, [N, c], of which batches are drawn at random; required if condition_dim > 0.
             lr: Adam's step size.
             generator: source of randomness, on this module's device; torch's global one when None.
             progress: show a bar.
@@ -146,7 +146,7 @@ class BoltzmannSampler(nn.Module):
         Args:
             n: how many.
             condition: one for all, [c], or one for each, [n, c].
-            steps: evaluations of the network a sample; None: the sampler's own, 10 unless told.
+            steps: evaluations of the network a sample; None: the sampler's own number.
             generator: source of randomness.
         """
         diffusion = self.diffusion if steps is None else self.diffusion.with_steps(steps)
@@ -170,7 +170,7 @@ class BoltzmannSampler(nn.Module):
         return value + self.dim * math.log(self._scale)
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Normalised log density of the samples' law at x [B, dim], [B]: `diffusion.log_prob`, no noise.
+        """Normalised log density of the samples' distribution at x [B, dim], [B]: `diffusion.log_prob`, no noise.
 
         Args:
             x: points in the support.
@@ -200,7 +200,7 @@ class BoltzmannSampler(nn.Module):
         shape = None if condition is None else list(condition.shape)
         if (condition is None) != (self.condition_dim == 0) or (shape and shape[-1] != self.condition_dim):
             wanted = f"of dimension {self.condition_dim}" if self.condition_dim else "none"
-            raise ValueError(f"conditions of shape {shape}: this sampler wants {wanted}")
+            raise ValueError(f"conditions of shape {shape}: must be {wanted}")
         return condition
 
     def _probe(

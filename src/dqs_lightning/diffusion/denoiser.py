@@ -15,8 +15,8 @@ from dqs_lightning.ranges import Positive, checked
 VARIANCE_WEIGHT = 0.1
 """Weight of the variance's loss beside the mean's; results change little from 0.1 to 1."""
 
-FAR = 30.0
-"""S_K / V from which on it counts by its logarithm."""
+RATIO_LIMIT = 30.0
+"""S_K / V above which its logarithm is used in the loss."""
 
 
 class Preconditioning(ABC):
@@ -162,10 +162,10 @@ class Denoiser(nn.Module):
         """Score matching, lambda(sigma) |D - D_K|^2, and with it the variance's likelihood, log V + S_K / V.
 
         S_K is the estimator's second moment around the network's own mean, so that its minimum is at the mean of S_K,
-        which is Var[a | x] once D is right and more while it is not. Nothing flows from one term into the other.
-        Where a sharp law moves, S_K / V may be 10^3 and more in one entry, a gradient of hundreds of times the usual,
-        after which Adam's step sizes are a tenth for thousands of updates. So from `FAR` on the ratio r counts as
-        FAR (1 + log(r / FAR)), whose slope in log V goes no further than -FAR.
+        which is Var[a | x] once D is exact, and larger before. The gradients of the two terms are independent. Where a
+        narrow distribution shifts, S_K / V may exceed 10^3 in one entry, and the gradient be hundreds of times larger
+        than usual, after which Adam's steps are ten times smaller for thousands of updates. So above `RATIO_LIMIT` = L
+        the ratio r is replaced by L (1 + log(r / L)), whose slope in log V is at least -L.
 
         Args:
             moments: of this network at the noised points, which were the estimator's guide.
@@ -175,6 +175,6 @@ class Denoiser(nn.Module):
         weight = self.preconditioning.loss_weight(sigma)
         mean_loss = (weight * (moments.mean - estimate.denoised).square()).mean()
         ratio = estimate.second_moment / moments.variance
-        counted = ratio.clamp_max(FAR) + FAR * torch.log(ratio.clamp_min(FAR) / FAR)
-        variance_loss = (torch.log(moments.variance) + counted).mean()
+        limited = ratio.clamp_max(RATIO_LIMIT) + RATIO_LIMIT * torch.log(ratio.clamp_min(RATIO_LIMIT) / RATIO_LIMIT)
+        variance_loss = (torch.log(moments.variance) + limited).mean()
         return mean_loss + VARIANCE_WEIGHT * variance_loss

@@ -18,8 +18,8 @@ from dqs_lightning.diffusion.support import Support
 
 LOG_2PI = math.log(2 * math.pi)
 
-WALL = 0.4516
-"""Half the integral of phi(z)^2 / Phi(z): a wall where the density is p adds 2 WALL p sigma to g as sigma goes to 0."""
+BOUND_TERM = 0.4516
+"""Half the integral of phi(z)^2 / Phi(z). A bound at which the density is p adds 2 BOUND_TERM p sigma to g."""
 
 
 @torch.no_grad()
@@ -31,15 +31,16 @@ def entropy(
     generator: torch.Generator | None = None,
     levels: int = 32,
 ) -> Tensor:
-    """Differential entropy of the law of `samples`, [...], nats; in any units of the action, of either sign.
+    """Differential entropy of the distribution of `samples`, [...], nats; in any units of the action, of either sign.
 
-    h(a) = h(x at sigma_max) - integral of g over log sigma, with the first term that of a normal law of the samples'
-    covariance, and a correction below sigma_min. Both forms of g are used, at each level and in each dimension by the
-    weight that is best for a normal law. A denoiser's errors enter one of them in first order, the other in second.
+    h(a) = h(x at sigma_max) - integral of g over log sigma, with the first term that of a normal distribution of the
+    samples' covariance, and a correction below sigma_min. Both forms of g are used, at each level and in each dimension
+    by the weight that is best for a normal distribution. A denoiser's errors enter one of them in first order, the
+    other in second.
 
-    Measured with exact denoisers, 16 laws in 1 and 2 dimensions (normal, uniform, corners, two modes) on the default
-    schedule, normals down to a third of sigma_min: with N = 64 the mean is within 0.03 and the standard deviation of
-    one answer 0.02 to 0.2; with N = 16 within 0.13 and 0.04 to 0.33; with N = 1024 within 0.05.
+    Measured with exact denoisers, 16 distributions in 1 and 2 dimensions (normal, uniform, corners, two modes) on the
+    default schedule, normals down to a third of sigma_min: with N = 64 the mean is within 0.03 and the standard
+    deviation of one answer 0.02 to 0.2; with N = 16 within 0.13 and 0.04 to 0.33; with N = 1024 within 0.05.
 
     Args:
         denoise: the moments of p(a | x), conditioned already; the means alone are used.
@@ -66,11 +67,12 @@ def entropy(
 
 @torch.no_grad()
 def trajectory_entropy(trajectory: Trajectory, support: Support, paired: bool = True) -> Tensor:
-    """`entropy` of a sampler's law from P of its paths, [P, B, d] -> [B], without another evaluation or a wait.
+    """`entropy` of a sampler from P of its trajectories, [P, B, d] -> [B], without evaluating the denoiser.
 
     Measured as there, with P = 64: the mean over 8 rows of `MomentMatched` in 10 steps is within 0.11 (0.26 for one
-    law), the standard deviation of one answer 0.05 to 0.4. `Ancestral` in 10 steps is off by up to 0.5 (it samples
-    another law then), in 40 by up to 0.2. A law narrower than the last level is resolved down to a fifth of it.
+    distribution), the standard deviation of one answer 0.05 to 0.4. `Ancestral` in 10 steps is off by up to 0.5 (its
+    samples then have another distribution), in 40 by up to 0.2. Distributions narrower than the last level are resolved
+    down to a fifth of it.
 
     Args:
         trajectory: of `Sampler.trajectory`, x and mean [steps, P, B, d]; P >= 2.
@@ -84,7 +86,7 @@ def trajectory_entropy(trajectory: Trajectory, support: Support, paired: bool = 
     if trajectory.x.shape[1] < 2:
         raise ValueError(f"{trajectory.x.shape[1]} trajectories: must be >= 2")
     clean, near = trajectory.mean[-1], _mean_square(trajectory.x - trajectory.mean, trajectory.sigma)
-    # The last mean stands for a: it lacks Var[a | x] of the last level, which every level's spread contains.
+    # The last mean is used for a: it lacks Var[a | x] of the last level, which the mean square of every level contains.
     missing = trajectory.sigma[-1] ** 2 * (1 - near[-1]).clamp_min(0.04)
     far = (
         _mean_square(trajectory.mean - clean, trajectory.sigma)
@@ -106,12 +108,12 @@ def log_prob(
     """Log density of actions [..., d] under the probability flow, [...], nats.
 
     It is the density of a + sigma_min eps: structure below sigma_min is blurred. On a box it is divided by the mass of
-    that noise inside, without which a wall would halve it. At sigma_max the law is taken as normal, with mean and
+    that noise inside, since a bound would halve it. At sigma_max the distribution is taken as normal, with mean and
     covariance from D at 2 d points around.
 
     Measured with exact denoisers on the default schedule: from the density at sigma_min within 0.01 on average and
     0.07 at worst (0.04 and 0.05 for two opposite corners); from the clean one within 0.01 on average for
-    laws three times wider than sigma_min, walls included.
+    distributions three times wider than sigma_min, bounds included.
 
     Args:
         denoise: the moments of p(a | x), conditioned already; the means alone are used, and differentiated in x.
@@ -158,9 +160,11 @@ def log_prob(
 
 
 def _normal_log_prob(denoise: Denoise, support: Support, x: Tensor, sigma: Tensor) -> Tensor:
-    """Log density at x [..., d] of the normal law with the mean and covariance of a + sigma eps, sigma large: [...].
+    """Log density at x [..., d] of the normal distribution with the mean and covariance of a + sigma eps, sigma large:
+    [...].
 
-    For a normal law D - x = -sigma^2 Cov[x]^-1 (x - E[a]): the slope and the zero, from two points in each dimension.
+    For a normal distribution D - x = -sigma^2 Cov[x]^-1 (x - E[a]): the slope and the zero, from two points in each
+    dimension.
     """
     d = x.shape[-1]
     units = torch.eye(d, dtype=x.dtype, device=x.device)
@@ -185,7 +189,7 @@ def _mean_square(difference: Tensor, sigma: Tensor) -> Tensor:
 def _rest(near: Tensor, far: Tensor) -> Tensor:
     """1 - g in each dimension from near = E(D - x)^2 / sigma^2 = g and far = E(D - a)^2 / sigma^2 = 1 - g.
 
-    For a normal law the two are independent with variances near^2 and far^2: weights are their inverses.
+    For a normal distribution the two are independent with variances near^2 and far^2: weights are their inverses.
     """
     return torch.lerp(1 - near, far, near**2 / (near**2 + far**2))
 
@@ -193,16 +197,18 @@ def _rest(near: Tensor, far: Tensor) -> Tensor:
 def _de_bruijn(support: Support, clean: Tensor, sigma: Tensor, rest: Tensor, missing: Tensor) -> Tensor:
     """Entropy of the action, [...], from rest = 1 - g [levels, ..., d] at falling levels sigma [levels].
 
-    The law has the covariance of its latents `clean` [N, ..., d] and that of independent noise, `missing` [..., d].
+    The distribution has the covariance of its latents `clean` [N, ..., d] and that of independent noise, `missing`
+    [..., d].
     """
     centered, lowest = clean - clean.mean(0), sigma[-1]
     covariance = torch.einsum("n...i,n...j->...ij", centered, centered) / (len(clean) - 1)
     covariance = covariance + torch.diag_embed(missing + sigma[0] ** 2)
     noised = (clean.shape[-1] * (1 + LOG_2PI) + torch.logdet(covariance)) / 2
     between = torch.trapezoid((1 - rest).sum(-1), torch.log(sigma), dim=0)  # sigma falls: of negative sign
-    # Below the last level a normal law takes half as much as the walls, whose g falls with sigma, not with sigma^2.
+    # Below the last level a normal distribution contributes half as much as a bound, whose g falls with sigma, not
+    # sigma^2.
     above, under = clean + lowest, clean - lowest
-    walls = ((support.project(above) < above) | (support.project(under) > under)).to(clean.dtype).mean(0)
+    at_bounds = ((support.project(above) < above) | (support.project(under) > under)).to(clean.dtype).mean(0)
     unexplained = torch.maximum(rest[-1], missing / lowest**2).clamp_min(1e-4)
-    below = torch.log(unexplained) / 2 - WALL * walls
+    below = torch.log(unexplained) / 2 - BOUND_TERM * at_bounds
     return noised + between + below.sum(-1) + support.log_jacobian(clean).mean(0)

@@ -1,9 +1,9 @@
 """Energy estimators: the denoised mean D(x, sigma) = E[a | x] from an energy alone, without samples.
 
 With x = a + sigma eps and a ~ exp(log_prob), Tweedie gives score(x, sigma) = (D - x) / sigma^2. Every
-estimator is written as a Monte-Carlo target for D: that is the quantity a denoiser regresses on, it stays
-bounded on a bounded set, and the score follows from it. Here are the contract and the estimators that follow the
-energy's gradient; those that weigh proposals are in `importance`, those that converge to something else in `biased`.
+estimator is a Monte-Carlo target for D: a denoiser regresses on it, it is bounded on a bounded set, and the score
+follows from it. This file has the interface and the estimators that use the energy's gradient; `importance` has those
+that weight proposals, and `biased` those that converge to something else.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from dqs_lightning.diffusion.support import LogProb, Support
 from dqs_lightning.ranges import Count, Positive, checked
 
 GRADIENT_COST = 2
-"""What log_prob with its gradient in the action costs, in evaluations of log_prob alone."""
+"""Cost of log_prob with its gradient in the action, in evaluations of log_prob alone."""
 
 
 class Estimate(NamedTuple):
@@ -52,7 +52,7 @@ def softmax_weights(log_weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted(weight: Tensor, ess: Tensor, points: Tensor, guide: Tensor | None) -> Estimate:
-    """The estimate that weights [K, ...] of points [K, ..., d] make."""
+    """Returns the estimate from points [K, ..., d] with weights [K, ...]."""
     weight = weight.to(points.dtype).unsqueeze(-1)
     denoised = (weight * points).sum(0)
     around = denoised if guide is None else guide
@@ -60,8 +60,9 @@ def weighted(weight: Tensor, ess: Tensor, points: Tensor, guide: Tensor | None) 
 
 
 def gradient_of(log_prob: LogProb, points: Tensor, support: Support) -> tuple[Tensor, Tensor]:
-    """log density of latents [..., B, d] and its gradient in them; nothing flows into what log_prob is made of."""
-    # The compiler breaks its graph at autograd.grad, and torch.func's transforms refuse it. A vjp serves both, slower.
+    """Log density of latents [..., B, d] and its gradient in them; gradients into parameters are stopped."""
+    # The compiler breaks its graph at autograd.grad, and torch.func's transforms refuse it. A vjp works in both,
+    # slower.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         with torch.enable_grad():
             pulled = torch.func.vjp(lambda x: support.log_prob(log_prob, x), points.detach())
@@ -76,16 +77,16 @@ def gradient_of(log_prob: LogProb, points: Tensor, support: Support) -> tuple[Te
 
 
 class Posterior(NamedTuple):
-    """p(a | x), proportional to exp(log_prob(a)) N(x; a, sigma^2) on the support, and what may help to find it.
+    """p(a | x), proportional to exp(log_prob(a)) N(x; a, sigma^2) on the support, and what an estimator may use.
 
     Attributes:
         log_prob: unnormalised log density of the ACTION, [..., B, d] -> [..., B].
-        x: noised latents, [B, d], or [M, B, d]: M of each row's law, which may share what they find.
+        x: noised latents, [B, d], or [M, B, d]: M of each row's distribution, which may share candidates.
         sigma: their noise levels, [B, 1], [M, B, 1] or a scalar tensor; > 0.
         support: the action set and its latent.
         generator: source of randomness; torch's global one when None.
-        guide: what a denoiser holds E[a | x] to be at present, of x's shape; None where there is none. It may
-            decide where an estimator looks, never what it converges to.
+        guide: the denoiser's present E[a | x], of x's shape; None where there is none. It may determine the
+            proposals, but not the value that an estimator converges to.
     """
 
     log_prob: LogProb
@@ -99,9 +100,9 @@ class Posterior(NamedTuple):
 class EnergyEstimator(ABC):
     """Estimates the moments of p(a | x) for exp(log_prob) from K evaluations of log_prob a noised point.
 
-    Subclass it and write `estimate`; the subclass can then be named in a config. Laws: nothing changes when
-    a constant is added to log_prob; the estimate is finite for K = 1 and at every sigma; it converges to
-    quadrature as K grows (or the docstring says that it does not).
+    Subclass it and write `estimate`; the subclass can then be named in a configuration. The estimate must not change
+    when a constant is added to log_prob, must be finite for K = 1 and at every sigma, and must converge to quadrature
+    as K grows (or the docstring says that it does not).
 
     Args:
         num_samples: K, evaluations of log_prob for each noised point; >= 1.
@@ -115,10 +116,10 @@ class EnergyEstimator(ABC):
         self.num_samples = num_samples
 
     pools: bool = False
-    """Whether the M points of a law share their candidates, so that each has M K of them."""
+    """Whether the M points of a distribution share their candidates, so that each has M K of them."""
 
     def cost(self, points: int = 1) -> int:
-        """Evaluations of log_prob for that many noised points of a law; one with gradient counts `GRADIENT_COST`."""
+        """Evaluations of log_prob for this many noised points; one with its gradient counts `GRADIENT_COST`."""
         return points * self.num_samples
 
     @abstractmethod
@@ -145,9 +146,9 @@ class TargetScore(_Pathwise):
     """D = x + sigma^2 s_K, s_K = grad_x log (1/K) sum_k exp(log_prob(a_k)), a_k = x + sigma eps_k: the paper.
 
     This is iDEM's estimator (arXiv 2402.06121, equation 8; arXiv 2410.01312): s_K = sum_k w_k grad log_prob(a_k).
-    On a box the same gradient is taken through proposals truncated at the walls, which adds da_k/dx and the
-    gradient of the log mass inside; without walls both vanish and the formula is the paper's. Best where sigma
-    is far below the width of a mode; its variance grows without bound above it.
+    On a box the same gradient is taken through proposals truncated at the bounds, which adds da_k/dx and the
+    gradient of the log mass inside; without bounds both vanish and the formula is the paper's. Best where sigma
+    is far below the width of a mode; above it the variance grows without limit.
 
     Args:
         num_samples: K; >= 1. The paper uses 1000.
@@ -173,7 +174,7 @@ class ControlVariate(_Pathwise):
     """The denoising and the target-score identities, combined in each dimension for the least variance.
 
     D = (1 - eta) sum_k w_k a_k + eta (x + sigma^2 s_K), both from the same K proposals: the mean is the same for
-    every eta (Stein's identity, with the walls' boundary term), and eta in [0, 1] minimises the variance of a
+    every eta (Stein's identity, with the boundary term of the bounds), and eta in [0, 1] minimises the variance of a
     self-normalised mean, estimated from the same weights. Far better than either at small sigma, like
     importance weights at large. (Reverse flow matching, arXiv 2601.08136.)
     """
@@ -208,7 +209,7 @@ class NoiseSplit(EnergyEstimator):
         self.pools = below.pools or above.pools
 
     def cost(self, points: int = 1) -> int:
-        # Both are asked at every point: no shape depends on sigma.
+        # Both are evaluated at every point, so that no shape depends on sigma.
         return self.below.cost(points) + self.above.cost(points)
 
     def estimate(self, posterior: Posterior) -> Estimate:

@@ -1,4 +1,4 @@
-"""Importance weights whose proposals follow the energy's gradient: from a guide, and up from uniform starts."""
+"""Importance estimators whose proposals follow the energy's gradient, from the guide and from uniform starts."""
 
 import math
 
@@ -15,14 +15,14 @@ from dqs_lightning.ranges import Count, OpenShare, Positive, checked
 def ascend(log_prob: LogProb, points: Tensor, width: Tensor, reach: Tensor, support: Support) -> Tensor:
     """A step width^2 grad log_prob from points [C, B, d], at most `reach` in each dimension, within the support.
 
-    From a point of a normal law of deviation `width` it leads to that law's mean.
+    From a point of a normal distribution of standard deviation `width` it leads to its mean.
     """
     _, gradient = gradient_of(log_prob, points, support)
     return support.project(points + torch.maximum(torch.minimum(width**2 * gradient, reach), -reach))
 
 
 class GuidedDefensive(Defensive):
-    """`Defensive` whose second part is sent where mass is expected: from the guide along the energy's gradient.
+    """`Defensive` whose second part is shifted from the guide along the energy's gradient.
 
     Its center is m = guide + clipped steps along sigma_q^2 grad log_prob, its width sigma_q that of a posterior. With
     several `widths` the candidates around m are divided among that many components, sharp ones for narrow optima.
@@ -30,7 +30,7 @@ class GuidedDefensive(Defensive):
     Args:
         num_samples: K; >= 1. With K = 1 the candidate is around x.
         sigma_data: standard deviation of clean actions; > 0.
-        clip: longest way from the guide in each dimension, in units of sigma_q; > 0.
+        clip: largest distance from the guide in each dimension, in units of sigma_q; > 0.
         widths: widths of the components around m, in units of sigma_q; each > 0. Each gets an equal share of the
             candidates, as does the part around x when there are two or more.
         gradient_steps: steps from the guide to m; >= 1.
@@ -63,21 +63,21 @@ class GuidedDefensive(Defensive):
 
 
 class MultiStart(GuidedDefensive):
-    """`GuidedDefensive` with a part of the candidates where climbs from uniform starts end: the default.
+    """`GuidedDefensive` with some candidates at the ends of gradient ascents from uniform starts: the default.
 
-    A guided candidate goes where the network looks already, and one around x finds no narrow mode in six dimensions:
-    of two modes the smaller is soon in nobody's pool, and is lost for good. So some of the points also send a uniform
-    start up the energy's gradient, in clipped steps that shrink from sigma_data to the least sigma_q of the law, and
-    candidates of all points, each of its own width, are drawn around the ends of the climbs. These find every mode at
-    a rate that does not depend on the policy; the exact density of the mixture gives each mode its mass.
+    Guided candidates are near the present policy, and those around x find no narrow mode in six dimensions: the smaller
+    of two modes soon receives no candidates and is never recovered. So some of the points also start a gradient ascent
+    at a uniform action, in clipped steps that shrink from sigma_data to the smallest sigma_q of the distribution, and
+    candidates of all points, each with its own width, are drawn around the ends. These find every mode at a rate that
+    does not depend on the policy; the exact density of the mixture gives each mode its mass.
 
     Args:
         num_samples: K; >= 1.
         sigma_data: standard deviation of clean actions; > 0.
-        clip: longest way from the guide in each dimension, in units of sigma_q; > 0.
-        share: of the candidates, drawn around climbs; 0 < share < 1.
-        climb: gradient steps of a climb; >= 1. Two are too few for two modes in six dimensions, four are enough.
-        every: of the points of one law, every how many-th sends a climb, at least one; >= 1.
+        clip: largest distance from the guide in each dimension, in units of sigma_q; > 0.
+        share: of the candidates, drawn around the ends of ascents; 0 < share < 1.
+        climb: gradient steps of an ascent; >= 1. Two are too few for two modes in six dimensions, four are enough.
+        every: one of so many points of a distribution starts an ascent, at least one; >= 1.
     """
 
     @checked
@@ -103,7 +103,7 @@ class MultiStart(GuidedDefensive):
         narrow = width.amin(0, keepdim=True)
         starts = slice(0, max(1, len(x) // self.every))
         end = support.start(x[starts], sigma[starts], generator)
-        # The guide's one step and the first of the climbs share a gradient.
+        # The guide's one step and the first of the ascents share a gradient evaluation.
         scale = torch.cat([width, narrow.new_full(end[..., :1].shape, self.sigma_data)])
         reach = torch.cat([self.clip * width, scale[len(x) :]])
         moved = ascend(log_prob, torch.cat([around_guide.center, end]), scale, reach, support)

@@ -1,11 +1,11 @@
-"""Importance-sampling estimators: candidates from a mixture of proposals, weighed by its exact density.
+"""Importance-sampling estimators: candidates from a mixture of proposals, weighted by its exact density.
 
 p(a | x) is exp(log_prob(a)) N(x; a, sigma^2) up to a constant. Candidates a_k come from components (center, width)
 around each noised point; their weights are w_k ~ exp(log_prob(a_k)) N(a_k; x, sigma^2) / q(a_k), q the density of the
 whole mixture. A bad component costs variance, never bias, as long as another covers the posterior.
 
-Noised points of one law, x [M, B, d], pool their candidates: each uses those of all M, and q is the mixture of
-all their components. At equal cost a point has M times the candidates, and modes that one point found count for all.
+Noised points of one distribution, x [M, B, d], pool their candidates: each uses those of all M, and q is the mixture of
+all their components. At equal cost a point has M times the candidates, and a mode that one point finds is used by all.
 """
 
 from abc import abstractmethod
@@ -25,11 +25,11 @@ class MixtureImportance(EnergyEstimator):
 
     @abstractmethod
     def components(self, posterior: Posterior) -> list[Component]:
-        """Proposals for points x [M, B, d], sigma [M, B, 1]: num_samples a point. One has to cover the posterior."""
+        """Proposals for points x [M, B, d], sigma [M, B, 1]: num_samples a point. One must cover the posterior."""
 
     def estimate(self, posterior: Posterior) -> Estimate:
         log_prob, x, sigma, support, generator, guide = posterior
-        if x.ndim == 2:  # one point of each law
+        if x.ndim == 2:  # one point of each distribution
             level = sigma if sigma.ndim == 0 else sigma.unsqueeze(0)
             guide = None if guide is None else guide.unsqueeze(0)
             alone = self.estimate(posterior._replace(x=x.unsqueeze(0), sigma=level, guide=guide))
@@ -48,7 +48,7 @@ class Importance(MixtureImportance):
     """D = sum_k w_k a_k with a_k ~ N(x, sigma^2) within the support and w = softmax(log_prob(a_k)).
 
     Self-normalised importance sampling of the posterior. No gradient of the energy is needed; truncated proposals
-    make it exact at the walls of a box; antithetic pairs lower its variance. (MaxEntDP, arXiv 2502.11612;
+    make it exact at the bounds of a box; antithetic pairs lower its variance. (MaxEntDP, arXiv 2502.11612;
     truncation and pairs.)
     """
 
@@ -81,10 +81,10 @@ class Defensive(MixtureImportance):
 
 
 class Resampling(EnergyEstimator):
-    """Candidates uniform on the action set, the same law at every noise level: SIR, for which no network is needed.
+    """Candidates uniform on the action set, whatever the noise level: SIR, which needs no network.
 
-    The oracle of one and two dimensions. Useless in more, where no uniform draw is good, and at noise levels
-    below the distance between candidates. Needs a support of finite volume: raises ValueError on `Unbounded`.
+    An oracle in one and two dimensions. It fails in more, where no uniform draw is near the optimum, and at noise
+    levels below the distance between candidates. Needs a support of finite volume: raises ValueError on `Unbounded`.
     """
 
     pools = True
@@ -92,8 +92,8 @@ class Resampling(EnergyEstimator):
     def estimate(self, posterior: Posterior) -> Estimate:
         log_prob, x, sigma, support, generator, guide = posterior
         pooled = x.ndim == 3
-        laws = x[0] if pooled else x
-        actions = support.uniform(self.num_samples * (x.shape[0] if pooled else 1), laws, generator)
+        rows = x[0] if pooled else x
+        actions = support.uniform(self.num_samples * (x.shape[0] if pooled else 1), rows, generator)
         points, log_prior = support.from_action(actions), log_prob(actions).detach()
         if pooled:
             points, log_prior = points.unsqueeze(1), log_prior.unsqueeze(1)

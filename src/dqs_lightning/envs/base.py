@@ -1,4 +1,4 @@
-"""What the framework asks of an environment's configuration."""
+"""Interface of an environment's configuration."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

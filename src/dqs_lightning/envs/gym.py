@@ -30,9 +30,9 @@ class Gym(Environment):
         action_repeat: frames for each action; >= 1. It ends with the episode. Frames that the environment itself
             skips count as one.
         kwargs: further arguments of `gymnasium.make`: the environment's own, and `max_episode_steps`.
-        action_low: what -1 stands for, one number or one for each dimension of the flat action: for an environment
-            without finite bounds of its own. Where those are narrower, they hold.
-        action_high: what 1 stands for.
+        action_low: value that -1 is mapped to, one number or one for each dimension of the flat action: for an
+            environment without finite bounds of its own. Where those are narrower, they hold.
+        action_high: value that 1 is mapped to.
 
     Raises:
         ValueError: when Gymnasium knows no such id, or a bound is not finite. `make` raises it when the environment

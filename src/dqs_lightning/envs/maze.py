@@ -19,7 +19,7 @@ FOUR_DOORS = tuple(
 )
 FOUR_GOALS = tuple((0.8 * x, 0.8 * y) for x, y in CORNERS)
 GAP = 1e-4
-"""A blocked move ends so far before the wall."""
+"""Distance from the wall at which a blocked move ends."""
 
 
 class Maze(Navigation):

@@ -1,4 +1,4 @@
-"""Navigation to the modes of a Gaussian mixture: where the policy should end is a law that can be sampled exactly."""
+"""Navigation to the modes of a Gaussian mixture: episodes should end at a distribution that can be sampled exactly."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class MixtureNavigation(Navigation):
     Args:
         num_modes: 1 to 10,000.
         means_seed: of the draw of the means.
-        start: uniform in the box, or center, (0, 0). Only from uniform starts is the mixture a law to aim at: the
+        start: uniform in the box, or center, (0, 0). Only from uniform starts can the mixture be reached: the
             optimum of Q then ends at every mode. The log-density is paid all along the way, so from the center the
             modes nearby are worth so much more that even the optimum ends at a quarter of them, or fewer.
         reward_scale: factor of the log-density, which is about -5 at a mean, -30 at most places and below -250 in the
@@ -96,18 +96,19 @@ class MixtureBatch(PlaneBatch):
         return HALF_SIDE * (2 * uniform - 1) * (self._mixture.start == "uniform")
 
     def move(self, position: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        moved = (position + self._mixture.step * normalize(action, dim=-1)).clamp(-HALF_SIDE, HALF_SIDE)
-        reward = self._mixture.reward_scale * self._mixture.log_density(moved).unsqueeze(-1)
-        return moved, reward, torch.zeros_like(reward, dtype=torch.bool)
+        position = (position + self._mixture.step * normalize(action, dim=-1)).clamp(-HALF_SIDE, HALF_SIDE)
+        reward = self._mixture.reward_scale * self._mixture.log_density(position).unsqueeze(-1)
+        return position, reward, torch.zeros_like(reward, dtype=torch.bool)
 
 
 def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of two laws, from samples x [n, d] and y [m, d].
+    """Unbiased estimate of the squared maximum mean discrepancy of two distributions, from samples x [n, d] and y [m,
+    d].
 
         1/(n(n-1)) sum_{i != j} k(x_i, x_j) + 1/(m(m-1)) sum_{i != j} k(y_i, y_j) - 2/(nm) sum_{i, j} k(x_i, y_j)
 
-    with k(a, b) = sum over bandwidths h of exp(-|a - b|^2 / (2 h^2)). Symmetric in x and y; its mean is 0 when the laws
-    are equal and positive otherwise, so that single estimates may be slightly negative.
+    with k(a, b) = sum over bandwidths h of exp(-|a - b|^2 / (2 h^2)). Symmetric in x and y; its mean is 0 when the
+    distributions are equal and positive otherwise, so that single estimates may be slightly negative.
 
     Raises:
         ValueError: for fewer than two samples of either, or bandwidths that are not > 0.

@@ -27,7 +27,7 @@ class Navigation(Environment):
         extent: (x low, x high, y low, y high) of the plane.
         walls: segments (x1, y1, x2, y2) that cannot be crossed, those around the plane left out.
         blocks: solid squares (x low, x high, y low, y high).
-        obstacles: a point (x, y) of each piece of wall that paths can go around, which is what tells paths apart.
+        obstacles: a point (x, y) of each piece of wall that paths can go around, by which paths are distinguished.
     """
 
     goals: Points
@@ -45,7 +45,7 @@ class Navigation(Environment):
         return torch.where(distance <= self.goal_radius, nearest, -1)
 
     def samples(self, num: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws [num, 2] of the law at which episodes should end; None where there is no such law."""
+        """Samples [num, 2] of the distribution at which episodes should end; None where there is none."""
         return None
 
 
@@ -93,7 +93,7 @@ class NavigationBatch(EnvBase):
 
 
 class PlaneBatch(NavigationBatch):
-    """num_envs points, moved together by tensor operations. The observation is the position over `scale`.
+    """`num_envs` points, stepped together by tensor operations. The observation is the position over `scale`.
 
     Subclass it and write `begin` and `move`.
 

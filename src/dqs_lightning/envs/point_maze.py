@@ -42,7 +42,7 @@ class PointMaze(Navigation):
     gymnasium-robotics' `PointMaze_UMaze-v3` with the map given. The observation is the position, over half the map's
     width and height, and the velocity, over 5 (its limit): all about [-1, 1]. Goals are not observed. The reward is 1
     on arrival within 0.45 of the center of any goal, which ends the episode, and 0 before; gymnasium-robotics itself
-    asks for one goal, drawn for each episode, of which nothing is used here.
+    has one goal, drawn for each episode, which is not used here.
 
     A frame is 0.01 s, and a goal of the default map about 6 cells off: 1.5 s or more. The default horizon is
     gymnasium-robotics' for mazes of about this size, and the default repeat of 10 makes 60 decisions of it, each of
@@ -96,7 +96,7 @@ class PointMaze(Navigation):
         return [self._center(i, j) for i, row in rows for j, found in enumerate(row) if found == kind]
 
     def _islands(self) -> Points:
-        """The center of one cell of each piece of wall apart from the outer one; corners that touch let nothing by."""
+        """Returns the center of one cell of each inner piece of wall; pieces that touch at a corner are one."""
         pieces, count = label([[cell == WALL for cell in row] for row in self.maze_map], np.ones((3, 3)))
         first = (np.argwhere(pieces == piece)[0].tolist() for piece in range(1, count + 1) if piece != pieces[0, 0])
         return [self._center(row, column) for row, column in first]

@@ -189,7 +189,7 @@ def _is_stopped(pid: int) -> bool:
 
 def _serve(pipe: Connection, build: Callable[..., Service], args: tuple[Any, ...]) -> None:
     """Main function of the process."""
-    # The server ends when nobody holds this descriptor any more, and kills what it has started then.
+    # The server ends when no process holds this descriptor any more, and kills what it has started.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

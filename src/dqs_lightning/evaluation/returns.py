@@ -21,7 +21,7 @@ STEP_LIMIT = 100_000
 
 
 def policy_of(agent: Agent, deterministic: bool = False, best_of: int | None = None) -> Policy:
-    """How an agent acts on observations that lie on the CPU (see `Agent.act`)."""
+    """Returns the agent's policy for observations on the CPU (see `Agent.act`)."""
     return lambda observation: agent.act(observation.to(agent.device), deterministic, best_of).cpu()
 
 

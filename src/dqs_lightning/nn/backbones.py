@@ -1,4 +1,4 @@
-"""Hidden layers, by name: what lies between a network's first linear layer and its last."""
+"""Backbones: the hidden layers between a network's first and last linear layer, by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

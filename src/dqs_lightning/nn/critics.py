@@ -92,7 +92,7 @@ class QNetwork(nn.Module):
 
 
 class CriticPair(nn.Module):
-    """Two independent Q networks and what is believed of them.
+    """Two independent Q networks and their reduction to one Q.
 
     Args:
         observation_dim: dimension of the observation.

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class ObservationNorm(nn.Module):
-    """(s - mean) / deviation over all batches that it was shown, each of equal weight; at first it changes nothing.
+    """Normalises observations, (s - mean) / standard deviation, over all batches so far, each of equal weight.
 
     Args:
         dim: dimension o of the observation.
     """
 
     EPSILON = 1e-4
-    """Added to the variance: what never moves is not blown up when it does."""
+    """Added to the variance, so that components which were constant are not amplified when they change."""
 
     mean: Tensor
     variance: Tensor
@@ -32,9 +32,9 @@ class ObservationNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, observation: Tensor, over_ranks: Callable[[Tensor], Tensor] = lambda moments: moments) -> None:
-        """Take in a batch [B, o]; `over_ranks` is the mean of a tensor over ranks, so that all see alike."""
-        moved = observation - self.mean
-        first, second = over_ranks(torch.stack([moved.mean(0), moved.square().mean(0)]))
+        """Updates mean and variance with a batch [B, o]; `over_ranks` averages a tensor over ranks."""
+        shifted = observation - self.mean
+        first, second = over_ranks(torch.stack([shifted.mean(0), shifted.square().mean(0)]))
         self.batches += 1
         weight = 1 / self.batches
         self.mean += weight * first
