@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning as L
+import matplotlib
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.animation import FuncAnimation, PillowWriter
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dqs_callbacks.periodic import Periodic
-from dqs_callbacks.pictures import publish
+from dqs_callbacks.pictures import STYLE, publish
 from dqs_lightning.agents import DQS, Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Tanh
@@ -106,10 +107,11 @@ class ActionLandscape(Periodic):
         observation = observation.to(agent.device)
         found = [landscape(agent, state, self.samples, self.trails) for state in observation]
         titles = [describe_state(state) for state in observation]
-        publish(trainer, f"landscape_{data.env_frames}", draw(found, titles))
+        publish(trainer, f"landscape_{data.env_frames}", lambda: draw(found, titles))
         if self.animate and isinstance(agent, DQS) and data.env_frames >= data.total_frames:
             slow = [landscape(agent, state, self.samples, self.samples, steps=FRAMES) for state in observation]
-            animate(slow, titles, Path(trainer.default_root_dir) / "pictures" / "denoising.gif")
+            with matplotlib.rc_context(STYLE):
+                animate(slow, titles, Path(trainer.default_root_dir) / "pictures" / "denoising.gif")
 
 
 def refuse_unfit(trainer: L.Trainer, agent: L.LightningModule, observations: Sequence[Sequence[float]] | None) -> None:

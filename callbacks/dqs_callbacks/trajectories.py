@@ -53,7 +53,7 @@ class Trajectories(Periodic):
         navigation = navigation_of(data.environment, self)
         found = rolled_out(data, agent, self.rollouts, seed, self.deterministic)
         self._kept = thinned([*self._kept, (data.env_frames, found.position, found.goal)], self.panels)
-        publish(trainer, "trajectories", draw(navigation, self._kept))
+        publish(trainer, "trajectories", lambda: draw(navigation, self._kept))
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "kept": self._kept}

@@ -1,5 +1,7 @@
 """The picture of what the policy samples: its plane, its lines, and that training does not notice."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def test_draws_and_animates_and_leaves_training_as_it_was(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("environment", "changes", "message"),
     [
-        (DMControl("cartpole", "swingup", 50), {}, "two action dimensions or more; cartpole-swingup has 1"),
+        (DMControl("cartpole", "swingup", 50), {}, "at least two action dimensions; cartpole-swingup has 1"),
         (Maze(), {"observations": [[0.0, 0.0, 0.0]]}, "observations have 3 numbers; maze-four-goals has 2"),
     ],
 )
@@ -95,3 +97,11 @@ def test_refuses_numbers_out_of_range(changes: dict[str, Any]) -> None:
     name, value = next(iter(changes.items()))
     with pytest.raises(ValueError, match=rf"{name}={value}".replace("[", r"\[").replace("]", r"\]")):
         ActionLandscape(**changes)
+
+
+def test_pictures_change_no_setting_of_matplotlib() -> None:
+    script = (
+        "import matplotlib; before = dict(matplotlib.rcParams); import dqs_callbacks, dqs_callbacks.pictures;"
+        "assert dict(matplotlib.rcParams) == before"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)

@@ -151,10 +151,10 @@ class Soft(MixtureBackup):
     V = T (logsumexp_j(Q_j / T - log q(a_j)) - log J - log volume): exp(V/T) is unbiased, V is too low on average
     (Jensen's inequality).
 
-    Bias for a policy that is exp(Q/T), with the defaults, in units of T (benchmarks/backup_coverage.py): at most 0.3
-    in 6 dimensions and 1 in 21 for one mode along the axes; 0.3 and 5.5 for a correlated one; 2 and 11 for a product of
-    two-mode densities, whose 2^d modes a few draws do not cover. Prefer `SoftPolicyValue` there. Uniform candidates
-    alone (policy_actions=0) are enough in one dimension, and in two for T that is not small: in 6 dimensions they are
+    Bias for a policy that is exp(Q/T), with the defaults, in units of T: at most 0.3 in 6 dimensions and 1 in 21 for
+    one mode along the axes; 0.3 and 5.5 for a correlated one; 2 and 11 for a product of two-mode densities, whose 2^d
+    modes a few draws do not cover (benchmarks/quality/backup_coverage.py). Prefer `SoftPolicyValue` there. Uniform
+    candidates alone (policy_actions=0) are enough in one dimension, and in two for T that is not small: in 6 they are
     too low by 1 to 150.
     """
 
@@ -176,7 +176,7 @@ class SelfNormalised(MixtureBackup):
 
     The bias is of either sign: too low where modes are missed, too high where the gradient steps gather the candidates
     at the maximum. With a policy that is exp(Q/T) it is within 0.4 T in 6 dimensions for one mode and within 2 T for a
-    product of two-mode densities; in 21 it comes to several T, at worst 15 (benchmarks/backup_coverage.py).
+    product of two-mode densities; in 21 it comes to several T, at worst 15 (benchmarks/quality/backup_coverage.py).
     """
 
     def value(self, given: BackupInput) -> Tensor:
