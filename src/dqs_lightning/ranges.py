@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 S = TypeVar("S")
 P = ParamSpec("P")
@@ -40,6 +40,22 @@ class Range:
         return above and below and math.isfinite(value)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """A choice of values, declared as a `Literal`."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def text(self) -> str:
+        """Describes the choice in messages, after "must be"."""
+        return f"one of {', '.join(map(str, self.values))}"
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value is one of them."""
+        return value in self.values
+
+
 def at_least(least: int) -> Range:
     """The range of numbers >= `least`."""
     return Range(f">= {least}", low=least)
@@ -66,7 +82,7 @@ CountOrZero = Annotated[int, at_least(0)]
 
 
 def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
-    """Decorator of a constructor: checks arguments whose type declares a `Range`, and converts them to that type.
+    """Decorator of a constructor: checks and converts the arguments whose type declares a `Range` or is a `Literal`.
 
     A range applies to each number of a (nested) sequence, which must not be empty; None is not checked.
 
@@ -76,7 +92,7 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
     signature = inspect.signature(init)
 
     @functools.cache
-    def ranges() -> dict[str, tuple[type, Range]]:
+    def ranges() -> dict[str, tuple[type, Range | OneOf]]:
         hints = get_type_hints(init, include_extras=True)
         found = {name: _declared(hint) for name, hint in hints.items()}
         return {name: declared for name, declared in found.items() if declared is not None}
@@ -92,7 +108,7 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
     return wrapper
 
 
-def check(name: str, value: Any, allowed: Range, kind: type = float) -> Any:
+def check(name: str, value: Any, allowed: Range | OneOf, kind: type = float) -> Any:
     """Returns a number, or a tuple of each number of a sequence, converted to `kind` and checked to be in a range.
 
     Raises:
@@ -107,8 +123,10 @@ def check(name: str, value: Any, allowed: Range, kind: type = float) -> Any:
     return kind(value)
 
 
-def _declared(hint: Any) -> tuple[type, Range] | None:
-    """The number's type and the range in a hint such as `Positive | None` or `tuple[Positive, ...]`."""
+def _declared(hint: Any) -> tuple[type, Range | OneOf] | None:
+    """The type and the range in a hint such as `Positive | None`, `tuple[Positive, ...]` or `Literal["a", "b"]`."""
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0]), OneOf(get_args(hint))
     if metadata := getattr(hint, "__metadata__", ()):
         return next(((hint.__origin__, item) for item in metadata if isinstance(item, Range)), None)
     inside: Iterable[Any] = get_args(hint)

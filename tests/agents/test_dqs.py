@@ -134,7 +134,7 @@ def test_an_update_without_paths_at_its_states() -> None:
 
 
 def test_bad_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="inner_precision='half': must be one of auto, float32, bfloat16"):
+    with pytest.raises(ValueError, match="inner_precision=half: must be one of auto, float32, bfloat16"):
         tiny(inner_precision="half")
 
 

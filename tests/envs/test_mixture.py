@@ -163,7 +163,7 @@ def test_random_walks_end_far_from_the_mixture() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"start": "corner"}, "start=corner: must be uniform or center"),
+        ({"start": "corner"}, "start=corner: must be one of uniform, center"),
         ({"num_modes": 0}, "num_modes=0"),
         ({"horizon": 0}, "horizon=0"),
         ({"step": 0.0}, "step=0.0"),

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from dqs_lightning.diffusion import MLP, Backbone, SimBa
 from dqs_lightning.nn.backbones import FeedForward
 from dqs_lightning.nn.critics import CriticPair, QNetwork, soft_update
 from dqs_lightning.nn.observation_norm import ObservationNorm
-from dqs_lightning.nn.precision import INNER_PRECISIONS, inner_dtype, multiplies_bfloat16
+from dqs_lightning.nn.precision import InnerPrecision, inner_dtype, multiplies_bfloat16
 
 BACKBONES = [MLP((16,)), MLP((16, 8)), MLP((16, 8, 4)), MLP((16, 8), layer_norm=True), SimBa(8, 2, 3)]
 
@@ -127,7 +128,7 @@ def test_precision_by_name_and_hardware() -> None:
     assert inner_dtype("float32", like) is torch.float32
     assert inner_dtype("bfloat16", like) is torch.bfloat16
     assert inner_dtype("auto", like) is (torch.bfloat16 if multiplies_bfloat16("cpu") else torch.float32)
-    assert all(inner_dtype(name, like.double()) is torch.float64 for name in INNER_PRECISIONS)
+    assert all(inner_dtype(name, like.double()) is torch.float64 for name in get_args(InnerPrecision))
     assert not multiplies_bfloat16("meta")
 
 
@@ -151,7 +152,7 @@ def test_soft_update_keeps_the_networks_apart() -> None:
 
 
 def test_refuses_another_reduction() -> None:
-    with pytest.raises(ValueError, match="critic_reduction='max': must be one of min, mean"):
+    with pytest.raises(ValueError, match="reduction=max: must be one of min, mean"):
         CriticPair(3, 2, MLP((16,)), "max")
 
 

@@ -22,22 +22,21 @@ from dqs_lightning.diffusion.support import Box, LogProb, Support
 from dqs_lightning.diffusion.training_points import OnTrajectory, TrainingPoints
 from dqs_lightning.finite import magnitude
 from dqs_lightning.nn.backbones import MLP, Backbone
-from dqs_lightning.nn.critics import CriticPair, soft_update
-from dqs_lightning.nn.precision import INNER_PRECISIONS, inner_dtype
+from dqs_lightning.nn.critics import CriticPair, Reduction, soft_update
+from dqs_lightning.nn.precision import InnerPrecision, inner_dtype
 from dqs_lightning.ranges import Count, Fraction, NonNegative, Positive, Share, checked
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
 
 class DQS(Agent):
-    """Diffusion Q-Sampling. One `training_step` updates critics, denoiser, target critics and temperature once.
+    """Diffusion Q-Sampling. A `training_step` updates critics, denoiser, target critics and temperature.
 
     Args:
         observation_dim: dimension of the flat observation.
         action_dim: dimension of the action; actions are in [-1, 1].
         noise_schedule: sigma(t). Default: Geometric(0.03, 2).
         energy_estimator: the denoiser's target, computed from the critics. Default: MultiStart with K = 8.
-        training_points: where the denoiser is trained. Default: OnTrajectory, four points of the sampler's trajectory
-            at each of 64 states of the batch; AroundReplayActions is the paper's.
+        training_points: where the denoiser is trained. Default: OnTrajectory; AroundReplayActions is the paper's.
         sampler: from noise to actions. Default: MomentMatched, 6 steps.
         support: the action set and the latent space of the diffusion. Default: Box.
         preconditioning: how the network's output becomes the denoised mean. Default: EDM.
@@ -45,7 +44,7 @@ class DQS(Agent):
         backup: V(s') in the critic's target. Default: ExpectedQ, the paper's.
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
-        critic_reduction: Q of the two critics: "min" (the paper) or "mean" (see `CriticPair`).
+        critic_reduction: how the two critics become one Q (see `CriticPair`); "min" is the paper's.
         critic_loss: what the critics predict. Default: Quantiles of the return; SquaredError (its mean) is the paper's.
         critic_lr: Adam's step size for the critics; > 0.
         actor_lr: Adam's step size for the denoiser; > 0.
@@ -53,19 +52,13 @@ class DQS(Agent):
         tau: weight of the online critics in each update of the target critics, in (0, 1].
         max_grad_norm: maximum norm of each parameter group's gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        exploration_noise: standard deviation of the noise that the behaviour policy adds to each component of an
-            action; >= 0, 0 is the paper's.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their
-            standard deviation.
-        amortised: whether a network learns the denoiser. Otherwise there is no actor, and at each sampling step the
-            energy estimator computes the moments from the critics (see `EnergyDiffusion`).
+        exploration_noise: standard deviation of the noise that the behaviour policy adds to each component; >= 0.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
+        amortised: whether a network learns the denoiser; otherwise there is no actor (see `EnergyDiffusion`).
         compile_losses: whether torch.compile fuses the losses; needs a C++ compiler, and a minute at the start.
         cuda_graph: whether losses and gradients are captured as one CUDA graph; on one CUDA device.
-        inner_precision: of inner layers in training where no gradient of theirs is needed (values of candidates,
-            trajectories): "float32", "bfloat16", or "auto": bfloat16 where the hardware has instructions for it.
-
-    Raises:
-        ValueError: when an argument is out of its range; the message names it.
+        inner_precision: precision of inner layers in training where no gradient of theirs is needed; "auto" is bfloat16
+            where the hardware has instructions for it, and float32 elsewhere.
     """
 
     @checked
@@ -83,7 +76,7 @@ class DQS(Agent):
         backup: Backup | None = None,
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
-        critic_reduction: str = "mean",
+        critic_reduction: Reduction = "mean",
         critic_loss: CriticLoss | None = None,
         critic_lr: Positive = 1e-3,
         actor_lr: Positive = 3e-3,
@@ -94,13 +87,11 @@ class DQS(Agent):
         exploration_noise: NonNegative = 0.1,
         normalise_observations: bool = True,
         amortised: bool = True,
-        inner_precision: str = "auto",
+        inner_precision: InnerPrecision = "auto",
         compile_losses: bool = False,
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
-        if inner_precision not in INNER_PRECISIONS:
-            raise ValueError(f"inner_precision={inner_precision!r}: must be one of {', '.join(INNER_PRECISIONS)}")
         if not amortised and isinstance(temperature, TargetESS):
             raise ValueError("amortised=False: TargetESS measures the actor's target; use another temperature")
         # Resolved before they are saved, so that a checkpoint keeps its components when a default changes.
@@ -166,10 +157,9 @@ class DQS(Agent):
         here = observation[: self.diffusion.training_states]
         nums = self.backup.policy_actions, self.diffusion.training_points.trajectories
         rows = torch.cat([following.repeat(nums[0], 1), here.repeat(nums[1], 1)])
-        precision = inner_dtype(self.inner_precision, rows)
-        at_next, at_here = self.diffusion.trajectory(self.condition(rows, temperature), dtype=precision).split(
-            [(nums[0], len(following)), (nums[1], len(here))]
-        )
+        dtype = inner_dtype(self.inner_precision, rows)
+        both = self.diffusion.trajectory(self.condition(rows, temperature), dtype=dtype)
+        at_next, at_here = both.split([(nums[0], len(following)), (nums[1], len(here))])
         return at_next, at_here if len(at_here.action) else None
 
     @torch.no_grad()
@@ -206,13 +196,12 @@ class DQS(Agent):
             lambda: self.diffusion.support.from_action(batch["action"][states]),
         )
         metrics = {"critic_target": magnitude(target), "q": outputs.mean(), "critic_loss": critic_loss, **score_metrics}
-        # The two graphs share no parameter: one backward serves both, and plain DDP sees every gradient.
+        # The two graphs share no parameter: one backward is enough for both, and DDP needs no option.
         return critic_loss + score_loss, {name: value.detach() for name, value in metrics.items()}
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         if self.cuda_graph:
-            metrics = self.captured(batch)
-            self.clip_and_step(metrics)
+            self.clip_and_step(metrics := self.captured(batch))
         else:
             loss, metrics = self.fused_losses(batch)
             self.update(loss, metrics)

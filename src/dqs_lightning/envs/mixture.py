@@ -59,8 +59,6 @@ class MixtureNavigation(Navigation):
         horizon: Count = 100,
     ) -> None:
         super().__init__(action_repeat=1)
-        if start not in ("uniform", "center"):
-            raise ValueError(f"start={start}: must be uniform or center")
         self.num_modes, self.means_seed, self.start = num_modes, means_seed, start
         self.reward_scale, self.step, self.horizon = reward_scale, step, horizon
         draws = torch.rand(num_modes, 2, generator=torch.Generator().manual_seed(means_seed))

@@ -1,13 +1,14 @@
 """Critic networks."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqs_lightning.nn.backbones import MLP, Backbone
+from dqs_lightning.ranges import checked
 
 QValue = Callable[[Tensor], Tensor]
 """Q of actions [..., B, d] at bound observations: [..., B]."""
@@ -15,7 +16,7 @@ QValue = Callable[[Tensor], Tensor]
 CHUNK = 512
 """Rows that are scored at once: their hidden layers stay in a core's cache."""
 
-REDUCTIONS = ("min", "mean")
+Reduction = Literal["min", "mean"]
 
 
 class QNetwork(nn.Module):
@@ -107,17 +108,16 @@ class CriticPair(nn.Module):
         ValueError: for another reduction.
     """
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
         backbone: Backbone | None = None,
-        reduction: str = "min",
+        reduction: Reduction = "min",
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"critic_reduction={reduction!r}: must be one of {', '.join(REDUCTIONS)}")
         self.reduction = reduction
         self.members = nn.ModuleList(QNetwork(observation_dim, action_dim, backbone, outputs) for _ in range(2))
 

@@ -1,13 +1,15 @@
 """The precision in which inner layers are multiplied."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-INNER_PRECISIONS = ("auto", "float32", "bfloat16")
+InnerPrecision = Literal["auto", "float32", "bfloat16"]
 
 
-def inner_dtype(precision: str, like: Tensor) -> torch.dtype:
-    """The type that one of `INNER_PRECISIONS` means for tensors such as `like`; only float32 is ever shortened."""
+def inner_dtype(precision: InnerPrecision, like: Tensor) -> torch.dtype:
+    """The type that one of `InnerPrecision` means for tensors such as `like`; only float32 is ever shortened."""
     if like.dtype is not torch.float32 or precision == "float32":
         return like.dtype
     if precision == "bfloat16":
