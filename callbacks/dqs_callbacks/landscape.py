@@ -28,7 +28,7 @@ MASSES = (0.9, 0.5)
 """Lines around the smallest regions that hold so much of exp(Q/T)."""
 SAMPLE = "#D55E00"
 FRAMES, REST, FPS, GIF_DPI = 30, 15, 12, 90
-"""Of the animation: steps of the sampler, pictures after the last, pictures a second, dots an inch."""
+"""Steps of the sampler in the animation, pictures after the last one, pictures a second, dots an inch."""
 VIEW = 1.5
 """The animation shows so many half widths of the action set, since noise begins outside."""
 
@@ -135,7 +135,7 @@ def refuse_unfit(trainer: L.Trainer, agent: L.LightningModule, observations: Seq
 
 @torch.no_grad()
 def landscape(agent: Agent, state: Tensor, samples: int, trails: int, steps: int | None = None) -> Landscape:
-    """What is drawn of one state [o]; steps: of the sampler, None for the agent's own number."""
+    """Computes what is drawn for one state [o]; steps: of the sampler, None for the agent's own number."""
     observation, temperature = state.unsqueeze(0), None
     if isinstance(agent, DQS):
         temperature = float(agent.temperature())

@@ -1,4 +1,4 @@
-"""How fast a run goes."""
+"""Logs the speed of a run."""
 
 import time
 from typing import Any

@@ -31,7 +31,7 @@ class CannotFilmError(MisconfigurationException):
 
 
 class Film(NamedTuple):
-    """What `film` tells of the episodes: `returns` [num_envs], and the `last` picture [rows x h, columns x w, 3]."""
+    """Result of `film`: `returns` [num_envs], and the `last` picture [rows x h, columns x w, 3]."""
 
     returns: Tensor
     last: np.ndarray

@@ -18,7 +18,7 @@ SOURCES: dict[NestedKey, str] = {
     ("next", "reward"): "reward",
     ("next", "observation"): "next observation",
 }
-"""What is checked of a transition, in the order in which it comes about, and its name in messages."""
+"""Entries of a transition that are checked, in the order in which they arise, and their names in messages."""
 
 
 class NonFiniteError(RuntimeError):

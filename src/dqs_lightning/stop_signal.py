@@ -23,7 +23,7 @@ class StopInterrupt(BaseException):
 
 
 class Phase(Enum):
-    """What a stop signal does."""
+    """Effect of a stop signal."""
 
     START = "ends the process at once: nothing has been written"
     BUILD = "raises SystemExit(75), so that what has been created is removed again"
@@ -132,4 +132,4 @@ def started_by_another_rank() -> bool:
 
 
 STOP = StopSignal()
-"""Of this process."""
+"""The stop signal of this process."""

@@ -15,7 +15,7 @@ from dqs_lightning.ranges import Count, CountOrZero, Positive, Share, checked
 
 
 class BackupInput(NamedTuple):
-    """What a backup may use at the states s' of a batch.
+    """Inputs of a backup at the states s' of a batch.
 
     Attributes:
         q_value: of the target critics, actions [..., B, d] -> [..., B].

@@ -23,7 +23,7 @@ STEPS = "steps_to_next_obs"
 
 
 class Rollout(NamedTuple):
-    """How an agent learns from its latest rollout alone.
+    """Sizes of the rollouts from which an on-policy agent learns.
 
     Attributes:
         steps: transitions that each rank collects between two visits, over all of its environments; >= 1.
@@ -100,7 +100,7 @@ class Agent(L.LightningModule, ABC):
         raise MisconfigurationException(f"{type(self).__name__} has no Q(s, a)")
 
     def prepare(self, block: TensorDictBase) -> TensorDictBase:
-        """What `rollout` is to hold, from a block [..., T] of transitions as they were collected, in time's order."""
+        """Prepares a block [..., T] of transitions, in the order of time, for the updates of an on-policy agent."""
         return block
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class Agent(L.LightningModule, ABC):
             self.observation_norm.update(observation, self.mean_over_ranks)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """Of a tensor of any shape; the tensor itself where no Trainer is."""
+        """Returns the mean over ranks of a tensor of any shape; the tensor itself without a Trainer."""
         mean: Tensor = value if self._trainer is None else self.trainer.strategy.reduce(value, reduce_op="mean")
         return mean
 

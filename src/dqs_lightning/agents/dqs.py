@@ -116,7 +116,7 @@ class DQS(Agent):
         self.diffusion = process(action_dim, observation_dim + 1, *components, actor_backbone, preconditioning)
 
     def condition(self, observation: Tensor, temperature: Tensor) -> Tensor:
-        """What the denoiser is conditioned on, (s, log T), for normalised observations: [..., o] -> [..., o + 1]."""
+        """Returns the denoiser's condition (s, log T) for normalised observations: [..., o] -> [..., o + 1]."""
         return torch.cat([observation, torch.log(temperature).expand(*observation.shape[:-1], 1)], -1)
 
     def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:

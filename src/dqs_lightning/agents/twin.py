@@ -1,4 +1,4 @@
-"""What agents with two critics on a loss of TorchRL share."""
+"""Base class of agents with two critics on a loss of TorchRL."""
 
 import warnings
 from abc import abstractmethod

@@ -113,12 +113,12 @@ def safe_load(path: str | os.PathLike[str], map_location: Any = "cpu", digest: s
 
 
 def checkpoint_of(run: Path) -> Path:
-    """Where the checkpoint of a run directory is or would be; another path is taken to be a checkpoint itself."""
+    """Returns the path of a run directory's checkpoint; any other path is that of a checkpoint itself."""
     return run / "checkpoints" / "last.ckpt" if run.is_dir() else run
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What all ranks of a run share, from its `last.ckpt`.
+    """Loads what all ranks of a run share, from its `last.ckpt`.
 
     Raises:
         CheckpointError: when the file cannot be read or is no run's checkpoint, such as a rank's own file.

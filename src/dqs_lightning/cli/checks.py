@@ -21,7 +21,7 @@ from dqs_lightning.run.checkpoint import RunCheckpoint
 MAX_SEED = 2**32 - 1
 MAX_INTEGER = 2**63 - 1
 MAX_DEVICES = 1024
-"""Of one machine; the Trainer makes a list of them."""
+"""Largest number of devices of one machine; the Trainer makes a list of them."""
 
 PRECISIONS = ("32-true", "bf16-mixed")
 """Precisions that train: true half and double precision meet float32 data, and float16 needs scaled gradients, which

@@ -33,7 +33,7 @@ _FILE_ERRORS = {
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
     errno.ENOTDIR, errno.EPERM, errno.EROFS,
 }  # fmt: skip
-"""What is wrong with a file that a user named; a full disk is no fault of the command line."""
+"""Error numbers that concern a file named by the user; a full disk is not one of them."""
 
 P = ParamSpec("P")
 

@@ -119,7 +119,7 @@ class Policy(nn.Module):
         return (torch.stack(draws),) if draws else ()
 
     def facts(self) -> dict[str, str]:
-        """What the file says of itself. The bounds are the images of -inf and inf, for every support."""
+        """Returns the file's metadata. The bounds are the images of -inf and inf, for every support."""
         low, high = self.diffusion.support.to_action(torch.tensor([-torch.inf, torch.inf])).tolist()
         return {"dqs_lightning": version("dqs-lightning"), "action_low": str(low), "action_high": str(high)}
 

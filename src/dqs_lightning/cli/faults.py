@@ -30,7 +30,7 @@ FURTHER_OPTIONS = ("config", "help", "print_config")
 
 @dataclass(frozen=True)
 class Source:
-    """What one file or one option says; `dashes` is put before the name of an unknown option."""
+    """The content of one file or option; `dashes` is put before the name of an unknown option."""
 
     content: dict[str, Any]
     dashes: str = ""
@@ -154,7 +154,7 @@ class _Search:
         raise InputError(f"{key}={shown(value)}: must be {setting.allowed()}{hint}")
 
     def unknown(self, key: str, name: str, siblings: Iterable[str]) -> InputError:
-        """What to say of an unknown name below a key: a similar name there, or the same one elsewhere."""
+        """Returns the error for an unknown name below a key, with a similar name there or the same one elsewhere."""
         known = [*siblings, *(FURTHER_OPTIONS if self.dashes and not key else ())]
         near = nearest(name, known)
         meant = _join(key, near) if near else None
@@ -182,7 +182,7 @@ class _Search:
 
 
 def explain(message: str) -> str | None:
-    """What the parser itself says in few words, in this package's; None where a search is to find the fault."""
+    """Rewords a short message of the parser; None where a search is to find the fault."""
     if found := re.search(r"Importing '(\S+?)' is not allowed", message):
         return f"{_key_in(message)}={found[1]}: no such component; only trusted packages are imported: see --trust"
     if found := re.search(r"argument (\S+): expected one argument", message):

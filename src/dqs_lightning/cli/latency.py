@@ -1,4 +1,4 @@
-"""How long calls take."""
+"""Measures the latency of calls."""
 
 import statistics
 import time

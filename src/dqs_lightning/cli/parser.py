@@ -172,7 +172,7 @@ def missing(own: dict[str, Any], said: dict[str, Any], prefix: str = "") -> Iter
 
 
 def sources(args: Sequence[str]) -> Iterator[Source]:
-    """What the files and options of a command line say, in the order in which they are read."""
+    """Yields the contents of the files and options of a command line, in the order in which they are read."""
     for option, value in _options(args):
         if option in ("-c", "--config"):
             for content in reversed(config_chain(Path(value)).values()):

@@ -13,11 +13,11 @@ from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.escape import printable
 
 MAX_BYTES = 512 * 2**20
-"""Of a text, such as the metrics of a long run."""
+"""Largest size of a text, such as the metrics of a long run."""
 MAX_YAML_BYTES = 2**20
-"""Of a configuration, which is read in about 20 s."""
+"""Largest size of a configuration; the parser needs about 20 s for it."""
 MAX_YAML_VALUES = 100_000
-"""Of a configuration; the parser takes minutes for more."""
+"""Largest number of values in a configuration; the parser takes minutes for more."""
 
 
 class BoundedLoader(yaml.SafeLoader):

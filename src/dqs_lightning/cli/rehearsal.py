@@ -1,4 +1,4 @@
-"""What `dqs-fit` would say of a command line: it is parsed, and nothing is started."""
+"""Parses a command line as `dqs-fit` would, and starts nothing."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -52,7 +52,7 @@ class Setting:
         return value is not None or type(None) in _members(self.annotation)
 
     def allowed(self) -> str:
-        """What may be given, in words."""
+        """Describes the allowed values."""
         return " or ".join(dict.fromkeys(name for member in _members(self.annotation) for name in _names(member)))
 
 

@@ -22,7 +22,7 @@ LONGEST_S = 1e12
 
 @dataclass
 class Record:
-    """What the manifest says of a run.
+    """The manifest's record of a run.
 
     Attributes:
         command: the dqs-fit command line, as words.

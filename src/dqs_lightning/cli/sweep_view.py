@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs."""
+"""The table that a sweep shows while it runs."""
 
 import contextlib
 import json

@@ -88,7 +88,7 @@ class OnlineData(L.LightningDataModule):
         self.workers = workers
         self.replay_on_device = replay_on_device
         self.restarts = Restarts()
-        """Of the processes that hold environments."""
+        """Counts replaced worker processes."""
         self._dims: tuple[int, int] | None = None
         self._loader: OnlineLoader | None = None
         self._restored: dict[str, Any] | None = None
@@ -231,7 +231,7 @@ class OnlineData(L.LightningDataModule):
         self._continues = True
 
     def rank_state(self) -> dict[str, Any]:
-        """What this rank needs to continue exactly: replay, simulators, random state, clock; plain values."""
+        """Returns the state with which this rank continues exactly, such as its replay; plain values."""
         assert self._loader is not None
         return self._loader.snapshot()
 

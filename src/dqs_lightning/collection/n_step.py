@@ -25,7 +25,7 @@ class MultiStep:
         self.tail: TensorDictBase | None = None
 
     def __call__(self, block: TensorDictBase) -> TensorDictBase | None:
-        """Of a block [E, T] with `("next", "done")`: as many, fewer at first; None while no n + 1 steps are known."""
+        """Returns the transitions over n steps that a block [E, T] completes; None if there are none."""
         known = block if self.tail is None else torch.cat([self.tail, block], -1)
         self.tail = known[..., -self.n_steps :].clone()
         # A new transform has no state of its own. It does not change its done_keys:

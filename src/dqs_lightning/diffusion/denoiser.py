@@ -20,7 +20,7 @@ RATIO_LIMIT = 30.0
 
 
 class Preconditioning(ABC):
-    """How the raw network F becomes a denoiser: D = c_skip x + c_out F(c_in x, sigma, condition).
+    """Turns the raw network F into a denoiser: D = c_skip x + c_out F(c_in x, sigma, condition).
 
     The variance is V = prior_variance(sigma) exp(G), G the network's second half.
     """

@@ -80,7 +80,7 @@ class Maze(Navigation):
         return MazeBatch(self, num_envs, seed)
 
     def blocked(self, start: Tensor, end: Tensor) -> Tensor:
-        """Where straight moves from start to end [n, 2] end: at `end` within the box, or just before a wall."""
+        """Returns where straight moves from start to end [n, 2] end: at `end` within the box, or just before a wall."""
         end = end.clamp(-1, 1)
         if not len(self.walls):
             return end

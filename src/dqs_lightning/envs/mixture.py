@@ -72,7 +72,7 @@ class MixtureNavigation(Navigation):
         return MixtureBatch(self, num_envs, seed)
 
     def log_density(self, position: Tensor) -> Tensor:
-        """Of the mixture at positions [..., 2]: [...]."""
+        """Log density of the mixture at positions [..., 2]: [...]."""
         squares = (position.unsqueeze(-2) - position.new_tensor(self.goals)).square().sum(-1)
         constant = math.log(2 * math.pi * MODE_SCALE**2 * self.num_modes)
         return torch.logsumexp(-squares / (2 * MODE_SCALE**2), -1) - constant

@@ -50,7 +50,7 @@ class Navigation(Environment):
 
 
 class NavigationBatch(EnvBase):
-    """What the environments of a `Navigation` have in common: their specs, and a random stream for each member.
+    """Base class of the environments of a `Navigation`: their specs, and a random stream for each member.
 
     Args:
         navigation: says where goals are.
@@ -113,7 +113,7 @@ class PlaneBatch(NavigationBatch):
 
     @abstractmethod
     def begin(self, uniform: Tensor) -> Tensor:
-        """Where an episode starts [k, 2], from uniform draws [k, 2] in [0, 1)."""
+        """Returns the starts of episodes [k, 2], from uniform draws [k, 2] in [0, 1)."""
 
     @abstractmethod
     def move(self, position: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ class ProcessFailure(RuntimeError):
 
 
 class Service(Protocol):
-    """What answers requests in a process."""
+    """Interface of an object that answers requests in a process."""
 
     def __call__(self, request: Any) -> Any:
         """The answer to a request."""

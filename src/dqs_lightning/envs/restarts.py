@@ -1,4 +1,4 @@
-"""How often the processes of a run may be replaced."""
+"""Counts the replaced processes of a run, and limits them."""
 
 import warnings
 

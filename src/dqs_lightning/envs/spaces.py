@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Bound = float | Sequence[float] | None
-"""Of every dimension of an action, of each, or the space's own."""
+"""A bound: one number for all dimensions of an action, one for each, or None for that of the space."""
 
 
 class FlatObservation:

@@ -144,7 +144,7 @@ class WorkerBatch(EnvBase):
         return self._tensordict(self._returned, found)
 
     def _ended(self) -> Arrays:
-        """What a step says of episodes that are lost."""
+        """Values of a step for members whose episodes are lost."""
         flags = {"done": True, "terminated": False, "truncated": True}
         rest = [self.output_spec["full_reward_spec"], self.output_spec["full_done_spec"]]
         zeros = [(key, spec[key].zero().numpy()) for spec in rest for key in spec.keys(True, True)]

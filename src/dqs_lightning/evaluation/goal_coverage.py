@@ -60,7 +60,7 @@ def entropy_of(shares: Tensor) -> float:
 
 
 def path_words(position: Tensor, obstacles: Points) -> list[Word]:
-    """What sets apart paths that cannot be bent into one another around the obstacles, for paths [T + 1, n, 2].
+    """Returns the homotopy class of each path [T + 1, n, 2] around the obstacles, as a reduced word.
 
     From each obstacle a ray goes upward; a path's word lists the rays that it crosses, i + 1 to the right and
     -(i + 1) to the left, without crossings that are undone at once. Paths with the same ends are homotopic exactly

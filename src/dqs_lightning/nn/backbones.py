@@ -15,7 +15,7 @@ MAX_BLOCKS = 1000
 
 Activation = Callable[[Tensor], Tensor]
 Apply = Callable[[nn.Linear, Tensor], Tensor]
-"""How a linear layer is applied: `layer(hidden)`, or the same in a shorter precision."""
+"""Applies a linear layer: `layer(hidden)`, or the same in lower precision."""
 
 
 def apply(layer: nn.Linear, hidden: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class QNetwork(nn.Module):
         return self.outputs(observation, action).mean(-1)
 
     def outputs(self, observation: Tensor, action: Tensor) -> Tensor:
-        """All that the last layer gives: observation [B, o] and action [..., B, d] -> [..., B, N]."""
+        """All outputs of the last layer: observation [B, o] and action [..., B, d] -> [..., B, N]."""
         state, weight_action = self._first(observation)
         features = self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_)
         outputs: Tensor = self.last(features)
@@ -126,7 +126,7 @@ class CriticPair(nn.Module):
         return torch.stack([member(observation, action) for member in self.members])
 
     def outputs(self, observation: Tensor, action: Tensor) -> Tensor:
-        """All that both give: observation [B, o], action [..., B, d] -> [2, ..., B, N]."""
+        """All outputs of both: observation [B, o], action [..., B, d] -> [2, ..., B, N]."""
         return torch.stack([cast(QNetwork, member).outputs(observation, action) for member in self.members])
 
     def value(self, observation: Tensor, action: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
     @staticmethod
     def rank_file(folder: Path, step: int, frames: int, rank: int) -> Path:
-        """Where a rank keeps its own state at an update and a frame."""
+        """Returns the path of a rank's own state at an update and a frame."""
         return folder / f"step={step}-frames={frames}-rank={rank}.pt"
 
     def _own_file(self, trainer: L.Trainer) -> Path:
