@@ -22,7 +22,9 @@ def group(name: str) -> tuple[str, ...]:
 def tests(session: nox.Session) -> None:
     """Run pytest; arguments after -- go to it."""
     session.install(*PINNED, "-e", ".", *group("test"))
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    # A file's tests share fixtures, so they stay on one worker; tests/conftest.py puts the slow files first.
+    spread = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+    session.run("pytest", *spread, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

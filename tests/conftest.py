@@ -19,3 +19,9 @@ def _seeded() -> None:
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Names an object by its class where its representation is an address, which differs between processes."""
     return type(val).__name__ if type(val).__repr__ in (object.__repr__, nn.Module.__repr__) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the files that take longest, so that none of them is left to one worker at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ddp")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -48,6 +48,8 @@ from dqs_lightning.nn.critics import QValue
 from dqs_lightning.registry import components
 from dqs_lightning.temperature import Constant, LogLinear, Relative, TargetESS, Temperature
 
+pytestmark = pytest.mark.slow
+
 
 def make_batch(size: int = 32, observation_dim: int = 3, action_dim: int = 2) -> TensorDict:
     following = TensorDict(

@@ -49,7 +49,7 @@ def test_all_but_the_temperature_is_taken(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_parts_asked_for_are_taken_from_a_file(source: Path, tmp_path: Path) -> None:
-    start = StartFrom(str(source / "checkpoints" / "last.ckpt"), ["denoiser", "temperature"])
+    start = StartFrom(str(source / "checkpoints" / "last.ckpt"), ["diffusion", "temperature"])
     began, there = fit(tmp_path, start=start).state, trained(source)
     differ = {name.partition(".")[0] for name in began if not torch.equal(began[name], there[name])}
     assert differ == {"critic", "target_critic", "observation_norm"}

@@ -23,7 +23,7 @@ from dqs_lightning.registry import components, describe
 FAMILIES = [base for base in BASES if base not in (Agent, Callback)]
 PACKAGE = """
 import pathlib
-from dqs_lightning.envs import DMControl
+from dqs_lightning.envs import DMControl, DMControl
 pathlib.Path(__file__).with_name("imported").touch()
 class Pole(DMControl):
     def __init__(self, length: float = 1.0) -> None:
@@ -247,3 +247,10 @@ def test_arguments_that_do_not_fit_are_refused(run: Path, tmp_path: Path, value:
         torch.save({**safe_load(run), key: value}, tmp_path / "b.ckpt")
         with pytest.raises(CheckpointError, match=r"b.ckpt: "):
             (load_agent if key == "hyper_parameters" else OnlineData.load_from_checkpoint)(tmp_path / "b.ckpt")
+
+
+def test_a_public_name_of_the_package_is_a_class_of_it() -> None:
+    assert restore.named_class("dqs_lightning.DMControl") is DMControl
+    for name in ("dqs_lightning.load_agent", "dqs_lightning.import_module", "dqs_lightning.Nothing"):
+        with pytest.raises(restore.UntrustedNameError, match="no class of the package"):
+            restore.named_class(name)

@@ -14,6 +14,8 @@ import yaml
 
 from dqs_lightning.checkpoint.archive import safe_load
 
+pytestmark = pytest.mark.slow
+
 CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")
 SMALL = [
     "--config", CARTPOLE, "--data.total_frames=2400", "--data.init_random_frames=800", "--data.batch_size=16",

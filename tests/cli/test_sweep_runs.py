@@ -20,6 +20,8 @@ from dqs_lightning.cli.sweep import FAILED
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import expand
 
+pytestmark = pytest.mark.slow
+
 MAZE = str(Path(__file__).parents[2] / "configs" / "maze.yaml")
 SMALL = [
     "model=SAC", "model.critic_backbone.hidden=[8]", "model.actor_backbone.hidden=[8]", "data.init_random_frames=64",

@@ -187,7 +187,7 @@ def test_a_replaced_worker_joins_no_steps_of_different_episodes(tmp_path: Path) 
     data = small_data(
         environment=Faulty("killed", at=90, call="step"),  # each worker, in its 90th step
         num_envs=2,
-        workers=2,
+        workers=1,
         total_frames=600,
         init_random_frames=64,
         n_steps=3,

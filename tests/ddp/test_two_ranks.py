@@ -81,9 +81,10 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(tmp_path:
     while not (scores := parts / "r" / "scores.jsonl").exists() or not scores.read_text():
         assert process.poll() is None
         time.sleep(0.05)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGTERM)
-    process.wait(60)
+    find = ["pgrep", "-P", str(process.pid), "-f", "two_ranks.py"]  # not multiprocessing's resource tracker
+    (rank,) = subprocess.run(find, capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(rank), signal.SIGTERM)
+    assert process.wait(60) == 75
     stopped = safe_load(parts / "r" / "checkpoints" / "last.ckpt")
     assert 0 < stopped["global_step"] < 320
     assert subprocess.run(command(), cwd=parts, timeout=240, **quiet).returncode == 0

@@ -322,7 +322,7 @@ def test_unbounded_proposals_are_normal_pairs() -> None:
 def test_unbounded_has_no_uniform_law() -> None:
     with pytest.raises(ValueError, match="Unbounded"):
         Unbounded().uniform(4, torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="no uniform law"):
+    with pytest.raises(ValueError, match="no uniform distribution"):
         Unbounded().cover(4, torch.zeros(2, 1))
 
 

@@ -48,7 +48,10 @@ def named_class(path: Any) -> type:
         if (module := _module(".".join(parts[:cut]))) is not None:
             found = module
             for part in parts[cut:]:  # vars: a module's __getattr__ could import what the file names
-                found = vars(found).get(part) if hasattr(found, "__dict__") else None
+                if found is sys.modules[PACKAGE] and part in found.__all__:  # imports modules of this package only
+                    found = getattr(found, part)
+                else:
+                    found = vars(found).get(part) if hasattr(found, "__dict__") else None
             break
     if isinstance(found, type) and (_is_component(found) or _is_trusted(found.__module__)):
         if inspect.isabstract(found):
