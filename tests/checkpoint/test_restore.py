@@ -18,12 +18,13 @@ from dqs_lightning.checkpoint.restore import UntrustedNameError, construct, name
 from dqs_lightning.cli.parser import BASES
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Geometric, Importance, NoiseSplit
+from dqs_lightning.envs import DMControl
 from dqs_lightning.registry import components, describe
 
 FAMILIES = [base for base in BASES if base not in (Agent, Callback)]
 PACKAGE = """
 import pathlib
-from dqs_lightning.envs import DMControl, DMControl
+from dqs_lightning.envs import DMControl
 pathlib.Path(__file__).with_name("imported").touch()
 class Pole(DMControl):
     def __init__(self, length: float = 1.0) -> None:
