@@ -1,4 +1,4 @@
-"""Which goals the policy reaches, and by how many paths."""
+"""Counts the goals that the policy reaches, and the paths to them."""
 
 from pathlib import Path
 from typing import Any

@@ -21,8 +21,8 @@ class Periodic(Callback, ABC):
     """Calls `measure` every `every_frames` frames and when the run is finished, on rank zero, after their updates.
 
     Runs with an isolated random state, so training is bitwise identical with and without it; each call has its own
-    seed, which depends on the run's seed and the frame alone. Ranks other than zero go on and wait at the next update.
-    A stop signal interrupts the call, which is then made when the run continues. So it is where an environment fails,
+    seed, which depends on the run's seed and the frame alone. Other ranks continue and wait at the next update. A stop
+    signal interrupts the call, which is then made when the run continues; so is a call in which an environment fails,
     which ends the run.
 
     Args:
@@ -65,7 +65,7 @@ class Periodic(Callback, ABC):
             raise self._failure
 
     def evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Call `measure` now, where it is called at all."""
+        """Calls `measure` now, on rank zero."""
         assert isinstance(pl_module, Agent)
         self._last_frames = OnlineData.of(trainer).env_frames
         if not trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""A trained agent as the start of a run on another task."""
+"""Starts a run from a trained agent, such as one of another task."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ AS_CONFIGURED = "temperature"
 class StartFrom(Callback):
     """Gives a new run the weights of a finished one, whose observations, actions and networks are of the same sizes.
 
-    Optimizer, replay buffer and clock begin anew. A run that is continued from its own checkpoint has its own weights
-    already, and `run` is not read again. With `data.init_random_frames=0` and `data.learning_starts` the trained
-    policy, and not chance, collects the first transitions.
+    Optimizer, replay buffer and clock start anew. A run that is continued from its own checkpoint has its own weights,
+    and `run` is not read again. With `data.init_random_frames=0` and `data.learning_starts` the trained policy
+    collects the first transitions instead of random actions.
 
     Args:
         run: a run directory, or a checkpoint file.
-        parts: which of the agent's modules to take, such as [denoiser, observation_norm] of a DQS; what is not among
-            them begins as in any run. None: all of them but the temperature.
+        parts: the agent's modules whose weights are copied, such as [diffusion, observation_norm] of DQS. None: all
+            of them but the temperature.
 
     Raises:
         MisconfigurationException: at the start of the run, when there is no such checkpoint, the agent has no such

@@ -124,9 +124,9 @@ class Agent(L.LightningModule, ABC):
         return self.act(observation)
 
     def update_observation_norm(self, observation: Tensor) -> None:
-        """Let `observation_norm` see the observations [B, o] of a batch, alike on all ranks.
+        """Updates the observation statistics with observations [B, o] over all ranks.
 
-        After an update with them: what is not finite has stopped the run by then.
+        It is called after the step, so that non-finite data has already been rejected.
         """
         if isinstance(self.observation_norm, ObservationNorm):
             self.observation_norm.update(observation, self.mean_over_ranks)
@@ -137,19 +137,19 @@ class Agent(L.LightningModule, ABC):
         return mean
 
     def update(self, loss: Tensor, watched: Mapping[str, Tensor] | None = None) -> None:
-        """One backward, clipping, one optimizer step. `global_step` counts these.
+        """Computes the gradients, clips them, and takes one optimizer step. `global_step` counts these.
 
         Args:
             loss: a scalar.
             watched: scalars on which it depends, in the order of the data flow, by the names that an error message
-                gives them: the step is not taken when one of them, the loss or a gradient is not finite.
+                uses: the step is not taken when one of them, the loss or a gradient is not finite.
         """
         self.zero_grad()
         self.manual_backward(loss)
         self.clip_and_step({**(watched or {}), "loss": loss})
 
     def clip_and_step(self, watched: Mapping[str, Tensor]) -> None:
-        """Clipping and one optimizer step with the gradients that are there; `watched` as in `update`."""
+        """Clips the present gradients and takes one optimizer step; `watched` as in `update`."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         self.watched = {name: value.detach() for name, value in watched.items()}
@@ -161,7 +161,7 @@ class Agent(L.LightningModule, ABC):
 
     @torch.no_grad()
     def accumulate(self, **metrics: Tensor) -> None:
-        """Accumulate scalar tensors under train/; at the Trainer's logging interval write their means.
+        """Accumulates scalar tensors under train/, and logs their means at the Trainer's logging interval.
 
         No device-to-host sync between two rows.
         """

@@ -1,4 +1,4 @@
-"""An environment whose failures, whatever they are, become `EnvironmentFailure`."""
+"""Wraps an environment and turns all of its failures into `EnvironmentFailure`."""
 
 import traceback
 import warnings
@@ -27,11 +27,11 @@ def describe(error: BaseException) -> str:
 
 
 class Watched(EnvBase):
-    """Passes everything on to another environment, and raises `EnvironmentFailure` for all that goes wrong in it.
+    """Wraps another environment, and raises `EnvironmentFailure` when it fails.
 
-    That is: an exception, a call that outlasts its limit, and entries that are missing or have another shape or dtype
-    than the environment's specs say. Construction happens in an isolated random state, so that what is drawn by
-    others does not depend on the process in which the environment is. An exception at construction is left as it is.
+    Failures are an exception, a call that exceeds its time limit, and entries that are missing or have another shape or
+    dtype than in the environment's specs. Construction uses an isolated random state, so that other random numbers do
+    not depend on the process in which the environment is. An exception at construction is not changed.
 
     Args:
         make: makes the environment.
