@@ -7,6 +7,6 @@ import torch
 from dqs_lightning.cli.training import FitCLI
 
 cli = FitCLI()
-cli.fit()
+code = cli.fit()
 torch.save(cli.model.state_dict(), cli.run_dir.path / f"weights-{cli.trainer.global_rank}.pt")
-sys.exit(0)
+sys.exit(code)
