@@ -183,5 +183,5 @@ def integrate(
         return noise(like)
 
     if not stochastic:
-        sampler.stochastic = False  # type: ignore[misc]
+        sampler.stochastic = False  # type: ignore[misc]  # a class variable, set for this copy alone
     return sampler.trajectory(denoise, schedule, Unbounded(), start, draw).end

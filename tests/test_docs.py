@@ -170,7 +170,7 @@ def test_the_readmes_table_is_that_of_the_results() -> None:
     shown = rows_of(README, "Results")
     assert len(shown) == 5
     for label, cells in shown.items():
-        task, frames = re.fullmatch(r"(.+), ([\d,]+) frames", label).groups()  # type: ignore[union-attr]
+        task, frames = re.fullmatch(r"(.+), ([\d,]+) frames", label).groups()  # type: ignore[union-attr]  # else it fails
         task = task.replace("mean of the three", "mean of the three tasks")
         column = f"{frames} frames" if frames == "20,000" else frames
         assert len(cells) == 4

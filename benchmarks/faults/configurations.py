@@ -104,7 +104,7 @@ def attempt(*arguments: str) -> Seen:
             code = stop.code if isinstance(stop.code, int) else str(stop.code)
         except Accepted:
             code = "accepted"
-        except Exception:
+        except Exception:  # counted as a traceback, which no command may print
             code = "traceback"
             err.write(traceback.format_exc())
     return Seen(code, err.getvalue(), sorted(set(os.listdir()) - before))

@@ -32,7 +32,7 @@ class Behaviour(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         try:
             action: Tensor = self.agent(observation)
-        except Exception:
+        except Exception:  # raised again unless the observation is its cause
             self._check("observation", observation)
             raise
         if not magnitude(action) <= MAX_MAGNITUDE:

@@ -7,7 +7,7 @@ from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage
 
 
-class Storage(LazyTensorStorage):  # type: ignore[misc]
+class Storage(LazyTensorStorage):  # type: ignore[misc]  # torchrl has no types
     """TorchRL's storage in memory, without the log line that it writes when the first transitions arrive."""
 
     def _init(self, data: Any) -> None:

@@ -137,7 +137,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
             return
         last = self.dirpath / "last.ckpt"
         checkpoint = safe_load(last)
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         checkpoint["callbacks"].update({c.state_key: c.state_dict() for c in callbacks if c.state_dict()})
         atomic_save(checkpoint, last)
 
