@@ -55,6 +55,10 @@ class OneOf:
         """Whether a value is one of them."""
         return value in self.values
 
+    def member(self, value: Any) -> Any:
+        """Returns the one that equals a value: True for 1."""
+        return self.values[self.values.index(value)]
+
 
 def at_least(least: int) -> Range:
     """The range of numbers >= `least`."""
@@ -92,7 +96,7 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
     signature = inspect.signature(init)
 
     @functools.cache
-    def ranges() -> dict[str, tuple[type, Range | OneOf]]:
+    def ranges() -> dict[str, tuple[Callable[[Any], Any], Range | OneOf]]:
         hints = get_type_hints(init, include_extras=True)
         found = {name: _declared(hint) for name, hint in hints.items()}
         return {name: declared for name, declared in found.items() if declared is not None}
@@ -108,7 +112,7 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
     return wrapper
 
 
-def check(name: str, value: Any, allowed: Range | OneOf, kind: type = float) -> Any:
+def check(name: str, value: Any, allowed: Range | OneOf, kind: Callable[[Any], Any] = float) -> Any:
     """Returns a number, or a tuple of each number of a sequence, converted to `kind` and checked to be in a range.
 
     Raises:
@@ -123,10 +127,11 @@ def check(name: str, value: Any, allowed: Range | OneOf, kind: type = float) -> 
     return kind(value)
 
 
-def _declared(hint: Any) -> tuple[type, Range | OneOf] | None:
-    """The type and the range in a hint such as `Positive | None`, `tuple[Positive, ...]` or `Literal["a", "b"]`."""
+def _declared(hint: Any) -> tuple[Callable[[Any], Any], Range | OneOf] | None:
+    """Conversion and range in a hint such as `Positive | None`, `tuple[Positive, ...]` or `Literal["a", "b"]`."""
     if get_origin(hint) is Literal:
-        return type(get_args(hint)[0]), OneOf(get_args(hint))
+        choice = OneOf(get_args(hint))
+        return choice.member, choice
     if metadata := getattr(hint, "__metadata__", ()):
         return next(((hint.__origin__, item) for item in metadata if isinstance(item, Range)), None)
     inside: Iterable[Any] = get_args(hint)

@@ -70,9 +70,9 @@ def tiny(**changes: object) -> DQS:
     return DQS(3, 2, **arguments)
 
 
-def trajectories(agent: DQS, batch: TensorDict) -> tuple[Trajectory, Trajectory | None]:
-    seen = (agent.observation_norm(batch[key]) for key in ("observation", ("next", "observation")))
-    return agent.trajectories(*seen, agent.temperature())
+def trajectories(agent: DQS, batch: TensorDict) -> list[Trajectory]:
+    here, following = (agent.observation_norm(batch[key]) for key in ("observation", ("next", "observation")))
+    return agent.trajectories(following, here[: agent.diffusion.training_states], agent.temperature())
 
 
 def critic_target(agent: DQS, batch: TensorDict, trajectory: Trajectory, temperature: float = 0.1) -> Tensor:
@@ -131,7 +131,7 @@ def test_paths_start_from_the_states_that_they_are_for(inner_precision: str) -> 
 def test_an_update_without_paths_at_its_states() -> None:
     agent, batch = tiny(training_points=AroundReplayActions()), make_batch()
     at_next, at_here = trajectories(agent, batch)
-    assert at_here is None
+    assert not len(at_here.action)
     assert at_next.action.shape == (1, 32, 2)
 
 
@@ -259,7 +259,8 @@ def test_a_run_makes_one_optimizer_step_each_update_and_averages_the_target(tmp_
     for name, value in agent.critic.state_dict().items():
         averaged = torch.lerp(before[f"target_critic.{name}"], value, 0.25)
         torch.testing.assert_close(agent.target_critic.state_dict()[name], averaged)
-    assert agent.temperature().item() == pytest.approx(10 ** (-1 / 8))
+    assert agent.temperature.updates == Measured.EVERY
+    assert agent.temperature().item() == pytest.approx(10 ** (-Measured.EVERY / 8))
     optimizer = agent.optimizers()
     assert len(optimizer.param_groups) == 2
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -302,7 +303,7 @@ def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> No
     optimizer = torch.optim.Adam(agent.diffusion.denoiser.parameters(), 2e-3)
     for _ in range(1500):
         observation = torch.randint(-1, 2, (128, 1)).float()
-        (_, here), temperature = agent.trajectories(observation, observation, torch.tensor(1.0)), torch.tensor(1.0)
+        (_, here), temperature = agent.trajectories(observation, observation[:64], torch.tensor(1.0)), torch.tensor(1.0)
         first = observation[:64]
         loss, _ = agent.diffusion.loss(
             agent.log_prob(first, temperature), agent.condition(first, temperature), here, lambda: torch.empty(0)

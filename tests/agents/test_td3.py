@@ -47,7 +47,7 @@ def policy_and_targets(agent: TD3) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.cat([value.detach().flatten() for value in part]) for part in parts)
 
 
-def test_policy_and_targets_move_at_every_second_update(tmp_path: Path) -> None:
+def test_policy_and_targets_change_at_every_second_update(tmp_path: Path) -> None:
     seen = []
     for updates in (1, 2, 3, 4):
         data = small_data()
@@ -57,7 +57,7 @@ def test_policy_and_targets_move_at_every_second_update(tmp_path: Path) -> None:
             seen.append(policy_and_targets(agent))
         trainer(tmp_path / str(updates), max_steps=updates).fit(agent, data)
         seen.append(policy_and_targets(agent))
-    for i, moves in enumerate((False, True, False, True)):
+    for i, moves in enumerate((True, False, True, False)):
         assert [not torch.equal(a, b) for a, b in zip(seen[i], seen[i + 1], strict=True)] == [moves] * 3
 
 
@@ -85,7 +85,7 @@ def test_a_run_continues_bitwise(tmp_path: Path) -> None:
         {"exploration_noise": -0.1},
         {"policy_noise": -1},
         {"noise_clip": -1},
-        {"policy_delay": 0},
+        {"actor_every": 0},
         {"discount": 1.1},
         {"tau": 0},
     ],

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple, Self
 
@@ -56,6 +56,8 @@ class Agent(L.LightningModule, ABC):
     discount: float
     """gamma of the return that it maximises, in [0, 1]."""
     observation_norm: nn.Module
+    actor_every: int = 1
+    """Updates of the critics for each one of the actor; >= 1."""
     rollout: Rollout | None = None
     """None: the agent learns from a replay buffer."""
     env_frames: int = 0
@@ -79,7 +81,7 @@ class Agent(L.LightningModule, ABC):
         self.observation_norm = ObservationNorm(observation_dim) if normalise_observations else nn.Identity()
         self.watched = {}
         self._sums: dict[str, Tensor] = {}
-        self._recorded = 0
+        self._counts: dict[str, int] = {}
 
     def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
         """Lightning's, without its warning about components: `describe` writes them as plain values."""
@@ -136,16 +138,29 @@ class Agent(L.LightningModule, ABC):
         mean: Tensor = value if self._trainer is None else self.trainer.strategy.reduce(value, reduce_op="mean")
         return mean
 
-    def update(self, loss: Tensor, watched: Mapping[str, Tensor] | None = None) -> None:
+    def actor_learns(self) -> bool:
+        """Returns whether the actor learns at the present update: at the first, and at each `actor_every`-th then."""
+        return self.global_step % self.actor_every == 0
+
+    def update(
+        self, loss: Tensor, watched: Mapping[str, Tensor] | None = None, unchanged: Iterable[nn.Parameter] = ()
+    ) -> None:
         """Computes the gradients, clips them, and takes one optimizer step. `global_step` counts these.
 
         Args:
             loss: a scalar.
             watched: scalars on which it depends, in the order of the data flow, by the names that an error message
                 uses: the step is not taken when one of them, the loss or a gradient is not finite.
+            unchanged: parameters on which the loss does not depend; the optimizer does not change them.
         """
+        unchanged = list(unchanged)
+        if unchanged and self._trainer is not None and self.trainer.world_size > 1:
+            # DDP waits for the gradients of all parameters.
+            loss = loss + 0 * torch.stack([parameter.sum() for parameter in unchanged]).sum()
         self.zero_grad()
         self.manual_backward(loss)
+        for parameter in unchanged:
+            parameter.grad = None  # with a gradient of zero, Adam's momentum would still change them
         self.clip_and_step({**(watched or {}), "loss": loss})
 
     def clip_and_step(self, watched: Mapping[str, Tensor]) -> None:
@@ -163,20 +178,21 @@ class Agent(L.LightningModule, ABC):
     def accumulate(self, **metrics: Tensor) -> None:
         """Accumulates scalar tensors under train/, and logs their means at the Trainer's logging interval.
 
-        No device-to-host sync between two rows.
+        The mean of each name is over the calls that had it. No device-to-host sync between two rows.
         """
-        self._recorded += 1
         for name, value in metrics.items():
             value = value.detach().float()
             # Sums from a checkpoint may be on another device.
             self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
         if self._trainer is not None and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_metrics({f"train/{name}": float(total) / self._recorded for name, total in self._sums.items()})
-            self._sums, self._recorded = {}, 0
+            means = {f"train/{name}": float(total) / self._counts[name] for name, total in self._sums.items()}
+            self.log_metrics(means)
+            self._sums, self._counts = {}, {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._sums = dict(checkpoint.get("metric_sums", {}))
-        self._recorded = checkpoint.get("recorded", 0)
+        self._counts = dict(checkpoint.get("metric_counts", {}))
 
     def on_train_epoch_end(self) -> None:
         # All updates of the run are in one epoch, whatever `Trainer.max_epochs` is.
@@ -184,7 +200,7 @@ class Agent(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["agent"] = type(self).__name__
-        checkpoint["metric_sums"], checkpoint["recorded"] = dict(self._sums), self._recorded
+        checkpoint["metric_sums"], checkpoint["metric_counts"] = dict(self._sums), dict(self._counts)
         checkpoint["agent_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["env_frames"] = self.env_frames
         # Components as class path and arguments: plain values, which load without running code from the file.

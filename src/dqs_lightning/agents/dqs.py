@@ -10,7 +10,7 @@ from torch import Tensor
 from dqs_lightning.agents.backups import Backup, BackupInput, ExpectedQ
 from dqs_lightning.agents.base import STEPS, Agent
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles
-from dqs_lightning.agents.fused import Captured, Compiled, Losses, check_capturable
+from dqs_lightning.agents.fused import Captured, Compilable, CompileLosses, check_capturable
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion.denoiser import EDM, Preconditioning
 from dqs_lightning.diffusion.estimators import EnergyEstimator
@@ -29,7 +29,7 @@ from dqs_lightning.temperature import Relative, TargetESS, Temperature
 
 
 class DQS(Agent):
-    """Diffusion Q-Sampling. A `training_step` updates critics, denoiser, target critics and temperature.
+    """Diffusion Q-Sampling. A `training_step` updates critics and targets, and at times denoiser and temperature.
 
     Args:
         observation_dim: dimension of the flat observation.
@@ -48,6 +48,7 @@ class DQS(Agent):
         critic_loss: what the critics predict. Default: Quantiles of the return; SquaredError (its mean) is the paper's.
         critic_lr: Adam's step size for the critics; > 0.
         actor_lr: Adam's step size for the denoiser; > 0.
+        actor_every: updates of the critics for each one of the denoiser; >= 1.
         discount: gamma, in [0, 1].
         tau: weight of the online critics in each update of the target critics, in (0, 1].
         max_grad_norm: maximum norm of each parameter group's gradient, which is clipped to it; None: no clipping.
@@ -55,10 +56,9 @@ class DQS(Agent):
         exploration_noise: standard deviation of the noise that the behaviour policy adds to each component; >= 0.
         normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
         amortised: whether a network learns the denoiser; otherwise there is no actor (see `EnergyDiffusion`).
-        compile_losses: whether torch.compile fuses the losses; needs a C++ compiler, and a minute at the start.
+        compile_losses: whether torch.compile fuses the losses; "auto": in runs in which that saves time.
         cuda_graph: whether losses and gradients are captured as one CUDA graph; on one CUDA device.
-        inner_precision: precision of inner layers in training where no gradient of theirs is needed; "auto" is bfloat16
-            where the hardware has instructions for it, and float32 elsewhere.
+        inner_precision: of inner layers where they need no gradient; "auto": bfloat16 where the hardware has it.
     """
 
     @checked
@@ -80,6 +80,7 @@ class DQS(Agent):
         critic_loss: CriticLoss | None = None,
         critic_lr: Positive = 1e-3,
         actor_lr: Positive = 3e-3,
+        actor_every: Count = 1,
         discount: Fraction = 0.99,
         tau: Share = 0.02,
         max_grad_norm: Positive | None = None,
@@ -88,7 +89,7 @@ class DQS(Agent):
         normalise_observations: bool = True,
         amortised: bool = True,
         inner_precision: InnerPrecision = "auto",
-        compile_losses: bool = False,
+        compile_losses: CompileLosses = "auto",
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
@@ -104,11 +105,11 @@ class DQS(Agent):
         critic_loss.check(backup)
         self.save_hyperparameters()
         self.temperature, self.backup, self.critic_loss = temperature, backup, critic_loss
-        self.critic_lr, self.actor_lr, self.discount, self.tau = critic_lr, actor_lr, discount, tau
+        self.critic_lr, self.actor_lr, self.actor_every = critic_lr, actor_lr, actor_every
+        self.discount, self.tau = discount, tau
         self.exploration_noise, self.inner_precision, self.amortised = exploration_noise, inner_precision, amortised
-        self.compile_losses, self.cuda_graph = compile_losses, cuda_graph
-        self.fused_losses: Losses = Compiled(self.losses) if compile_losses else self.losses
-        self.captured = Captured(self.fused_losses, self.zero_grad)
+        self.cuda_graph, self.fused_losses = cuda_graph, Compilable(self.losses, compile_losses)
+        self.captured = Captured(self.fused_losses, self)
         self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction, critic_loss.outputs)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         process = Diffusion if amortised else partial(EnergyDiffusion, self.energy)
@@ -147,20 +148,16 @@ class DQS(Agent):
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
         return self.critic.value(self.observation_norm(observation), action)
 
-    def trajectories(
-        self, observation: Tensor, following: Tensor, temperature: Tensor
-    ) -> tuple[Trajectory, Trajectory | None]:
-        """All trajectories of an update in one pass: at s' for the backup, and at s for the training points.
+    def trajectories(self, following: Tensor, observation: Tensor, temperature: Tensor) -> list[Trajectory]:
+        """All trajectories of an update in one pass: at s' for the backup, and at states s for the training points.
 
         Their x are [steps, backup.policy_actions, B, d] and [steps, training_points.trajectories, states, d].
         """
-        here = observation[: self.diffusion.training_states]
         nums = self.backup.policy_actions, self.diffusion.training_points.trajectories
-        rows = torch.cat([following.repeat(nums[0], 1), here.repeat(nums[1], 1)])
+        rows = torch.cat([following.repeat(nums[0], 1), observation.repeat(nums[1], 1)])
         dtype = inner_dtype(self.inner_precision, rows)
         both = self.diffusion.trajectory(self.condition(rows, temperature), dtype=dtype)
-        at_next, at_here = both.split([(nums[0], len(following)), (nums[1], len(here))])
-        return at_next, at_here if len(at_here.action) else None
+        return both.split([(nums[0], len(following)), (nums[1], len(observation))])
 
     @torch.no_grad()
     def critic_target(
@@ -179,40 +176,42 @@ class DQS(Agent):
         target: Tensor = batch["next", "reward"] + discount * ~batch["next", "terminated"] * returns
         return target
 
-    def losses(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: TensorDictBase, with_actor: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of an update, and metrics: scalars. No device-to-host sync."""
         temperature = self.temperature()
         observation = self.observation_norm(batch["observation"])
         following = self.observation_norm(batch["next", "observation"])
-        at_next, at_here = self.trajectories(observation, following, temperature)
+        here = observation[: self.diffusion.training_states if with_actor else 0]
+        at_next, at_here = self.trajectories(following, here, temperature)
         outputs = self.critic.outputs(observation, batch["action"])
         target = self.critic_target(batch, following, temperature, at_next)
-        critic_loss = self.critic_loss.loss(outputs, target)
-        states = slice(self.diffusion.training_states)
-        score_loss, score_metrics = self.diffusion.loss(
-            self.log_prob(observation[states], temperature),
-            self.condition(observation[states], temperature),
-            at_here,
-            lambda: self.diffusion.support.from_action(batch["action"][states]),
-        )
-        metrics = {"critic_target": magnitude(target), "q": outputs.mean(), "critic_loss": critic_loss, **score_metrics}
-        # The two graphs share no parameter: one backward is enough for both, and DDP needs no option.
-        return critic_loss + score_loss, {name: value.detach() for name, value in metrics.items()}
+        loss = self.critic_loss.loss(outputs, target)
+        metrics = {"critic_target": magnitude(target), "q": outputs.mean(), "critic_loss": loss}
+        if with_actor:
+            log_prob, condition = self.log_prob(here, temperature), self.condition(here, temperature)
+            clean = partial(self.diffusion.support.from_action, batch["action"][: len(here)])
+            score_loss, score_metrics = self.diffusion.loss(log_prob, condition, at_here, clean)
+            # The two graphs share no parameter: one backward is enough for both, and DDP needs no option.
+            loss, metrics = loss + score_loss, metrics | score_metrics
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        with_actor, step, measured_every = self.actor_learns(), self.global_step, self.actor_every * Measured.EVERY
         if self.cuda_graph:
-            self.clip_and_step(metrics := self.captured(batch))
+            self.clip_and_step(metrics := self.captured(batch, with_actor))
         else:
-            loss, metrics = self.fused_losses(batch)
-            self.update(loss, metrics)
+            loss, metrics = self.fused_losses(batch, with_actor)
+            self.update(loss, metrics, () if with_actor else self.diffusion.parameters())
         self.update_observation_norm(batch["observation"])
         soft_update(self.target_critic, self.critic, self.tau)
-        self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")))
+        if step % measured_every == 0:
+            self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")), measured_every)
         self.accumulate(**metrics, **self.temperature.metrics())
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         if self.cuda_graph:
             check_capturable(self.device, self.trainer.world_size)
+        self.fused_losses.start(int(self.trainer.num_training_batches))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with two parameter groups: critics and diffusion."""

@@ -15,8 +15,9 @@ class Measured:
     Each is a mean over the first states of the batch and over ranks, so that all ranks have the same T.
     """
 
+    EVERY = 4
+    """Updates of the actor between two measurements: T changes over thousands of updates."""
     STATES = 64
-    Q_STD_STATES = 16  # its moving average is over many updates
     ACTIONS = 16
     TRAJECTORIES = 4
 
@@ -25,11 +26,9 @@ class Measured:
 
     @torch.no_grad()
     def q_std(self) -> Tensor:
-        observation = self.observation[: self.Q_STD_STATES]
-        actions = self.agent.diffusion.support.uniform(
-            self.ACTIONS, observation.new_empty(len(observation), self.agent.action_dim)
-        )
-        return self._mean(self.agent.q_value(observation, actions).std(0))
+        like = self.observation.new_empty(len(self.observation), self.agent.action_dim)
+        actions = self.agent.diffusion.support.uniform(self.ACTIONS, like)
+        return self._mean(self.agent.q_value(self.observation, actions).std(0))
 
     @torch.no_grad()
     def entropy(self) -> Tensor:

@@ -28,6 +28,7 @@ class SAC(TwinCritic):
         learning_rate: Adam's step size; > 0.
         initial_temperature: alpha at the start; > 0.
         target_entropy: in nats, of the whole action; None: minus the action dimension.
+        actor_every: updates of the critics for each one of policy and temperature; >= 1.
         discount: gamma, in [0, 1].
         tau: weight of the online critics in each update of the target critics, in (0, 1].
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
@@ -46,6 +47,7 @@ class SAC(TwinCritic):
         learning_rate: Positive = 3e-4,
         initial_temperature: Positive = 1.0,
         target_entropy: Finite | None = None,
+        actor_every: Count = 1,
         discount: Fraction = 0.99,
         tau: Share = 0.005,
         max_grad_norm: Positive | None = None,
@@ -57,6 +59,7 @@ class SAC(TwinCritic):
         )
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
+        self.actor_every = actor_every
         policy = nn.Sequential(FeedForward(observation_dim, 2 * action_dim, actor_backbone), NormalParamExtractor())
         actor = ProbabilisticActor(
             TensorDictModule(policy, ["observation"], ["loc", "scale"]),
@@ -86,15 +89,21 @@ class SAC(TwinCritic):
         return drawn
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
-        found = self.loss(batch)
-        metrics = {
-            "critic_loss": found["loss_qvalue"],
-            "actor_loss": found["loss_actor"],
-            "temperature": found["alpha"],
-            "entropy": found["entropy"],
-        }
-        # Each of the three has parameters of its own: one backward serves them all, and plain DDP.
-        loss = found["loss_qvalue"] + found["loss_actor"] + found["loss_alpha"]
-        self.update(loss, {"td_error": magnitude(batch["td_error"]), **metrics})
+        if self.actor_learns():
+            found = self.loss(batch)
+            metrics = {
+                "critic_loss": found["loss_qvalue"],
+                "actor_loss": found["loss_actor"],
+                "temperature": found["alpha"],
+                "entropy": found["entropy"],
+            }
+            # Each of the three has parameters of its own: one backward serves them all, and plain DDP.
+            loss = found["loss_qvalue"] + found["loss_actor"] + found["loss_alpha"]
+            self.update(loss, {"td_error": magnitude(batch["td_error"]), **metrics})
+        else:
+            loss, errors = self.loss.qvalue_v2_loss(batch)
+            metrics = {"critic_loss": loss}
+            unchanged = [*self.loss.actor_network_params.values(True, True), self.loss.log_alpha]
+            self.update(loss, {"td_error": magnitude(errors["td_error"]), **metrics}, unchanged)
         targets.step()
         self.accumulate(**metrics)

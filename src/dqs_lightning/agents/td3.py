@@ -27,7 +27,7 @@ class TD3(TwinCritic):
         exploration_noise: standard deviation of the noise on an action that is not deterministic; >= 0.
         policy_noise: standard deviation of the noise on the target policy's action; >= 0.
         noise_clip: bound of that noise; >= 0.
-        policy_delay: updates of the critics for one of the policy and of all targets; >= 1.
+        actor_every: updates of the critics for each one of the policy and of all targets; >= 1.
         discount: gamma, in [0, 1].
         tau: weight of the online networks in each update of their targets, in (0, 1].
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
@@ -49,7 +49,7 @@ class TD3(TwinCritic):
         exploration_noise: NonNegative = 0.1,
         policy_noise: NonNegative = 0.2,
         noise_clip: NonNegative = 0.5,
-        policy_delay: Count = 2,
+        actor_every: Count = 2,
         discount: Fraction = 0.99,
         tau: Share = 0.005,
         max_grad_norm: Positive | None = None,
@@ -61,7 +61,7 @@ class TD3(TwinCritic):
         )
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
-        self.exploration_noise, self.policy_delay = exploration_noise, policy_delay
+        self.exploration_noise, self.actor_every = exploration_noise, actor_every
         policy = nn.Sequential(FeedForward(observation_dim, action_dim, actor_backbone), nn.Tanh())
         self.loss = TD3Loss(
             TensorDictModule(policy, ["observation"], ["action"]),
@@ -83,19 +83,14 @@ class TD3(TwinCritic):
         return (best + self.exploration_noise * torch.randn_like(best)).clamp(-1, 1)
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
-        acts = (self.global_step + 1) % self.policy_delay == 0
         critic_loss, found = self.loss.value_loss(batch)
-        watched = {"critic_target": magnitude(found["target_value"]), "critic_loss": critic_loss}
-        loss = critic_loss
-        if acts or self.trainer.world_size > 1:  # DDP requires the same graph at each update
-            watched["actor_loss"] = self.loss.actor_loss(batch)[0]
-            loss = critic_loss + watched["actor_loss"]
-        self.zero_grad()
-        self.manual_backward(loss)
-        if not acts:
-            for parameter in self.loss.actor_network_params.values(True, True):
-                parameter.grad = None  # Adam passes it over, where a gradient of zero would still move by momentum
-        self.clip_and_step(watched)
-        if acts:
+        metrics = {"critic_loss": critic_loss}
+        actor_learns = self.actor_learns()
+        if actor_learns:
+            metrics["actor_loss"] = self.loss.actor_loss(batch)[0]
+        loss = torch.stack(list(metrics.values())).sum()
+        unchanged = () if actor_learns else self.loss.actor_network_params.values(True, True)
+        self.update(loss, {"critic_target": magnitude(found["target_value"]), **metrics}, unchanged)
+        if actor_learns:
             targets.step()
-        self.accumulate(critic_loss=critic_loss)
+        self.accumulate(**metrics)

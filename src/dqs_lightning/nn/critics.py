@@ -158,5 +158,4 @@ class CriticPair(nn.Module):
 @torch.no_grad()
 def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
     """Polyak averaging, target <- (1 - tau) target + tau online, parameter by parameter."""
-    for old, new in zip(target.parameters(), online.parameters(), strict=True):
-        old.lerp_(new, tau)
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)

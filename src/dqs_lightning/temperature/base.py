@@ -42,13 +42,14 @@ class Temperature(nn.Module, ABC):
     def forward(self) -> Tensor:
         """Returns the present T > 0, a scalar tensor on the module's device."""
 
-    def step(self, measured: Measurements | None = None) -> None:
-        """Updates the state; called once after each gradient update.
+    def step(self, measured: Measurements | None = None, updates: int = 1) -> None:
+        """Updates the state; called after a gradient update.
 
         Args:
             measured: measurements of the agent; None: there are none, and a measured quantity stays as it was.
+            updates: gradient updates since the last call; >= 1. Rates and decays are those of one update.
         """
-        self.updates += 1
+        self.updates += updates
 
     def metrics(self) -> dict[str, Tensor]:
         """Returns scalar tensors to log, which are always finite."""
@@ -76,10 +77,11 @@ class ExponentialMovingAverage(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
     @torch.no_grad()
-    def add(self, value: Tensor) -> None:
+    def add(self, value: Tensor, repeats: int = 1) -> None:
+        """Adds a scalar, as if it had been added `repeats` times."""
         value = value.to(self.total.dtype)
         finite = torch.isfinite(value)
-        keep = torch.where(finite, self.decay, 1.0)
+        keep = torch.where(finite, self.decay**repeats, 1.0)
         self.total.copy_(keep * self.total + (1 - keep) * torch.where(finite, value, 0.0))
         self.weight.copy_(keep * self.weight + (1 - keep))
 

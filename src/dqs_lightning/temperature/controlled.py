@@ -54,14 +54,14 @@ class _Controlled(Temperature):
         """Returns target minus smoothed measurement in nats, a scalar; T rises where it is > 0."""
 
     @torch.no_grad()
-    def step(self, measured: Measurements | None = None) -> None:
+    def step(self, measured: Measurements | None = None, updates: int = 1) -> None:
         before = torch.where(self.updates > self.warmup, self._clipped_error(), 0.0)
-        super().step(measured)
+        super().step(measured, updates)
         if measured is None:
             return
-        self.smoothed.add(self.measure(measured))  # in the warm-up too: the first change uses a mean of many
+        self.smoothed.add(self.measure(measured), updates)  # in the warm-up too: the first change uses a mean of many
         error = self._clipped_error()
-        change = self.gain * (error - before) + self.rate * error
+        change = self.gain * (error - before) + self.rate * updates * error
         changed = self.log_temperature + torch.where(self.updates > self.warmup, change, 0.0)
         self.log_temperature.copy_(changed.clamp(math.log(self.floor), math.log(self.ceiling)))
 

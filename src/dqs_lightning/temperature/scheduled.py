@@ -83,10 +83,10 @@ class Relative(Temperature):
         self.decay, self.initial, self.floor = decay, initial, floor
         self.q_std = ExponentialMovingAverage(decay, initial / tau)
 
-    def step(self, measured: Measurements | None = None) -> None:
-        super().step(measured)
+    def step(self, measured: Measurements | None = None, updates: int = 1) -> None:
+        super().step(measured, updates)
         if measured is not None:
-            self.q_std.add(measured.q_std())
+            self.q_std.add(measured.q_std(), updates)
 
     def forward(self) -> Tensor:
         tau = annealed(self.updates, self.tau, self.end, self.over_updates)
