@@ -24,6 +24,7 @@ from peers import ACTION, BATCH, OBSERVATION, batch, same_critic, sb3_sac, torch
 from dqs_lightning.agents import DQS, Soft, SquaredError
 from dqs_lightning.agents.backups import SoftPolicyValue
 from dqs_lightning.agents.measured import Measured
+from dqs_lightning.cli.machine import keep_freed_memory
 from dqs_lightning.cli.provenance import about
 from dqs_lightning.diffusion import (
     MLP,
@@ -76,6 +77,12 @@ CHANGES: dict[str, dict[str, object]] = {
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
     "compiled": {"compile_losses": True},
+    "every_2nd": {"actor_every": 2},
+    "every_3rd": {"actor_every": 3},
+    "every_4th": {"actor_every": 4},
+    "compiled_every_2nd": {"actor_every": 2, "compile_losses": True},
+    "compiled_every_3rd": {"actor_every": 3, "compile_losses": True},
+    "compiled_every_4th": {"actor_every": 4, "compile_losses": True},
     "squared_error": {"critic_loss": SquaredError()},
     "compiled_squared_error": {"compile_losses": True, "critic_loss": SquaredError()},
     **{name: {**PLAIN, **changes} for name, changes in CHANGES.items()},
@@ -86,24 +93,35 @@ SLOW = {"published_k1000": 10}
 
 
 class Step:
-    """The arithmetic of `DQS.training_step`, without a Trainer around it."""
+    """The arithmetic of `DQS.training_step`, without a Trainer around it.
+
+    Attributes:
+        updates: after which the temperature is measured again; times are means over so many.
+    """
 
     def __init__(self, components: dict[str, object]) -> None:
         own = copy.deepcopy(components)  # a temperature has a state
         self.agent = DQS(OBSERVATION, ACTION, **own)  # type: ignore[arg-type]  # of the right types, by name
         self.optimizer = self.agent.configure_optimizers()
         self.batch = batch()
+        self.updates = self.agent.actor_every * Measured.EVERY
 
     def __call__(self) -> None:
+        """`updates` updates."""
+        for update in range(self.updates):
+            self.update(update)
+
+    def update(self, update: int) -> None:
         """One update."""
         agent = self.agent
-        loss, metrics = agent.fused_losses(self.batch)
+        loss, metrics = agent.fused_losses(self.batch, update % agent.actor_every == 0)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         agent.update_observation_norm(self.batch["observation"])
         soft_update(agent.target_critic, agent.critic, agent.tau)
-        agent.temperature.step(Measured(agent, self.batch["observation"], metrics["ess"]))
+        if update == 0:
+            agent.temperature.step(Measured(agent, self.batch["observation"], metrics["ess"]), self.updates)
 
 
 def main() -> None:
@@ -115,6 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     torch.manual_seed(0)
     updates = 10 if options.brief else options.updates
     wanted = BRIEF if options.brief else ("default", *options.rows)
@@ -130,7 +149,7 @@ def main() -> None:
                 start = time.process_time()
                 row()
                 if turn >= 0:
-                    seconds[name].append(time.process_time() - start)
+                    seconds[name].append((time.process_time() - start) / getattr(row, "updates", 1))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rate = matrix_rate()
     floors = {

@@ -10,6 +10,7 @@ os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
 from dqs_lightning.cli.errors import DONE, STOPPED, reported
+from dqs_lightning.cli.machine import keep_freed_memory, show_log
 from dqs_lightning.stop_signal import STOP, Phase, started_by_another_rank
 
 
@@ -26,6 +27,7 @@ def command() -> int:
 
 def main() -> int:
     """Console entry point. Stop signals are handled before the long imports begin."""
+    keep_freed_memory()
     code = command()
     # All ranks end alike. One that Lightning started ends with 0: at any other code Lightning kills the first rank.
     return DONE if started_by_another_rank() else code
@@ -37,6 +39,7 @@ def train() -> int:
     from dqs_lightning.cli.trust import restrict_imports, trust_option
 
     STOP.phase = Phase.BUILD
+    show_log()
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

@@ -64,7 +64,7 @@ def about(*program: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": f"{platform.machine()} {_cpu_model()}".strip(),
         "cpus": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
     }
 
 

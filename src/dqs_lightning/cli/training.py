@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import yaml
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,6 +21,7 @@ from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ra
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
 from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
+from dqs_lightning.cli.machine import set_threads
 from dqs_lightning.cli.parser import DEFAULT_AGENT, ConfigFile, Parser, defaults_of
 from dqs_lightning.cli.provenance import method_of, write_run
 from dqs_lightning.cli.run_dir import RunDir
@@ -76,6 +78,9 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--trust", type=str | None, help="A further package whose classes may be named; command line only."
         )
+        parser.add_argument(
+            "--threads", type=PositiveInt | None, help="Of torch. Default: OMP_NUM_THREADS, or what the networks need."
+        )
         parser.add_lightning_class_args(dqs_callbacks.Evaluate, "evaluate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
@@ -100,6 +105,7 @@ class FitCLI(LightningCLI):
         """Construct agent, data and trainer. An environment is started to learn its sizes."""
         checked("data.environment", super().instantiate_classes)
         hide_environment(self.parser.written, self.model, self.datamodule)
+        set_threads(self.config.threads, self.model, self.trainer.num_devices)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self.config_init.trainer
