@@ -123,7 +123,8 @@ def errors(backup: Backup, energy: Energy, temperature: float, wide: bool, state
     actions = energy.sample(policy, max(backup.policy_actions, 1), states)
     exact_entropy = lambda: torch.full((states,), entropy, dtype=DTYPE)  # noqa: E731
     with torch.no_grad():
-        value = backup.value(BackupInput(energy, actions, torch.tensor(temperature, dtype=DTYPE), Box(), exact_entropy))
+        scale = torch.tensor(temperature, dtype=DTYPE)
+        value = backup.value(BackupInput(energy, actions, energy(actions), scale, Box(), exact_entropy))
     exact = temperature * (energy.log_partition(temperature) - energy.dim * math.log(2))
     if isinstance(backup, SelfNormalised):
         exact = energy.mean(temperature)

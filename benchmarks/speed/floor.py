@@ -4,7 +4,7 @@
 
 A product of [m, k] and [k, n] counts 2 m k n operations. Counted is every product of a network in `DQS.training_step`:
 forward, and backward to weights and to inputs where a gradient goes. Not counted: what is elementwise (activations,
-densities of proposals, random numbers, Adam) and what a measured temperature asks. scaling.py holds the sum against
+densities of proposals, random numbers, Adam) and what the temperature measures. scaling.py compares the sum with
 torch's own counter.
 """
 
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from dqs_lightning.agents import DQS
 from dqs_lightning.agents.backups import BestOf, ExpectedQ, MixtureBackup, SoftPolicyValue
 from dqs_lightning.diffusion import MLP
+from dqs_lightning.nn.precision import inner_dtype
 
 
 class Product(NamedTuple):
@@ -50,7 +51,7 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     denoiser, points = diffusion.denoiser, diffusion.training_points
     assert isinstance(critic.backbone, MLP)
     hidden = critic.backbone.hidden
-    states = min(points.states or batch_size, batch_size)
+    states = min(points.states or batch_size, batch_size) / agent.actor_every  # of one update, on average
 
     def layers(
         part: str, rows: float, ends: tuple[int, int], times: float = 1, short: bool = False
@@ -89,8 +90,8 @@ def products(agent: DQS, batch_size: int) -> Iterator[Product]:
     yield Product("target", batch_size, o, hidden[0], times=2)
     last = 1 if backup.weighs_candidates else outputs
     yield from layers("target", batch_size * evaluations, (d, last), times=2, short=backup.weighs_candidates)
-    # And what the law of the return is read from.
-    yield from layers("target", batch_size, (o + d, outputs), times=2 * agent.critic_loss.policy_actions)
+    if backup.weighs_candidates:  # the outputs at the policy's actions, which otherwise are the evaluations
+        yield from layers("target", batch_size, (o + d, outputs), times=2 * agent.critic_loss.policy_actions)
 
     # The estimator: critics bound to the states, candidates scored, and gradients in the action.
     all_evaluations = diffusion.energy_estimator.cost(points.points)
@@ -121,7 +122,7 @@ def count(agent: DQS, batch_size: int) -> dict[str, float]:
 
 def by_dtype(agent: DQS, batch_size: int) -> dict[str, float]:
     """The same operations, by the type in which they are multiplied."""
-    short = str(agent.inner_dtype(agent.critic.members[0].first.weight)).removeprefix("torch.")
+    short = str(inner_dtype(agent.inner_precision, agent.critic.members[0].first.weight)).removeprefix("torch.")
     operations = {"float32": 0.0, short: 0.0}
     for product in products(agent, batch_size):
         operations[short if product.short else "float32"] += product.operations
@@ -131,7 +132,7 @@ def by_dtype(agent: DQS, batch_size: int) -> dict[str, float]:
 def touched(agent: DQS, batch_size: int) -> dict[str, float]:
     """Bytes of one update. `weights`: parameters, gradients, Adam's two moments and the target critics, once each;
     `activations`: the inputs and outputs of every product, once each, in the type in which it is multiplied."""
-    size = {True: agent.inner_dtype(agent.critic.members[0].first.weight).itemsize, False: 4}
+    size = {True: inner_dtype(agent.inner_precision, agent.critic.members[0].first.weight).itemsize, False: 4}
     critic, denoiser = (sum(p.numel() for p in net.parameters()) for net in (agent.critic, agent.diffusion))
     activations = sum(p.rows * (p.inputs + p.outputs) * p.times * size[p.short] for p in products(agent, batch_size))
     return {"weights": 4.0 * (4 * (critic + denoiser) + critic), "activations": activations}

@@ -41,7 +41,8 @@ def value_of(
     support: Support | None = None,
     entropy: Callable[[], Tensor] = no_entropy,
 ) -> Tensor:
-    given = BackupInput(q, actions, torch.tensor(temperature, dtype=actions.dtype), support or Box(), entropy)
+    scale = torch.tensor(temperature, dtype=actions.dtype)
+    given = BackupInput(q, actions, q(actions), scale, support or Box(), entropy)
     with torch.no_grad():
         return backup.value(given)
 
@@ -294,7 +295,9 @@ def test_the_candidates_are_as_many_as_said(actions: Tensor) -> None:
             counts.append(len(a))
             return q_value(a)
 
-        value_of(Soft(num, policy_actions), counted, actions, 0.5)
+        used = actions[:0]  # as with a critic loss that needs no action of the policy
+        given = BackupInput(counted, actions, q_value(used), torch.tensor(0.5), Box(), no_entropy)
+        Soft(num, policy_actions).value(given)
         assert counts == ([policy_actions] if policy_actions else []) + [num]
 
 

@@ -20,6 +20,7 @@ class BackupInput(NamedTuple):
     Attributes:
         q_value: of the target critics, actions [..., B, d] -> [..., B].
         actions: independent draws of the policy at each state, [P, B, d].
+        policy_q: their Q, [P, B]; for a backup that `weighs_candidates` those that the critic loss needs.
         temperature: T > 0, a scalar tensor.
         support: the action set.
         entropy: computes the policy's differential entropy at each state, over all dimensions, in nats, [B].
@@ -27,6 +28,7 @@ class BackupInput(NamedTuple):
 
     q_value: LogProb
     actions: Tensor
+    policy_q: Tensor
     temperature: Tensor
     support: Support
     entropy: Callable[[], Tensor]
@@ -61,7 +63,7 @@ class ExpectedQ(Backup):
     """
 
     def value(self, given: BackupInput) -> Tensor:
-        return given.q_value(given.actions[0])
+        return given.policy_q[0]
 
 
 class BestOf(Backup):
@@ -79,7 +81,7 @@ class BestOf(Backup):
         self.policy_actions = policy_actions
 
     def value(self, given: BackupInput) -> Tensor:
-        return given.q_value(given.actions).amax(0)
+        return given.policy_q.amax(0)
 
 
 class MixtureBackup(Backup):
@@ -203,5 +205,5 @@ class SoftPolicyValue(Backup):
         self.policy_actions = policy_actions
 
     def value(self, given: BackupInput) -> Tensor:
-        q, volume = given.q_value(given.actions), given.support.log_volume(given.actions.shape[-1])
-        return q.mean(0) + given.temperature * (given.entropy() - volume)
+        volume = given.support.log_volume(given.actions.shape[-1])
+        return given.policy_q.mean(0) + given.temperature * (given.entropy() - volume)

@@ -1,7 +1,6 @@
 """Critic losses: what the critics predict, the mean return or its quantiles."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +36,12 @@ class CriticLoss(ABC):
             )
 
     @abstractmethod
-    def returns(self, value: Tensor, outputs: Callable[[], Tensor]) -> Tensor:
+    def returns(self, value: Tensor, outputs: Tensor) -> Tensor:
         """Returns values that represent the distribution of the return from s', [B, M].
 
         Args:
             value: V(s') of the backup, [B].
-            outputs: computes the target critics' outputs at one action of the policy at s', [2, B, N].
+            outputs: of the target critics at `policy_actions` or more actions of the policy at s', [2, P, B, N].
         """
 
     @abstractmethod
@@ -53,7 +52,7 @@ class CriticLoss(ABC):
 class SquaredError(CriticLoss):
     """E (Q(s, a) - y)^2, of both critics: the mean return, as in the paper."""
 
-    def returns(self, value: Tensor, outputs: Callable[[], Tensor]) -> Tensor:
+    def returns(self, value: Tensor, outputs: Tensor) -> Tensor:
         return value.unsqueeze(-1)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -88,8 +87,8 @@ class Quantiles(CriticLoss):
             raise ValueError(f"dropped={dropped}: must be < num={num}")
         self.num, self.dropped, self.outputs = num, dropped, num
 
-    def returns(self, value: Tensor, outputs: Callable[[], Tensor]) -> Tensor:
-        pool = outputs().transpose(0, 1).flatten(1)  # [B, 2N]
+    def returns(self, value: Tensor, outputs: Tensor) -> Tensor:
+        pool = outputs[:, 0].transpose(0, 1).flatten(1)  # [B, 2N]
         shifted = pool - pool.mean(-1, keepdim=True) + value.unsqueeze(-1)
         return shifted.sort(-1).values[:, : 2 * (self.num - self.dropped)] if self.dropped else shifted
 

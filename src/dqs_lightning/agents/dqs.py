@@ -164,14 +164,15 @@ class DQS(Agent):
         self, batch: TensorDictBase, following: Tensor, temperature: Tensor, trajectory: Trajectory
     ) -> Tensor:
         """y = r + gamma^n (1 - terminated) V(s'), [B, M], for M outputs of a critic and s' n steps after s."""
+        used = trajectory.action
         q_value: LogProb = partial(self.target_critic.value, following)
         if self.backup.weighs_candidates:
             q_value = self.target_critic.bind(following, inner_dtype(self.inner_precision, following))
-        entropy = partial(self.diffusion.entropy, trajectory)
-        given = BackupInput(q_value, trajectory.action, temperature, self.diffusion.support, entropy)
-        returns = self.critic_loss.returns(
-            self.backup.value(given), lambda: self.target_critic.outputs(following, trajectory.action[0])
-        )
+            used = used[: self.critic_loss.policy_actions]
+        outputs, entropy = self.target_critic.outputs(following, used), partial(self.diffusion.entropy, trajectory)
+        policy_q, support = self.target_critic.reduce(outputs), self.diffusion.support
+        given = BackupInput(q_value, trajectory.action, policy_q, temperature, support, entropy)
+        returns = self.critic_loss.returns(self.backup.value(given), outputs)
         discount = self.discount ** batch[STEPS] if STEPS in batch else self.discount
         target: Tensor = batch["next", "reward"] + discount * ~batch["next", "terminated"] * returns
         return target

@@ -131,14 +131,17 @@ class CriticPair(nn.Module):
 
     def value(self, observation: Tensor, action: Tensor) -> Tensor:
         """Minimum or mean over the pair: [..., B]."""
-        first, second = (member(observation, action) for member in self.members)
-        return self._reduced(first, second)
+        return self.reduce(self.outputs(observation, action))
+
+    def reduce(self, outputs: Tensor) -> Tensor:
+        """Q of `outputs`: [2, ..., B, N] -> [..., B]."""
+        return self._reduced(*outputs.mean(-1))
 
     def _reduced(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.minimum(first, second) if self.reduction == "min" else (first + second) / 2
 
     def bind(self, observation: Tensor, dtype: torch.dtype) -> QValue:
-        """`value` for many actions of one observation each, multiplied in `dtype` (see `QNetwork.given`)."""
+        """`value` for many actions of one observation each, multiplied in `dtype` (see `QNetwork.bind`)."""
         first, second = (cast(QNetwork, member).bind(observation, dtype) for member in self.members)
 
         def value(action: Tensor) -> Tensor:
