@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_PER_THREAD = 2**19
 """Weights of a linear layer for each thread that shortens its product with a batch (docs/performance.md)."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says how much CPU time in each period a control group, such as a container's, may use."""
 KEPT_BYTES = 2**30
 """Bytes that malloc keeps when they are freed, instead of giving them back to the system."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -36,7 +38,7 @@ def available_cores() -> int:
     """Returns the number of cores that this process may use: its affinity, and the CPU quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = QUOTA.read_text().split()
         return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError, ZeroDivisionError):  # another system, or another version of control groups
         return cores
