@@ -294,6 +294,17 @@ def test_update_rates_are_those_measured() -> None:
             assert cells["floor / time"] == f"{floor['share']:.2f}", label
 
 
+def test_gains_of_threads_are_those_measured() -> None:
+    rows = rows_of(DOCS / "results.md", "Threads")
+    measured = {str(row["width"]): row for row in result("threads.json")["rows"]}
+    assert rows.keys() == measured.keys()
+    for width, cells in rows.items():
+        one, two = (measured[width]["median_s"][threads] for threads in ("1", "2"))
+        assert cells["ms with one thread"] == f"{one * 1e3:.1f}"
+        assert cells["rate of two threads against one"] == f"{one / two:.2f}"
+        assert cells["chosen"] == str(measured[width]["chosen"])
+
+
 ACTIONS = {
     "eager": "eager",
     "torch.compile of the exported graph": "compile",
