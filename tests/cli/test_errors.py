@@ -97,6 +97,6 @@ def test_the_command_line_of_the_process_counts_where_main_has_no_arguments(
 
 def test_a_message_is_short_and_cannot_write_to_the_terminal() -> None:
     assert short("a\n\n b \x1b[31m\x00\n" + "c\n" * 9) == "a\n b \\x1b[31m\\x00\nc\nc\nc"
-    assert len(short("x" * 10_000)) == 500
+    assert len(cut := short("x" * 10_000 + ": too long")) == 500 and cut.endswith("x: too long")
     assert shown(None) == "null" and shown([1, "a"]) == "[1, 'a']" and shown("a b") == "a b"
     assert len(shown("x" * 10_000)) == 100

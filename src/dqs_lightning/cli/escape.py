@@ -39,8 +39,3 @@ def drawable(text: str, longest: int = 60) -> str:
     """Return a text that Matplotlib draws as it is: no mathematics, and no name that a legend would leave out."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
-
-
-def printable_lines(text: str) -> str:
-    """Return a message of a few lines, each as `printable` shows it, whole."""
-    return "\n".join(printable(line, longest=None) for line in text.split("\n"))

@@ -1,9 +1,8 @@
 """`dqs-export`: write a trained policy as one graph, ONNX or a torch.export package, to act without this library.
 
-The graph is the whole denoising loop of one sample: `observation` [batch, o] and `noise` [draws, batch, d], the
-standard normals in the order in which the sampler draws them, to `action` [batch, d]. The temperature is a
-constant in it, that of the checkpoint. best_of > 1 is not exported: run the graph with several noises, and rank the
-actions with the critic where there is one.
+The graph maps `observation` [batch, o] and `noise` [draws, batch, d], the standard normals in the order in which the
+sampler draws them, to `action` [batch, d]. The temperature is a constant, that of the checkpoint. best_of > 1 is not
+exported: run the graph with several noises, and rank the actions with the critic where there is one.
 """
 
 import argparse
@@ -26,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from dqs_lightning.agents import DQS, Agent, load_agent
-from dqs_lightning.checkpoint.archive import CheckpointError, load_run
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
-from dqs_lightning.cli.escape import printable_lines
+from dqs_lightning.checkpoint.archive import load_run
+from dqs_lightning.cli.errors import DONE, InputError, reported
 from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.latency import latencies
 from dqs_lightning.cli.trust import restrict_imports
@@ -56,7 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_target(out: Path) -> Path:
-    """Return the existing folder in which `out` can be written, or its folder made.
+    """Returns the deepest existing folder above `out`.
 
     Raises:
         InputError: for another suffix, a path that is no file or cannot be written, or packages that are missing.
@@ -166,38 +164,36 @@ def load(path: Path) -> Act:
 
 
 def difference(act: Act, policy: Policy, agent: Agent, batch: int) -> float:
-    """Largest distance of one number from what the agent itself does with the same random numbers."""
+    """Returns the largest difference of one number from the action of the agent with the same random numbers."""
     observation = torch.randn(batch, policy.observation_dim)
     state = torch.get_rng_state()
     expected = agent.act(observation, policy.deterministic, best_of=1)
-    torch.set_rng_state(state)  # the agent draws for itself; what it drew is drawn again
+    torch.set_rng_state(state)  # the agent draws for itself; the same numbers are drawn again
     return (act(observation, *policy.noise(batch)) - expected).abs().max().item()
 
 
 def export(path: Path, out: Path, deterministic: bool = False) -> str:
-    """Write the policy of a checkpoint and compare what was written with the agent; returns what to print.
+    """Writes the policy of a checkpoint and compares the file with the agent; returns what to print.
 
-    The file takes its name once it has passed: a graph that is refused leaves nothing, and what was there stays.
+    The file gets its name after the comparison: a graph that is refused leaves nothing, and an earlier file stays.
 
     Raises:
-        InputError: when the checkpoint cannot be read, is of an agent without an exporter, or the graph is not equal.
+        CheckpointError: when the checkpoint cannot be read.
+        InputError: when it is of an agent without an exporter, or the graph differs from the agent.
     """
     import lightning as L
 
     from dqs_lightning.collection.data import OnlineData
 
-    try:
-        agent = load_agent(path)
-        if not isinstance(agent, DQS):
-            raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
-        if isinstance(agent.diffusion, EnergyDiffusion):
-            raise InputError(f"{path}: its agent has no actor (amortised=False), so there is nothing to export")
-        policy = Policy(agent, deterministic)
-        facts = policy.facts()
-        if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
-            facts["task"] = OnlineData.load_from_checkpoint(path).environment.name
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
+    agent = load_agent(path)
+    if not isinstance(agent, DQS):
+        raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
+    if isinstance(agent.diffusion, EnergyDiffusion):
+        raise InputError(f"{path}: its agent has no actor (amortised=False), so there is nothing to export")
+    policy = Policy(agent, deterministic)
+    facts = policy.facts()
+    if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
+        facts["task"] = OnlineData.load_from_checkpoint(path).environment.name
     try:
         # In a folder that only this user can open: the file is read back, and a .pt2 that is read can run code.
         with tempfile.TemporaryDirectory(prefix=".dqs-export-", dir=check_target(out)) as place:
@@ -205,40 +201,34 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
             write(policy, temporary, facts)
             act = load(temporary)
             distance = max(difference(act, policy, agent, batch) for batch in (1, 17))  # neither is the trace's size
-            if not distance <= TOLERANCE:  # so, NaN is refused
+            if not distance <= TOLERANCE:  # also for NaN
                 raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, at most {TOLERANCE:.0e}")
-            observation = torch.randn(1, policy.observation_dim)
-            noise = policy.noise(1)
-            exported, eager = latencies(
-                lambda: act(observation, *noise), lambda: agent.act(observation, deterministic, best_of=1)
-            )
+            inputs = torch.randn(1, policy.observation_dim), *policy.noise(1)
+            exported, eager = latencies(lambda: act(*inputs), lambda: agent.act(inputs[0], deterministic, best_of=1))
             out.parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary, out)
     except OSError as error:
         raise InputError(f"--out={out}: cannot be written: {error.strerror or error}") from error
-    inputs = f"observation [batch, {policy.observation_dim}]"
+    shapes = f"observation [batch, {policy.observation_dim}]"
     if policy.draws:
-        inputs += f", noise [{policy.draws}, batch, {policy.action_dim}]"
-    line = f"{out}  {inputs}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"
+        shapes += f", noise [{policy.draws}, batch, {policy.action_dim}]"
+    line = f"{out}  {shapes}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"
     if agent.best_of > 1 and not deterministic:
         line += f"\nThe agent's best_of={agent.best_of} is not exported: the graph draws one action."
     return line
 
 
+@reported("dqs-export")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|torch|copyreg)\b.*")
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # of operators that are not in use here
         logging.getLogger(name).setLevel(logging.ERROR)
     options = parse(arguments)
-    try:
-        check_target(options.out)
-        path = existing_checkpoint(options.run_or_ckpt)
-        restrict_imports(options.trust)
-        print(export(path, options.out, options.deterministic))
-    except InputError as error:
-        print(printable_lines(f"dqs-export: {error}"), file=sys.stderr)
-        return BAD_INPUT
+    check_target(options.out)
+    path = existing_checkpoint(options.run_or_ckpt)
+    restrict_imports(options.trust)
+    print(export(path, options.out, options.deterministic))
     return DONE
 
 

@@ -15,8 +15,8 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
-from dqs_lightning.cli.escape import printable, printable_lines
+from dqs_lightning.cli.errors import DONE, InputError, reported
+from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.reading import read_json
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.writing import existing_folder
@@ -136,13 +136,10 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     print(printable(options.out / "report.html", longest=None))
 
 
+@reported(MADE_BY)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        report(parse(given), given)
-    except InputError as error:
-        print(printable_lines(f"{MADE_BY}: {error}"), file=sys.stderr)
-        return BAD_INPUT
+    report(parse(given), given)
     return DONE
