@@ -58,10 +58,7 @@ def read_sweep(file: Path) -> dict[str, Any]:
     Raises:
         InputError: when a key is unknown or missing, or a value is not allowed.
     """
-    try:
-        content = read_config(file)
-    except InputError as error:
-        raise InputError(str(error).removeprefix("--config=")) from error
+    content = read_config(file, key="")
     try:
         for key in content:
             if key not in KEYS:
@@ -169,15 +166,9 @@ def _refuse_twice(key: str, items: Iterable[Any]) -> None:
 
 
 def _chain(file: Path, path: str, key: str) -> tuple[Path, list[dict[str, Any]]]:
-    """A configuration, relative to the sweep file, and what it and those that it extends say.
-
-    Raises:
-        InputError: when one of them is missing or not readable; it names `key`.
-    """
+    """Returns a configuration, found from the sweep file's folder, and the contents of it and those that it extends."""
     try:
         config = (file.parent / path).resolve()
-        return config, list(config_chain(config).values())
-    except InputError as error:
-        raise InputError(f"{file}: {key}: {str(error).removeprefix('--config=')}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: {key}: no such file: {error}") from error
+    return config, list(config_chain(config, f"{file}: {key}: ").values())
