@@ -4,11 +4,12 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ParamSpec
 
 from dqs_lightning.cli.escape import printable
+from dqs_lightning.registry import nearest
 
 DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED = 0, 2, 3, 4, 5, 75
 """Exit codes. A run that ended with ENVIRONMENT_FAILED, NOT_SAVED or STOPPED is continued by the same command."""
@@ -96,6 +97,12 @@ def short(message: str) -> str:
 def reason(error: Exception, most: int = 200) -> str:
     """Returns the beginning of an error's message, in one line."""
     return " ".join(str(error).split())[:most]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the line of a message that suggests a similar name; empty where there is none."""
+    near = nearest(name, known)
+    return f"\nDid you mean {near}?" if near else ""
 
 
 def shown(value: object, most: int = 100) -> str:

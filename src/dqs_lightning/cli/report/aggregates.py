@@ -1,20 +1,17 @@
-"""Methods compared over tasks by rliable: IQM, optimality gap, probability of improvement and performance profiles.
+"""Compares methods over tasks by rliable: IQM, optimality gap, probability of improvement and performance profiles.
 
-The 95 % intervals are rliable's stratified bootstrap over seeds: the seeds of each task are resampled, the tasks are
-not.
+The 95 % intervals are rliable's stratified bootstrap: the seeds of each task are resampled, the tasks are not.
 """
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 REPS = 1000
 """Bootstrap samples of an interval."""
+ESTIMATES = ("iqm", "gap", "better")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Aggregate:
 
 
 def aggregate(points: pd.DataFrame, baseline: str, max_return: float, reps: int = REPS) -> Aggregate | None:
-    """Compare methods over the tasks that all of them share; None where there are none.
+    """Compares methods over the tasks that all of them share; None where there are none.
 
     Args:
         points: rows of `statistics.at` at one number of frames.
@@ -45,56 +42,40 @@ def aggregate(points: pd.DataFrame, baseline: str, max_return: float, reps: int 
         max_return: divides the returns.
         reps: bootstrap samples.
     """
-    returns = points.groupby(["method", "task"], sort=False)["return"].agg(list)
-    methods, every = points["method"].unique(), sorted(points["task"].unique())
-    tasks = [task for task in every if all((method, task) in returns for method in methods)]
-    if not tasks or baseline not in methods:
-        return None
-    scores = {}
-    for method in methods:  # [seeds, tasks]; tasks with more seeds than the scarcest give their first ones
-        of_tasks = [returns[method, task] for task in tasks]
-        count = min(len(values) for values in of_tasks)
-        scores[method] = np.array([values[:count] for values in of_tasks]).T / max_return
-    with _rliable() as (library, metrics):
-
-        def estimate(name: str, function: Callable[..., float], *given: Any) -> dict[str, float]:
-            single = any(len(matrix) < 2 for matrix in given)
-            values, intervals = library.get_interval_estimates(
-                {"": list(given) if len(given) > 1 else given[0]}, lambda *x: np.array([function(*x)]),
-                reps=1 if single else reps,
-            )  # fmt: skip
-            low, high = (np.nan, np.nan) if single else intervals[""][:, 0]
-            return {name: float(values[""][0]), f"{name}_low": low, f"{name}_high": high}
-
-        everything = np.concatenate([matrix.ravel() for matrix in scores.values()])
-        levels = np.linspace(min(0.0, everything.min()), max(1.0, everything.max()), 101)
-        several = any(len(matrix) > 1 for matrix in scores.values())
-        shares, bands = library.create_performance_profile(scores, levels, reps=reps if several else 1)
-        rows: dict[str, dict[str, float]] = {method: {"seeds": len(matrix)} for method, matrix in scores.items()}
-        for name, function in (("iqm", metrics.aggregate_iqm), ("gap", metrics.aggregate_optimality_gap)):
-            for method, matrix in scores.items():
-                rows[method] |= estimate(name, function, matrix)
-        for method in [method for method in rows if method != baseline]:
-            rows[method] |= estimate("better", metrics.probability_of_improvement, scores[method], scores[baseline])
-    profiles = {}
-    for method, share in shares.items():
-        low, high = bands[method] if len(scores[method]) > 1 else (np.nan, np.nan)
-        profiles[method] = pd.DataFrame({"share": share, "low": low, "high": high}, index=levels)
-    columns = ["seeds", *(f"{name}{end}" for name in ("iqm", "gap", "better") for end in ("", "_low", "_high"))]
-    table = pd.DataFrame(rows.values(), index=list(rows), columns=columns)
-    return Aggregate(int(points["frames"].iloc[0]), tasks, baseline, table, profiles)
-
-
-@contextlib.contextmanager
-def _rliable() -> Iterator[tuple[Any, Any]]:
-    """Import its modules. It draws from numpy's global state, which is seeded here, so that a report is repeatable."""
     from rliable import library, metrics
 
+    returns = points.groupby(["method", "task"])["return"].agg(list).unstack()
+    returns = returns.reindex(points["method"].unique()).dropna(axis="columns")
+    if returns.empty or baseline not in returns.index:
+        return None
+    scores = {}
+    for method, of_tasks in returns.iterrows():  # [seeds, tasks]: of each task as many seeds as the scarcest one has
+        seeds = min(map(len, of_tasks))
+        scores[method] = np.array([values[:seeds] for values in of_tasks]).T / max_return
+    everything = np.concatenate([matrix.ravel() for matrix in scores.values()])
+    levels = np.linspace(min(0.0, everything.min()), max(1.0, everything.max()), 101)
+    functions = metrics.aggregate_iqm, metrics.aggregate_optimality_gap, metrics.probability_of_improvement
+    rows = {method: {"seeds": len(matrix)} for method, matrix in scores.items()}
+    profiles = {}
     state = np.random.get_state()
-    np.random.seed(0)
+    np.random.seed(0)  # rliable draws from numpy's global state; a report is repeatable
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # p-values of equal returns, unread
-            yield library, metrics
+        for (method, matrix), (name, function) in product(scores.items(), zip(ESTIMATES, functions, strict=True)):
+            given = [matrix, scores[baseline]] if name == "better" else [matrix]
+            if name != "better" or method != baseline:
+                single = min(map(len, given)) < 2
+                values, ends = library.get_interval_estimates(
+                    {name: given}, lambda *x, f=function: np.array([f(*x)]), reps=1 if single else reps
+                )
+                low, high = (np.nan, np.nan) if single else ends[name][:, 0]
+                rows[method] |= {name: values[name][0], f"{name}_low": low, f"{name}_high": high}
+        for method, matrix in scores.items():
+            single = len(matrix) < 2
+            share, bands = library.create_performance_profile({"": matrix}, levels, reps=1 if single else reps)
+            low, high = (np.nan, np.nan) if single else bands[""]
+            profiles[method] = pd.DataFrame({"share": share[""], "low": low, "high": high}, index=levels)
     finally:
         np.random.set_state(state)
+    columns = ["seeds", *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high"))]
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+    return Aggregate(int(points["frames"].iloc[0]), list(returns), baseline, table, profiles)

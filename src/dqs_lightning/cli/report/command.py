@@ -139,7 +139,7 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 @reported(MADE_BY)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
-    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
+    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|scipy)\b.*")
     given = sys.argv[1:] if arguments is None else arguments
     report(parse(given), given)
     return DONE

@@ -1,7 +1,7 @@
 """The tidy table of a report, a row an evaluation, and what is computed from it for each task and method.
 
-Between two evaluations a run's return, updates and seconds are taken to lie on a straight line; outside of its first
-and last evaluation a run has no value. Intervals are Student's, over seeds.
+Between two evaluations a run's return, updates and seconds are interpolated linearly; outside of its first and last
+evaluation a run has no value. Intervals are Student's, over seeds.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ SHORTEST_S = 1e-3
 
 
 def tidy(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return all evaluations, in the order of the runs: columns `KEYS` and `ROW`."""
+    """Returns all evaluations, in the order of the runs: columns `KEYS` and `ROW`."""
     rows = [[run.task, run.method, run.seed, *row] for run in runs for row in run.rows]
     return pd.DataFrame(rows, columns=[*KEYS, *ROW])
 
 
 def half_width(std: pd.Series, seeds: pd.Series | int) -> pd.Series:
-    """Return half of the 95 % interval of a mean over seeds; NaN for one seed."""
+    """Returns half of the 95 % interval of a mean over seeds; NaN for one seed."""
     return student_t.ppf(0.975, seeds - 1) * std / np.sqrt(seeds)
 
 
 def curve(scores: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """Average the return over the seeds of one task and method along an axis.
+    """Averages the return over the seeds of one task and method along an axis.
 
     Returns:
         Columns mean, low and high, NaN for one seed, at every point at which a seed was evaluated, within what all of
@@ -42,7 +42,7 @@ def curve(scores: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def at(scores: pd.DataFrame, frames: Sequence[int]) -> pd.DataFrame:
-    """Return a row for each run and each of some frames that lie between its first and last evaluation."""
+    """Returns a row for each run and each of some frames between its first and last evaluation."""
     found = []
     for key, run in scores.groupby(list(KEYS), sort=False):
         x = run["frames"].to_numpy()
@@ -53,24 +53,22 @@ def at(scores: pd.DataFrame, frames: Sequence[int]) -> pd.DataFrame:
 
 
 def summary(points: pd.DataFrame) -> pd.DataFrame:
-    """Summarise rows of `at` over seeds, a row for each task, frames and method.
+    """Summarises rows of `at` over seeds, a row for each task, frames and method.
 
     Returns:
         Columns seeds, mean, std (over seeds, divided by their number less one), low, high, and the means of updates
         and wall_s; std, low and high are NaN for one seed.
     """
+    of_return = {name: ("return", name) for name in ("size", "mean", "std")}
     groups = points.groupby(["task", "frames", "method"], sort=False)
-    table = groups.agg(
-        seeds=("return", "size"), mean=("return", "mean"), std=("return", "std"), updates=("updates", "mean"),
-        wall_s=("wall_s", "mean"),
-    ).reset_index()  # fmt: skip
+    table = groups.agg(**of_return, updates=("updates", "mean"), wall_s=("wall_s", "mean")).reset_index()
+    table = table.rename(columns={"size": "seeds"}).sort_values(["task", "frames"], kind="stable", ignore_index=True)
     half = half_width(table["std"], table["seeds"])
-    table = table.assign(low=table["mean"] - half, high=table["mean"] + half)
-    return table.sort_values(["task", "frames"], kind="stable", ignore_index=True)
+    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
 def costs(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return what each run took from its first to its last evaluation, these included.
+    """Returns what each run took from its first to its last evaluation, these included.
 
     Returns:
         Columns `KEYS`, seconds_per_1000 (updates) and frames_per_s; NaN for a run of one evaluation, and where there
@@ -79,6 +77,5 @@ def costs(scores: pd.DataFrame) -> pd.DataFrame:
     runs = scores.groupby(list(KEYS), sort=False)[["frames", "updates", "wall_s"]]
     took = (runs.last() - runs.first()).reset_index()
     seconds = took["wall_s"].where(took["wall_s"] >= SHORTEST_S)
-    took["seconds_per_1000"] = 1000 * seconds / took["updates"].where(took["updates"] > 0)
-    took["frames_per_s"] = took["frames"] / seconds
-    return took[[*KEYS, "seconds_per_1000", "frames_per_s"]]
+    per_1000 = 1000 * seconds / took["updates"].where(took["updates"] > 0)
+    return took[list(KEYS)].assign(seconds_per_1000=per_1000, frames_per_s=took["frames"] / seconds)
