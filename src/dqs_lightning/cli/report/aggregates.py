@@ -55,12 +55,13 @@ def aggregate(points: pd.DataFrame, baseline: str, max_return: float, reps: int 
     everything = np.concatenate([matrix.ravel() for matrix in scores.values()])
     levels = np.linspace(min(0.0, everything.min()), max(1.0, everything.max()), 101)
     functions = metrics.aggregate_iqm, metrics.aggregate_optimality_gap, metrics.probability_of_improvement
-    rows = {method: {"seeds": len(matrix)} for method, matrix in scores.items()}
-    profiles = {}
+    rows: dict[str, dict[str, float]] = {method: {"seeds": len(matrix)} for method, matrix in scores.items()}
+    several = any(len(matrix) > 1 for matrix in scores.values())
     state = np.random.get_state()
     np.random.seed(0)  # rliable draws from numpy's global state; a report is repeatable
     try:
-        for (method, matrix), (name, function) in product(scores.items(), zip(ESTIMATES, functions, strict=True)):
+        shares, bands = library.create_performance_profile(scores, levels, reps=reps if several else 1)
+        for (name, function), (method, matrix) in product(zip(ESTIMATES, functions, strict=True), scores.items()):
             given = [matrix, scores[baseline]] if name == "better" else [matrix]
             if name != "better" or method != baseline:
                 single = min(map(len, given)) < 2
@@ -69,13 +70,12 @@ def aggregate(points: pd.DataFrame, baseline: str, max_return: float, reps: int 
                 )
                 low, high = (np.nan, np.nan) if single else ends[name][:, 0]
                 rows[method] |= {name: values[name][0], f"{name}_low": low, f"{name}_high": high}
-        for method, matrix in scores.items():
-            single = len(matrix) < 2
-            share, bands = library.create_performance_profile({"": matrix}, levels, reps=1 if single else reps)
-            low, high = (np.nan, np.nan) if single else bands[""]
-            profiles[method] = pd.DataFrame({"share": share[""], "low": low, "high": high}, index=levels)
     finally:
         np.random.set_state(state)
+    profiles = {}
+    for method, share in shares.items():
+        low, high = bands[method] if len(scores[method]) > 1 else (np.nan, np.nan)
+        profiles[method] = pd.DataFrame({"share": share, "low": low, "high": high}, index=levels)
     columns = ["seeds", *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high"))]
     table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
     return Aggregate(int(points["frames"].iloc[0]), list(returns), baseline, table, profiles)

@@ -23,11 +23,11 @@ from dqs_lightning.cli.writing import existing_folder
 
 SUMMARY, MADE_BY = "summary.json", "dqs-report"
 UNFINISHED = ".dqs-report-"
-"""How the folder of a report that is being written begins."""
+"""Prefix of the folder of a report that is being written."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="dqs-report",
         description="Curves, tables and a comparison of runs with intervals over seeds, on one page. A run's task is "
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def names_of(given: Sequence[str]) -> dict[Path, str]:
-    """Return METHOD or TASK/METHOD by path, of PATH=NAME.
+    """Returns METHOD or TASK/METHOD by path, of PATH=NAME.
 
     Raises:
         InputError: when one has another form.
@@ -69,18 +69,13 @@ def names_of(given: Sequence[str]) -> dict[Path, str]:
 
 
 def earlier_files(out: Path) -> set[str]:
-    """Return the names of the files of the report that `out` holds; none where it is empty or not there.
+    """Returns the names of the files of the report in `out`; none where it is empty or does not exist.
 
     Raises:
         InputError: when it holds anything else, which would be mixed up or lost, or when it cannot be written.
     """
     existing_folder(f"--out={out}", out)
-    try:
-        there = {entry.name for entry in out.iterdir() if not entry.name.startswith(UNFINISHED)}
-    except FileNotFoundError:
-        return set()
-    except OSError as error:
-        raise InputError(f"--out={out}: cannot be read: {error.strerror or error}") from error
+    there = {name for name in os.listdir(out) if not name.startswith(UNFINISHED)} if out.exists() else set()
     try:
         summary = read_json(out / SUMMARY)
         foreign = there - set(summary["files"] if summary["made_by"] == MADE_BY else ())
@@ -95,7 +90,7 @@ def earlier_files(out: Path) -> set[str]:
 
 
 def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
-    """Write the whole report beside an earlier one, so that a full disk leaves that, and then replace it.
+    """Writes the whole report beside an earlier one, so that a full disk leaves that, and then replaces it.
 
     Raises:
         InputError: when the folder cannot be written.
@@ -116,7 +111,7 @@ def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
 
 
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Read, check, compose, and only then write."""
+    """Reads the runs, composes the report, and only then writes it."""
     if not all(importlib.util.find_spec(name) for name in ("rliable", "pandas", "jinja2")):
         raise InputError('rliable or pandas is not installed; run pip install ".[report]" -c constraints.txt')
     runs = read_runs(options.runs, names_of(options.name))

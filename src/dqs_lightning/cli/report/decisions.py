@@ -1,4 +1,4 @@
-"""What a decision costs: the policies in the runs' checkpoints, timed on this machine."""
+"""Times a decision of the policies in the runs' checkpoints on this machine."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ Decisions = Mapping[tuple[str, str], tuple[float, float]]
 
 
 def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
-    """Time the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
+    """Times the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
 
     Raises:
         InputError: when no run has a checkpoint, or one cannot be read. Its classes must be of registered components

@@ -1,9 +1,8 @@
-"""What a report is about: the choices of its command line, checked against the runs, and what is computed."""
+"""Checks the choices of a report's command line against its runs, and computes what it contains."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -23,65 +22,55 @@ MOST = 200
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is about, and what is computed from it.
+    """What a report is about, and what is computed for it."""
 
-    Attributes:
-        runs: by task, method and seed; `scores` are their evaluations, of `statistics.tidy`.
-        frames: of the tables; `chosen` where `--frames` chose them. `points` are the runs there, of `statistics.at`.
-        aggregates: one for each of the frames at which methods can be compared, with the `baseline`.
-        max_return: divides the returns.
-        published: rows to draw, of `published.choose`.
-        unscored: runs of a sweep that have not been evaluated once, as NAME (STATE).
-        decisions: what a decision of each method takes; empty without `--time-actions`.
-        command: without the places of this machine.
-    """
-
-    runs: Sequence[Run]
-    scores: pd.DataFrame
-    frames: Sequence[int]
-    chosen: bool
-    points: pd.DataFrame
-    aggregates: Sequence[Aggregate]
+    options: argparse.Namespace
+    command: str  # without the places of this machine
+    runs: Sequence[Run]  # by task, method and seed
+    scores: pd.DataFrame  # their evaluations, see `statistics.tidy`
+    frames: Sequence[int]  # of the tables
+    points: pd.DataFrame  # the runs at those frames, see `statistics.at`
     baseline: str
-    max_return: float
-    published: pd.DataFrame
-    unscored: Sequence[str]
-    decisions: Decisions
-    command: str
+    aggregates: Sequence[Aggregate]  # one for each of the frames at which methods can be compared
+    published: pd.DataFrame  # rows to draw, see `published.choose`
+    unscored: Sequence[str]  # runs of a sweep that were not evaluated once, as NAME (STATE)
+    decisions: Decisions  # empty without --time-actions
 
 
 def measure(runs: Sequence[Run], options: argparse.Namespace, command: Sequence[str] = ()) -> Report:
-    """Check what the command line chose, and compute everything of a report but its pictures.
+    """Checks the choices of the command line against the runs, and computes everything but the pictures.
 
     Raises:
-        InputError: when it chose what is not there, or there are too many tasks or methods.
+        InputError: when they name what is not there, or there are too many tasks or methods.
     """
     scores = tidy(runs)
-    methods, tasks = list(scores["method"].unique()), list(scores["task"].unique())
-    for name, found in (("tasks", tasks), ("methods", methods)):
-        if len(found) > MOST:
-            raise InputError(f"RUNS: {len(found)} {name}; a report has room for {MOST}")
+    methods = list(scores["method"].unique())
+    for name, count in (("tasks", scores["task"].nunique()), ("methods", len(methods))):
+        if count > MOST:
+            raise InputError(f"RUNS: {count} {name}; a report has room for {MOST}")
     frames, baseline = choose_frames(options.frames, scores), choose_baseline(options.baseline, methods)
     points = at(scores, frames)
     compared = [aggregate(points[points["frames"] == one], baseline, options.max_return) for one in frames]
+    sweeps = [(file.parent, states(file)) for path in options.runs for file in find_files(path, MANIFEST)]
+    names = [(folder / name / SCORES, name, state) for folder, found in sweeps for name, state in found.items()]
+    unscored = [f"{printable(name)} ({state})" for file, name, state in names if not file.is_file()]
     return Report(
+        options=options,
+        command=printable(without_place(command), longest=None),
         runs=runs,
         scores=scores,
         frames=frames,
-        chosen=options.frames is not None,
         points=points,
-        aggregates=[one for one in compared if one],
         baseline=baseline,
-        max_return=options.max_return,
+        aggregates=[one for one in compared if one],
         published=choose(options.published, scores.groupby("task", sort=False)["frames"].max().to_dict()),
-        unscored=_without_scores(options.runs),
+        unscored=list(dict.fromkeys(unscored)),
         decisions=time_decisions(runs, options.trust) if options.time_actions else {},
-        command=printable(without_place(command), longest=None),
     )
 
 
 def choose_frames(asked: Sequence[int] | None, scores: pd.DataFrame) -> list[int]:
-    """Return the frames of the tables: those of `--frames`, or the last that all runs reached.
+    """Returns the frames of the tables: those of `--frames`, or the last that all runs reached.
 
     Raises:
         InputError: when no run was evaluated both at or before and at or after a number of `--frames`.
@@ -95,7 +84,7 @@ def choose_frames(asked: Sequence[int] | None, scores: pd.DataFrame) -> list[int
 
 
 def choose_baseline(asked: str | None, methods: Sequence[str]) -> str:
-    """Return the method of `--baseline`, or SAC where it is there, or the first.
+    """Returns the method of `--baseline`, or SAC where it is there, or the first.
 
     Raises:
         InputError: when the one of `--baseline` is not there.
@@ -103,9 +92,3 @@ def choose_baseline(asked: str | None, methods: Sequence[str]) -> str:
     if asked is not None and asked not in methods:
         raise InputError(f"--baseline={asked}: no such method; allowed is one of {', '.join(methods)}")
     return asked or next((method for method in methods if method.lower() == "sac"), methods[0])
-
-
-def _without_scores(given: Sequence[Path]) -> list[str]:
-    manifests = [file for path in given for file in find_files(path, MANIFEST)]
-    runs = [(file.parent / name / SCORES, name, state) for file in manifests for name, state in states(file).items()]
-    return list(dict.fromkeys(f"{printable(name)} ({state})" for scores, name, state in runs if not scores.is_file()))

@@ -1,4 +1,4 @@
-"""The files of a report: one page that needs nothing beside it, tables in Markdown, pictures, and a summary."""
+"""Composes the files of a report: a page that includes its pictures, tables in Markdown, pictures, and a summary."""
 
 import base64
 import json
@@ -20,12 +20,13 @@ from dqs_lightning.cli.report.tables import tables_of
 
 
 def compose(report: Report) -> dict[str, bytes]:
-    """Return the files of a report by name, the summary first."""
+    """Returns the files of a report by name, the summary first."""
     made = f"Made by {report.command} (dqs-lightning {version('dqs-lightning')})."
     tables, pictures, notes = tables_of(report), pictures_of(report), notes_on(report)
-    source = (files("dqs_lightning.cli.report") / "report.html.j2").read_text()
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    template.globals["base64"] = lambda content: base64.b64encode(content).decode()
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        (files("dqs_lightning.cli.report") / "report.html.j2").read_text(),
+        {"base64": lambda content: base64.b64encode(content).decode()},
+    )
     names = {f"{key}s": list(report.scores[key].unique()) for key in ("task", "method")}
     page = template.render(**names, runs=report.runs, notes=notes, made=made, pictures=pictures, tables=tables)
     content = {
@@ -37,16 +38,18 @@ def compose(report: Report) -> dict[str, bytes]:
 
 
 def _summary(report: Report, notes: list[str], names: list[str]) -> dict[str, Any]:
-    """Return everything in a report as plain values; a number that there is not is None."""
-    tables = {"scores": summary(report.points), "returns": report.points, "cost": costs(report.scores)}
+    """Returns everything in a report as plain values; a number that there is not is None."""
     return {
         "made_by": MADE_BY,
         "files": names,
         "command": report.command,
         "baseline": report.baseline,
-        "max_return": report.max_return,
+        "max_return": report.options.max_return,
         "notes": notes,
-        **{name: _rows(table) for name, table in (tables | {"published": report.published}).items()},
+        "scores": _rows(summary(report.points)),
+        "returns": _rows(report.points),
+        "cost": _rows(costs(report.scores)),
+        "published": _rows(report.published),
         "decision_ms": [[*key, *times] for key, times in report.decisions.items()],
         "runs": [{name: getattr(run, name) for name in (*KEYS, *TEXTS)} for run in report.runs],
         "aggregates": [
