@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dqs_lightning.checkpoint.bounded import MAX_DEPTH, check_bounded
-from dqs_lightning.cli.errors import InputError, reason
+from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.reading import read_text
 
 MAX_BYTES = 2**20
@@ -95,12 +95,7 @@ def integral(text: str) -> str:
 
 
 def load_yaml(text: str) -> Any:
-    """Returns the value of a YAML text; a text that was read before is not parsed again.
-
-    Raises:
-        InputError: when a key is not text or is given twice.
-        yaml.YAMLError: when it is not YAML, is nested too deeply or has too many values.
-    """
+    """Returns the value of a YAML text; a text that was read before is not parsed again."""
     return copy.deepcopy(_parsed(text))
 
 
@@ -110,32 +105,17 @@ def _parsed(text: str) -> Any:
 
 
 def read_config(path: Path, key: str = "--config=") -> dict[str, Any]:
-    """Reads a configuration file, which must hold a mapping.
-
-    Args:
-        path: the file.
-        key: what an error's message begins with.
-
-    Raises:
-        InputError: when it is missing or unreadable, not UTF-8, empty, not YAML, not a mapping, nested too deeply, or
-            names a key twice.
-    """
-    try:
+    """Reads a configuration file, which must hold a mapping; an error's message begins with `key`."""
+    with refusing(f"{key}{str(path)[:200]}: cannot be read: ", OSError):  # such as a name that is too long
         found = path.is_file()
-        text = read_text(path, MAX_BYTES) if found else ""
-    except InputError as error:
-        raise InputError(f"{key}{error}") from error
-    except OSError as error:  # such as a name that is too long
-        raise InputError(f"{key}{str(path)[:200]}: cannot be read: {error.strerror}") from error
     if not found:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         there = f"; {path.parent} has {', '.join(near[:12])}" if near else ""
         raise InputError(f"{key}{path}: no such file{there}")
-    try:
+    with refusing(key, InputError):
+        text = read_text(path, MAX_BYTES)
+    with refusing(f"{key}{path}: ", InputError), refusing("not valid YAML: ", yaml.YAMLError):
         content = load_yaml(text)
-    except (InputError, yaml.YAMLError) as error:
-        said = error if isinstance(error, InputError) else f"not valid YAML: {reason(error)}"
-        raise InputError(f"{key}{path}: {said}") from error
     if not content:
         raise InputError(f"{key}{path}: the file is empty")
     if not isinstance(content, dict):
@@ -146,15 +126,8 @@ def read_config(path: Path, key: str = "--config=") -> dict[str, Any]:
 def config_chain(path: Path, key: str = "--config=") -> dict[Path, dict[str, Any]]:
     """Reads a configuration file and those that it extends, in the order of their precedence: the file first.
 
-    `extends` names one file or several, relative to the file; of several a later one overrides an earlier one.
-
-    Args:
-        path: the file.
-        key: what an error's message begins with.
-
-    Raises:
-        InputError: see `read_config`; and when `extends` is no path or list of paths, or a file is reached twice, as
-            when it extends itself.
+    `extends` names one file or several, relative to the file; of several a later one overrides an earlier one. A file
+    may be reached once only. An error's message begins with `key`.
     """
     chain: dict[Path, dict[str, Any]] = {}
 

@@ -94,9 +94,23 @@ def short(message: str) -> str:
     )
 
 
-def reason(error: Exception, most: int = 200) -> str:
-    """Returns the beginning of an error's message, in one line."""
-    return " ".join(str(error).split())[:most]
+class refusing:
+    """Context manager that raises an `InputError` in place of errors of some kinds: a prefix, and the error's message.
+
+    An `InputError` passes through, unless it is one of the kinds.
+    """
+
+    def __init__(self, prefix: str, *kinds: type[Exception]) -> None:
+        self.prefix, self.kinds = prefix, kinds
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InputError) and InputError in self.kinds:
+            raise InputError(f"{self.prefix}{error}") from error
+        if isinstance(error, self.kinds) and not isinstance(error, InputError):
+            text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            raise InputError(self.prefix + printable(" ".join(text.split()), longest=None)) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
-from dqs_lightning.cli.errors import DONE, InputError, reason, reported
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.writing import existing_folder
 
@@ -25,7 +25,7 @@ MAX_SEED = 2**32 - 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="dqs-eval", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
     parser.add_argument("--episodes", type=int, default=10, help="episodes, side by side (default 10)")
@@ -48,11 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def existing_checkpoint(run_or_ckpt: Path) -> Path:
-    """Returns the checkpoint file of a run directory, or the given checkpoint file.
-
-    Raises:
-        InputError: when there is none.
-    """
+    """Returns the checkpoint file of a run directory, or the given checkpoint file; refuses a missing one."""
     from dqs_lightning.checkpoint.archive import checkpoint_of
 
     path = checkpoint_of(run_or_ckpt)
@@ -62,11 +58,7 @@ def existing_checkpoint(run_or_ckpt: Path) -> Path:
 
 
 def load_renderer() -> None:
-    """Sets MUJOCO_GL, which MuJoCo reads at import, to what this machine can do, and imports dm_control.
-
-    Raises:
-        InputError: when neither EGL nor OSMesa is installed, or the renderer does not work.
-    """
+    """Sets MUJOCO_GL, which MuJoCo reads at import, to what this machine can do, and imports dm_control."""
     if os.environ.get("MUJOCO_GL", "disabled") == "disabled":
         found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]
         if not found:
@@ -74,33 +66,16 @@ def load_renderer() -> None:
                 "--video: needs the EGL or the OSMesa library (Debian: libegl1 or libosmesa6); neither is installed"
             )
         os.environ["MUJOCO_GL"] = found[0]
-    try:
+    with refusing(f"--video: MuJoCo cannot render here with MUJOCO_GL={os.environ['MUJOCO_GL']}: ", Exception):
         import dm_control.suite  # noqa: F401  (it loads the renderer)
-    except Exception as error:
-        renderer = os.environ["MUJOCO_GL"]
-        raise InputError(f"--video: MuJoCo cannot render here with MUJOCO_GL={renderer}: {reason(error)}") from error
-
-
-def check_device(name: str) -> None:
-    """Raises `InputError` for a device that torch does not know, or that cannot hold a tensor."""
-    import torch
-
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:  # each backend raises another
-        raise InputError(f"--device={name}: {reason(error)}") from error
 
 
 def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: argparse.Namespace) -> "Watched":
-    """Makes the environments of the evaluation.
-
-    Raises:
-        InputError: when they cannot be made here, or their sizes are not those of the agent.
-    """
+    """Makes the environments of the evaluation; refuses sizes that are not those of the agent."""
     try:
         env = data.make_environment(options.episodes, options.seed)
     except Exception as error:
-        said = f"{type(error).__name__}: {reason(error)}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{path}: its environment {data.environment.name} cannot be made here: {said}") from error
     sizes = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
     if sizes != (agent.observation_dim, agent.action_dim):
@@ -122,7 +97,8 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     from dqs_lightning.collection.data import OnlineData
     from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 
-    check_device(options.device)
+    with refusing(f"--device={options.device}: ", Exception):  # each backend raises another
+        torch.zeros(1, device=options.device).item()
     restrict_imports(options.trust)
     frames = load_run(path).get("env_frames")
     data = OnlineData.load_from_checkpoint(path)
@@ -133,10 +109,8 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     video = run / "videos" / "eval.mp4"
     if options.video:
         existing_folder(f"--video: {video}", video.parent)
-        try:
+        with refusing("--video: ", CannotFilmError):
             check_films(data)
-        except CannotFilmError as error:
-            raise InputError(f"--video: {error}") from error
     torch.manual_seed(options.seed)
     env = make_environments(path, data, agent, options)
     policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)

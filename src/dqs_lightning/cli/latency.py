@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def latencies(*calls: Callable[[], object], repeats: int = 50) -> list[float]:
-    """Median milliseconds of each call; they take turns, so that a machine that slows down slows all of them."""
+    """Returns the median milliseconds of each call; they take turns, so a change of the machine's speed affects all."""
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):
         for call, times in zip(calls, seconds, strict=True):
