@@ -69,15 +69,15 @@ class RunDir:
             return
         base = self.path
         for number in itertools.count(2):
-            try:
-                with self._using():
+            with self._using():
+                try:
                     self._create()
                     self._take_lock()
-                break
-            except InputError:
-                if self.named:
-                    raise
-                self.path = base.with_name(f"{base.name}-{number}")
+                    break
+                except InputError:  # another run has it
+                    if self.named:
+                        raise
+                    self.path = base.with_name(f"{base.name}-{number}")
         remove_temporaries(self.path)
         remove_temporaries(self.path / "checkpoints")
         os.environ[VARIABLE] = str(self.path)
