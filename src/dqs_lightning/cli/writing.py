@@ -9,9 +9,7 @@ from dqs_lightning.cli.errors import InputError, refusing
 def existing_folder(option: str, folder: Path) -> Path:
     """Returns the deepest existing folder of a path in which the rest of it can be created.
 
-    Args:
-        option: the option and its value, with which an error's message begins.
-        folder: in which files will be written; it may not exist yet.
+    An error's message begins with `option`, which names the option and its value.
     """
     with refusing(f"{option}: ", OSError):
         there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))

@@ -15,7 +15,7 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
-from dqs_lightning.cli.errors import DONE, InputError, reported
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.reading import read_json
 from dqs_lightning.cli.report.runs import read_runs
@@ -56,24 +56,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def names_of(given: Sequence[str]) -> dict[Path, str]:
-    """Returns METHOD or TASK/METHOD by path, of PATH=NAME.
-
-    Raises:
-        InputError: when one has another form.
-    """
-    found = {text: text.rpartition("=") for text in given}  # a run's folder may be called seed=0
-    for text, (path, _, name) in found.items():
-        if not path or not re.fullmatch(r"[^/]+(/[^/]+)?", name):
+    """Returns METHOD or TASK/METHOD by path, of texts PATH=NAME."""
+    names = {}
+    for text in given:
+        if not (
+            found := re.fullmatch(r"(.+)=([^/=]+(?:/[^/=]+)?)", text, re.DOTALL)
+        ):  # a run's folder may be called seed=0
             raise InputError(f"--name {text}: must be PATH=METHOD or PATH=TASK/METHOD")
-    return {Path(path): name for path, _, name in found.values()}
+        names[Path(found[1])] = found[2]
+    return names
 
 
 def earlier_files(out: Path) -> set[str]:
-    """Returns the names of the files of the report in `out`; none where it is empty or does not exist.
-
-    Raises:
-        InputError: when it holds anything else, which would be mixed up or lost, or when it cannot be written.
-    """
+    """Returns the names of the files in `out`; refuses files that are not an earlier report's, which would be lost."""
     existing_folder(f"--out={out}", out)
     there = {name for name in os.listdir(out) if not name.startswith(UNFINISHED)} if out.exists() else set()
     try:
@@ -90,12 +85,8 @@ def earlier_files(out: Path) -> set[str]:
 
 
 def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
-    """Writes the whole report beside an earlier one, so that a full disk leaves that, and then replaces it.
-
-    Raises:
-        InputError: when the folder cannot be written.
-    """
-    try:
+    """Writes the whole report beside an earlier one, so that a full disk leaves that, and then replaces it."""
+    with refusing(f"--out={out}: ", OSError):
         for left in out.glob(f"{UNFINISHED}*"):  # by a process that was killed
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=existing_folder(f"--out={out}", out)) as place:
@@ -106,8 +97,6 @@ def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
                 os.replace(Path(place) / name, out / name)
         for name in earlier - files.keys():
             (out / name).unlink()
-    except OSError as error:
-        raise InputError(f"--out={out}: {error.strerror or error}") from error
 
 
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -116,10 +105,8 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise InputError('rliable or pandas is not installed; run pip install ".[report]" -c constraints.txt')
     runs = read_runs(options.runs, names_of(options.name))
     earlier = earlier_files(options.out)
-    try:
+    with refusing("matplotlibrc: Matplotlib cannot read its settings: ", ValueError):
         importlib.import_module("matplotlib")
-    except ValueError as error:
-        raise InputError(f"matplotlibrc: Matplotlib cannot read its settings: {printable(error)}") from error
     # Pandas and what needs it: bad paths are refused before this is imported.
     from dqs_lightning.cli.report.measure import measure
     from dqs_lightning.cli.report.page import compose

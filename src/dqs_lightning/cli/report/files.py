@@ -5,7 +5,6 @@ A study is a folder with `scores.csv`, which has a row for each evaluation of it
 
 import csv
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.provenance import merged, read_run, without_place
 from dqs_lightning.cli.reading import read_json, read_text
@@ -57,11 +56,7 @@ class Run:
 
 
 def read_scores(file: Path) -> list[list[float]]:
-    """Reads the evaluations of a run.
-
-    Raises:
-        InputError: when there is none, or a line is not a whole row that follows the one before; it names the line.
-    """
+    """Reads the evaluations of a run; refuses a file without any, and a line that does not follow the one before."""
     rows: list[list[float]] = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}, line {number}"
@@ -80,10 +75,8 @@ def _checked(values: Sequence[Any], rows: Sequence[Sequence[float]], where: str)
     """Returns the numbers of an evaluation; refuses a number out of range, and a row that goes back."""
     for value, (key, (least, largest)) in zip(values, RANGES.items(), strict=True):
         shown = f"{where}: {key}={printable(value, 60)}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise InputError(f"{shown}: must be a number")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{shown}: must be a finite number")
         if not least <= value <= largest:
             raise InputError(f"{shown}: must be {least:g} to {largest:g}")
     if rows and (values[0] <= rows[-1][0] or values[1] < rows[-1][1] or values[2] < rows[-1][2]):
@@ -92,11 +85,7 @@ def _checked(values: Sequence[Any], rows: Sequence[Sequence[float]], where: str)
 
 
 def run_of(folder: Path, shown: str) -> Run:
-    """Reads a run directory, which is resolved and has a name under which it is shown.
-
-    Raises:
-        InputError: when one of its files is not what dqs-fit writes.
-    """
+    """Reads a run directory, which is resolved; `shown` is its name in the report."""
     facts, rows = read_run(folder), read_scores(folder / SCORES)
     last = merged(facts["starts"])
     commits = dict.fromkeys(printable(start["commit"] or "-") for start in facts["starts"] if "commit" in start)
@@ -134,11 +123,7 @@ def _updates_per_s(metrics: Path) -> float | None:
 
 
 def runs_of(folder: Path) -> dict[Path, Run]:
-    """Reads the runs of a study, each with the path by which `--name` finds it.
-
-    Raises:
-        InputError: when its file is not what `benchmarks/keep.py` writes; it names the row.
-    """
+    """Reads the runs of a study that `benchmarks/keep.py` wrote, each with the path by which `--name` finds it."""
     runs: dict[tuple[str, ...], Run] = {}
     for row, where in _csv_rows(folder / STUDY, (*KEYS, *ROW, *TEXTS)):
         key = row["task"], row["method"], row["seed"]
@@ -158,10 +143,8 @@ def runs_of(folder: Path) -> dict[Path, Run]:
 def _csv_rows(file: Path, columns: Sequence[str]) -> list[tuple[dict[str, str], str]]:
     """Reads the rows of a CSV file that has such columns, and where each is."""
     reader = csv.DictReader(read_text(file).splitlines(), restval="")
-    try:
+    with refusing(f"{file}: not valid CSV: ", csv.Error):
         rows = [(row, f"{file}, row {number}") for number, row in enumerate(reader, 1)]
-    except csv.Error as error:
-        raise InputError(f"{file}: not valid CSV: {printable(error)}") from error
     if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
         raise InputError(f"{file}: has no column {', '.join(missing)}")
     return rows

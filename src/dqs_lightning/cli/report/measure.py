@@ -1,23 +1,28 @@
 """Checks the choices of a report's command line against its runs, and computes what it contains."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 
-from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.provenance import without_place
-from dqs_lightning.cli.report.aggregates import Aggregate, aggregate
-from dqs_lightning.cli.report.decisions import Decisions, time_decisions
 from dqs_lightning.cli.report.files import MANIFEST, SCORES, Run, states
 from dqs_lightning.cli.report.published import choose
 from dqs_lightning.cli.report.runs import find_files
-from dqs_lightning.cli.report.statistics import at, tidy
+from dqs_lightning.cli.report.statistics import Aggregate, aggregate, at, tidy
 
 MOST = 200
 """Tasks, and methods, of one report."""
+BATCH = 64
+CHECKPOINT = "checkpoints/last.ckpt"
+
+Decisions = Mapping[tuple[str, str], tuple[float, float]]
+"""Median milliseconds of one decision and of `BATCH` at once, by task and method."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,7 @@ class Report:
 
 
 def measure(runs: Sequence[Run], options: argparse.Namespace, command: Sequence[str] = ()) -> Report:
-    """Checks the choices of the command line against the runs, and computes everything but the pictures.
-
-    Raises:
-        InputError: when they name what is not there, or there are too many tasks or methods.
-    """
+    """Checks the choices of the command line against the runs, and computes everything but the pictures."""
     scores = tidy(runs)
     methods = list(scores["method"].unique())
     for name, count in (("tasks", scores["task"].nunique()), ("methods", len(methods))):
@@ -70,11 +71,7 @@ def measure(runs: Sequence[Run], options: argparse.Namespace, command: Sequence[
 
 
 def choose_frames(asked: Sequence[int] | None, scores: pd.DataFrame) -> list[int]:
-    """Returns the frames of the tables: those of `--frames`, or the last that all runs reached.
-
-    Raises:
-        InputError: when no run was evaluated both at or before and at or after a number of `--frames`.
-    """
+    """Returns the frames of the tables: those of `--frames`, or the last that all runs reached."""
     spans = scores.groupby(["task", "method", "seed"])["frames"].agg(["min", "max"])
     for frames in asked or ():
         if not ((spans["min"] <= frames) & (frames <= spans["max"])).any():
@@ -84,11 +81,40 @@ def choose_frames(asked: Sequence[int] | None, scores: pd.DataFrame) -> list[int
 
 
 def choose_baseline(asked: str | None, methods: Sequence[str]) -> str:
-    """Returns the method of `--baseline`, or SAC where it is there, or the first.
-
-    Raises:
-        InputError: when the one of `--baseline` is not there.
-    """
+    """Returns the method of `--baseline`, or SAC where it is there, or the first."""
     if asked is not None and asked not in methods:
         raise InputError(f"--baseline={asked}: no such method; allowed is one of {', '.join(methods)}")
     return asked or next((method for method in methods if method.lower() == "sac"), methods[0])
+
+
+def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
+    """Times the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
+
+    Classes in a checkpoint must be of registered components or of the packages in `trust`.
+    """
+    there: dict[tuple[str, str], Path] = {}
+    for run in runs:
+        if run.folder and (file := run.folder / CHECKPOINT).is_file():
+            there.setdefault((run.task, run.method), file)
+    if not there:
+        raise InputError(f"--time-actions: none of the runs has {CHECKPOINT}")
+    import torch  # which the rest of a report does not need
+
+    from dqs_lightning.agents import load_agent
+    from dqs_lightning.checkpoint.archive import CheckpointError
+    from dqs_lightning.cli.latency import latencies
+    from dqs_lightning.cli.trust import restrict_imports
+
+    restrict_imports(trust)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with refusing("--time-actions: ", CheckpointError):
+            agents = [load_agent(file) for file in there.values()]
+        sizes = [(agent, size) for agent in agents for size in (1, BATCH)]
+        calls = [partial(agent.act, torch.randn(size, agent.observation_dim)) for agent, size in sizes]
+        latencies(*calls, repeats=5)  # memory is allocated, kernels are chosen
+        times = latencies(*calls)
+    finally:
+        torch.set_num_threads(threads)
+    return dict(zip(there, zip(times[::2], times[1::2], strict=True), strict=True))

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -16,9 +17,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dqs_callbacks.pictures import COLOURS, DPI
 from dqs_lightning.cli.escape import drawable
-from dqs_lightning.cli.report.aggregates import Aggregate
 from dqs_lightning.cli.report.measure import Report
-from dqs_lightning.cli.report.statistics import curve
+from dqs_lightning.cli.report.statistics import Aggregate, curve
 
 STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
 STYLE["text.usetex"] = False  # a matplotlibrc could have names, which come from files, read as TeX
@@ -77,18 +77,15 @@ def pictures_of(report: Report) -> list[Picture]:
 def style_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Returns colour and line of each method."""
     order = (*COLOURS[:6], COLOURS[7])  # without yellow, which is faint on white
-    turns = [divmod(index, len(order)) for index in range(len(methods))]
-    return {name: (order[at], LINES[turn % len(LINES)]) for name, (turn, at) in zip(methods, turns, strict=True)}
+    looks = [(colour, line) for line in LINES for colour in order]
+    return dict(zip(methods, cycle(looks)))
 
 
 def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.DataFrame) -> Figure:
     """Draws one panel a task, one line a method, with its band; published returns as marks.
 
-    Args:
-        scores: of `statistics.tidy`.
-        axis: frames, updates or wall_s.
-        styles: of all methods, so that each keeps its own in every picture.
-        published: of `published.choose`; empty for any axis but frames.
+    `scores` are of `statistics.tidy`; `axis` is frames, updates or wall_s; `styles` are those of all methods in every
+    picture; `published` is of `published.choose`, and empty for any axis but frames.
     """
     tasks, labels = list(scores["task"].unique()), list(published["label"].unique())
     columns = min(len(tasks), 3)
@@ -124,8 +121,8 @@ def _legend(figure: Figure, artists: Sequence[Artist], texts: Sequence[str], abo
     """Adds a legend below or above the figure, with as many entries side by side as its width has room for."""
     inches = 0.5 + 0.06 * max(map(len, texts))  # of an entry: its line, and 0.06 a letter
     columns = max(min(int(figure.get_figwidth() // inches), len(texts)), 1)
-    place = ("lower center", (0.5, 1.0)) if above else ("upper center", (0.5, 0.0))
-    figure.legend(artists, texts, loc=place[0], bbox_to_anchor=place[1], ncols=columns, frameon=False)
+    look = {"bbox_to_anchor": (0.5, float(above)), "ncols": columns, "frameon": False}
+    figure.legend(artists, texts, loc="lower center" if above else "upper center", **look)
 
 
 def _draw_lines(panel: Axes, scores: pd.DataFrame, axis: str, styles: Styles) -> dict[str, Artist]:

@@ -15,12 +15,10 @@ COLUMNS |= {"return_mean": "mean", "return_std": "std"}
 
 
 def read_published() -> tuple[pd.DataFrame, str]:
-    """Reads all rows, and where they come from.
+    """Reads all published rows, and where they come from.
 
-    Returns:
-        Columns method, action_repeat, updates_per_frame (NaN where it was not given), task (of the DeepMind Control
-        Suite, with hyphens only), frames, mean and std (of the return over seeds), seeds, and label (the method with
-        its action repeat and updates); and the source.
+    updates_per_frame is NaN where it was not given; task is of the DeepMind Control Suite, with hyphens only; mean and
+    std are over seeds; label is the method with its action repeat and updates.
     """
     text = (files("dqs_lightning.cli.report") / "dmc_published.csv").read_text()
     source = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
@@ -37,14 +35,9 @@ def suite_name(task: str) -> str:
 
 
 def choose(names: Sequence[str] | None, last_frames: Mapping[str, float]) -> pd.DataFrame:
-    """Selects the published rows to draw: those of some methods, at frames that our runs reached, by our task names.
+    """Selects the published rows of some methods at frames that our runs reached, by our task names.
 
-    Args:
-        names: methods; None: `DEFAULT`; ["none"]: no rows.
-        last_frames: the last frame of any run, by task.
-
-    Raises:
-        InputError: when a method is not in the table.
+    None selects `DEFAULT`, ["none"] no rows. `last_frames` is the last frame of any run, by task.
     """
     table, _ = read_published()
     known = list(table["method"].unique())

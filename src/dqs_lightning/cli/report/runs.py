@@ -13,6 +13,8 @@ from dqs_lightning.cli.report.files import SCORES, STUDY, Run, run_of, runs_of
 def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Run]:
     """Reads all runs at and below the given paths; a run that two of them reach counts once.
 
+    Refuses a path or a name without a run, and two runs of one method with the same seed or other settings.
+
     Args:
         given: run directories, studies, or folders of them.
         names: METHOD or TASK/METHOD of the runs at and below a path; of several paths the deepest is used. A run of a
@@ -20,10 +22,6 @@ def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) ->
 
     Returns:
         The runs by task, method (in the order in which they are found) and seed.
-
-    Raises:
-        InputError: when a path has no run, a file cannot be read, a name names no run, or two runs of one method have
-            the same seed or other settings.
     """
     runs: dict[Path, Run] = {}
     for path in given:
@@ -49,11 +47,7 @@ def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) ->
 
 
 def find_files(given: Path, name: str) -> list[Path]:
-    """Returns all entries of a name in a folder and below it; links to folders are not followed.
-
-    Raises:
-        InputError: when there is no such folder, or one below it cannot be read.
-    """
+    """Returns all entries of a name in a folder and below it; links to folders are not followed."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dqs_lightning.cli.escape import markdown
-from dqs_lightning.cli.report.aggregates import REPS
-from dqs_lightning.cli.report.decisions import BATCH
-from dqs_lightning.cli.report.measure import Report
+from dqs_lightning.cli.report.measure import BATCH, Report
 from dqs_lightning.cli.report.published import read_published
-from dqs_lightning.cli.report.statistics import at, costs, summary
+from dqs_lightning.cli.report.statistics import REPS, at, costs, summary
 
 NONE = "-"
 NUMERIC = set("0123456789.,-[]() ±")
