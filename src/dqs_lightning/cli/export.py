@@ -70,11 +70,9 @@ def check_target(out: Path) -> Path:
 
 
 class Policy(nn.Module):
-    """The denoising loop of an agent with its random numbers as an input.
+    """The denoising loop of an agent with its random numbers as an input; deterministic: without noise.
 
-    Args:
-        agent: whose policy it is. The diffusion is copied; the temperature is read when the graph is traced.
-        deterministic: the noise-free policy.
+    The diffusion is copied; the temperature is read when the graph is traced.
     """
 
     def __init__(self, agent: DQS, deterministic: bool = False) -> None:
