@@ -49,10 +49,7 @@ def reported(prog: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
     """Decorates a command's `main`: prints expected errors in a few lines on standard error and returns the exit code.
 
     Expected are the exceptions of `_EXPECTED`, and errors of files or folders that the command line names. Any other
-    exception is a bug of the program and keeps its traceback.
-
-    Args:
-        prog: the command's name, with which the message starts.
+    exception is a bug of the program and keeps its traceback. `prog` is the command's name.
     """
 
     def decorate(main: Callable[P, int]) -> Callable[P, int]:

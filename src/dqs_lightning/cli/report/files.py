@@ -75,7 +75,7 @@ def _checked(values: Sequence[Any], rows: Sequence[Sequence[float]], where: str)
     """Returns the numbers of an evaluation; refuses a number out of range, and a row that goes back."""
     for value, (key, (least, largest)) in zip(values, RANGES.items(), strict=True):
         shown = f"{where}: {key}={printable(value, 60)}"
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # NaN
             raise InputError(f"{shown}: must be a number")
         if not least <= value <= largest:
             raise InputError(f"{shown}: must be {least:g} to {largest:g}")

@@ -70,21 +70,21 @@ def measure(runs: Sequence[Run], options: argparse.Namespace, command: Sequence[
     )
 
 
-def choose_frames(asked: Sequence[int] | None, scores: pd.DataFrame) -> list[int]:
+def choose_frames(chosen: Sequence[int] | None, scores: pd.DataFrame) -> list[int]:
     """Returns the frames of the tables: those of `--frames`, or the last that all runs reached."""
     spans = scores.groupby(["task", "method", "seed"])["frames"].agg(["min", "max"])
-    for frames in asked or ():
+    for frames in chosen or ():
         if not ((spans["min"] <= frames) & (frames <= spans["max"])).any():
             first, last = spans["min"].min(), spans["max"].max()
             raise InputError(f"--frames={frames}: no run was evaluated there; allowed is {first:.0f} to {last:.0f}")
-    return sorted(set(asked)) if asked is not None else [int(spans["max"].min())]
+    return sorted(set(chosen)) if chosen is not None else [int(spans["max"].min())]
 
 
-def choose_baseline(asked: str | None, methods: Sequence[str]) -> str:
+def choose_baseline(chosen: str | None, methods: Sequence[str]) -> str:
     """Returns the method of `--baseline`, or SAC where it is there, or the first."""
-    if asked is not None and asked not in methods:
-        raise InputError(f"--baseline={asked}: no such method; allowed is one of {', '.join(methods)}")
-    return asked or next((method for method in methods if method.lower() == "sac"), methods[0])
+    if chosen is not None and chosen not in methods:
+        raise InputError(f"--baseline={chosen}: no such method; allowed is one of {', '.join(methods)}")
+    return chosen or next((method for method in methods if method.lower() == "sac"), methods[0])
 
 
 def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:

@@ -24,8 +24,6 @@ STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "ax
 STYLE["text.usetex"] = False  # a matplotlibrc could have names, which come from files, read as TeX
 LINES = ("-", "--", ":", "-.")
 MARKS = ("s", "^", "D", "v", "P", "X", "o", "<", ">", "p", "h", "*")
-UNITS = ((3 * 3600, 3600.0, "hours"), (300, 60.0, "minutes"), (0, 1.0, "seconds"))
-"""Of time: from so many seconds on, seconds of one, name."""
 FEW_POINTS, FEW_SEEDS, FEW_METHODS = 16, 5, 4
 """Lines of few points show them. Few seeds, in panels of few methods, are drawn one by one: their band is wide."""
 AXES = {
@@ -127,13 +125,14 @@ def _legend(figure: Figure, artists: Sequence[Artist], texts: Sequence[str], abo
 
 def _draw_lines(panel: Axes, scores: pd.DataFrame, axis: str, styles: Styles) -> dict[str, Artist]:
     """Draws means and bands of a task's methods, and the axis below them; returns the lines for the legend."""
-    scale, name = 1.0, {"frames": "environment frames", "updates": "updates"}.get(axis, "")
+    scale = 1.0
     if axis == "wall_s":
-        scale, unit = next((scale, unit) for least, scale, unit in UNITS if scores["wall_s"].max() >= least)
-        name = f"wall-clock time ({unit})"
+        longest = scores["wall_s"].max()
+        scale, unit = (1, "seconds") if longest < 300 else (60, "minutes") if longest < 3 * 3600 else (3600, "hours")
+        panel.set_xlabel(f"wall-clock time ({unit})")
     else:
+        panel.set_xlabel({"frames": "environment frames", "updates": "updates"}[axis])
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.set_xlabel(name)
     found: dict[str, Artist] = {}
     few = scores["method"].nunique() <= FEW_METHODS
     for method, runs in scores.groupby("method", sort=False):
