@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from dqs_callbacks import NonFiniteError
 from dqs_lightning.checkpoint.archive import CheckpointError
-from dqs_lightning.cli.errors import InputError, reported, short, shown
+from dqs_lightning.cli.errors import InputError, did_you_mean, refusing, reported, short, shown
 from dqs_lightning.envs import EnvironmentFailure
 
 
@@ -97,6 +97,34 @@ def test_the_command_line_of_the_process_counts_where_main_has_no_arguments(
 
 def test_a_message_is_short_and_cannot_write_to_the_terminal() -> None:
     assert short("a\n\n b \x1b[31m\x00\n" + "c\n" * 9) == "a\n b \\x1b[31m\\x00\nc\nc\nc"
-    assert len(short("x" * 10_000)) == 500
+    assert len(cut := short("x" * 10_000 + ": too long")) == 500 and cut.endswith("x: too long")
     assert shown(None) == "null" and shown([1, "a"]) == "[1, 'a']" and shown("a b") == "a b"
     assert len(shown("x" * 10_000)) == 100
+
+
+@pytest.mark.parametrize(
+    ("error", "kinds", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x"), (OSError,), "--out=x: No space left on device"),
+        (ValueError("two\n  lines \x1b[2J"), (ValueError,), "--out=x: two lines \\x1b[2J"),
+        (
+            InputError("tau=0: must be > 0\nDid you mean 1?"),
+            (InputError,),
+            "--out=x: tau=0: must be > 0\nDid you mean 1?",
+        ),
+        (InputError("tau=0: must be > 0"), (ValueError,), "tau=0: must be > 0"),
+    ],
+)
+def test_errors_of_some_kinds_become_refusals(error: Exception, kinds: tuple[type[Exception]], said: str) -> None:
+    with pytest.raises(InputError) as refusal, refusing("--out=x: ", *kinds):
+        raise error
+    assert str(refusal.value) == said
+
+
+def test_errors_of_other_kinds_are_not_refusals() -> None:
+    with pytest.raises(KeyError), refusing("--out=x: ", OSError, ValueError):
+        raise KeyError("a bug")
+
+
+def test_a_similar_name_is_suggested() -> None:
+    assert did_you_mean("sedes", ["seeds", "tasks"]) == "\nDid you mean seeds?" and did_you_mean("x", ["seeds"]) == ""

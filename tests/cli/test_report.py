@@ -291,7 +291,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no runs": (["empty"], "RUNS=empty: no scores.jsonl or scores.csv in it or below"),
     "empty scores": (["blank"], "blank/scores.jsonl: the file is empty"),
     "torn scores": (["torn"], "torn/scores.jsonl, line 2: not a whole row"),
-    "not finite": (["nan"], "nan/scores.jsonl, line 1: return_mean=nan: must be a finite number"),
+    "not finite": (["nan"], "nan/scores.jsonl, line 1: return_mean=nan: must be a number"),
     "a row twice": (["double"], "double/scores.jsonl, line 2: frames, updates or seconds go back"),
     "updates go back": (["back"], "back/scores.jsonl, line 2: frames, updates or seconds go back"),
     "seconds go back": (["clock"], "clock/scores.jsonl, line 2: frames, updates or seconds go back"),

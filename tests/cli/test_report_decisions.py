@@ -10,9 +10,8 @@ from helpers import small, small_data, trainer
 from dqs_lightning.agents import SAC, Agent
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.report.command import parse
-from dqs_lightning.cli.report.decisions import BATCH, CHECKPOINT, time_decisions
 from dqs_lightning.cli.report.files import Run
-from dqs_lightning.cli.report.measure import measure
+from dqs_lightning.cli.report.measure import BATCH, CHECKPOINT, measure, time_decisions
 from dqs_lightning.cli.report.tables import tables_of
 from dqs_lightning.run.checkpoint import RunCheckpoint
 

@@ -17,7 +17,7 @@ from dqs_lightning.cli.report import command as report
 from dqs_lightning.cli.report import measure as measured_report
 from dqs_lightning.cli.report.files import RANGES, read_scores, write_study
 from dqs_lightning.cli.report.measure import measure
-from dqs_lightning.cli.report.notes import notes_on
+from dqs_lightning.cli.report.page import notes_on
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.report.tables import tables_of
 

@@ -8,10 +8,9 @@ import pytest
 from scipy.stats import trim_mean
 
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.report.aggregates import Aggregate, aggregate
 from dqs_lightning.cli.report.files import Run
 from dqs_lightning.cli.report.measure import choose_baseline, choose_frames
-from dqs_lightning.cli.report.statistics import at, costs, curve, half_width, summary, tidy
+from dqs_lightning.cli.report.statistics import Aggregate, aggregate, at, costs, curve, half_width, summary, tidy
 
 
 def run(

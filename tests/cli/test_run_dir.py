@@ -90,6 +90,12 @@ def test_an_unusable_folder_is_refused(path: str) -> None:
     assert os.listdir() == ["file"]
 
 
+def test_a_default_folder_that_cannot_be_made_is_refused() -> None:
+    Path("runs").touch()
+    with pytest.raises(InputError, match=r"--run_dir=runs/walker-walk/dqs/.*: cannot be used: Not a directory"):
+        claimed(None)
+
+
 def test_discarding_removes_what_was_created_and_nothing_else() -> None:
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("kept")

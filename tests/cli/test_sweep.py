@@ -281,7 +281,7 @@ def test_another_run_of_the_same_name_is_refused(
     pole.write_text(f"# A comment is no change.\n{pole.read_text()}")
     assert state(expand(file, Path("out"))) == "done"
     pole.write_text(f"{pole.read_text()}data:\n  batch_size: 17\n")
-    with pytest.raises(InputError, match=r"pole.yaml, or a file that it extends, says other things"):
+    with pytest.raises(InputError, match=r"pole.yaml, or a file that it extends, has changed"):
         Manifest(Path("out"), expand(file, Path("out")))
     assert Path("out/manifest.json").read_text() == before
     Path("out/manifest.json").write_text("[]")

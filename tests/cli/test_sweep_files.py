@@ -46,8 +46,8 @@ def shown(view: View) -> str:
     """What a terminal and a log get to see."""
     view.console = Console(width=300, force_terminal=False, record=True)
     with view.console.capture() as captured:
-        view._said = {NAME: "pending"}
-        view.say()
+        view._shown = {NAME: "pending"}
+        view.print_changes()
         view.console.print(view.table())
     return captured.get()
 

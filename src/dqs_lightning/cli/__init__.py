@@ -1,1 +1,1 @@
-"""The command line: `dqs-fit`, `dqs-eval`, `dqs-export` and `dqs-sweep`."""
+"""The command line: `dqs-fit`, `dqs-eval`, `dqs-export`, `dqs-sweep` and `dqs-report`."""

@@ -1,4 +1,4 @@
-"""Checks of a parsed configuration, before anything starts: every class's own, and what the Trainer finds too late."""
+"""Checks a parsed configuration before anything starts: each class's own, and what the Trainer finds too late."""
 
 import inspect
 from typing import Any
@@ -13,7 +13,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_callbacks import Evaluate
-from dqs_lightning.cli.errors import InputError, shown
+from dqs_lightning.cli.errors import InputError, refusing, shown
 from dqs_lightning.cli.schema import Setting, arguments_of, takes_any_keyword
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.run.checkpoint import RunCheckpoint
@@ -22,31 +22,21 @@ MAX_SEED = 2**32 - 1
 MAX_INTEGER = 2**63 - 1
 MAX_DEVICES = 1024
 """Largest number of devices of one machine; the Trainer makes a list of them."""
-
 PRECISIONS = ("32-true", "bf16-mixed")
-"""Precisions that train: true half and double precision meet float32 data, and float16 needs scaled gradients, which
-`max_grad_norm` and `FiniteGuard` would take for the gradients themselves."""
-
+"""Precisions that train: data are float32, and clipping and `FiniteGuard` would see the scaled gradients of float16."""
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse a seed that NumPy cannot take.
-
-    Raises:
-        InputError: when it is neither a boolean nor 0 to MAX_SEED.
-    """
+    """Refuses a seed that is neither a boolean nor in NumPy's range, 0 to MAX_SEED."""
     if not isinstance(seed, bool | None) and not 0 <= seed <= MAX_SEED:
         raise InputError(f"seed_everything={shown(seed)}: must be 0 to {MAX_SEED}, true or false")
 
 
 def check(config: Namespace) -> OnlineData:
-    """Construct every part of a run, so that each checks its own arguments; nothing of it is kept but the data.
+    """Constructs every part of a run, so that each checks its own arguments; returns the data and drops the rest.
 
     A single callback in the configuration becomes a list of one.
-
-    Raises:
-        InputError: when a class refuses its arguments, or a part does not work here; it names the whole key.
     """
     trainer = config.trainer
     if trainer.callbacks is not None and not isinstance(trainer.callbacks, list):
@@ -66,15 +56,13 @@ def check(config: Namespace) -> OnlineData:
     build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
     check_callbacks(trainer.callbacks or [])
     check_trainer(trainer.clone())
-    try:
+    with refusing("data.", ValueError):
         data.source(agent)
-    except ValueError as error:
-        raise InputError(f"data.{error}") from error
     return data
 
 
 def check_saving(parser: ArgumentParser, config: Namespace) -> None:
-    """Refuse what cannot be written to config.yaml, such as a class with a default that YAML cannot hold."""
+    """Refuses what cannot be written to config.yaml, such as a class with a default that YAML cannot hold."""
     try:
         parser.dump(config)
     except (ValueError, yaml.YAMLError) as error:
@@ -85,7 +73,7 @@ def check_saving(parser: ArgumentParser, config: Namespace) -> None:
 
 
 def check_callbacks(nodes: list[Any]) -> None:
-    """Construct the callbacks; refuse two of a kind whose states a checkpoint could not tell apart."""
+    """Constructs the callbacks; refuses two with the same settings whose states a checkpoint could not distinguish."""
     keys: set[str] = set()
     for index, node in enumerate(nodes):
         callback = build(f"trainer.callbacks.{index}", node.clone())
@@ -97,7 +85,7 @@ def check_callbacks(nodes: list[Any]) -> None:
 
 
 def check_trainer(node: Namespace) -> None:
-    """Construct a Trainer without callbacks and loggers, and refuse what it accepts but cannot train with."""
+    """Constructs a Trainer without callbacks and loggers, and refuses what it accepts but cannot train with."""
     if node.log_every_n_steps is not None and node.log_every_n_steps < 1:
         raise InputError(f"trainer.log_every_n_steps={node.log_every_n_steps}: must be >= 1")
     if str(node.devices).isdigit() and int(node.devices) > MAX_DEVICES:
@@ -110,24 +98,17 @@ def check_trainer(node: Namespace) -> None:
         raise InputError(strategy)
     node.callbacks, node.logger, node.enable_checkpointing = None, False, False
     arguments = _arguments("trainer", node, L.Trainer)
-    try:
+    with refusing("trainer: ", TypeError, ValueError, ImportError, MisconfigurationException):
         trainer = L.Trainer(**arguments)
-    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
-        raise InputError(f"trainer: {error}") from error
     if trainer.precision not in PRECISIONS:
         raise InputError(precision)
-    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy) or isinstance(
-        trainer.strategy.launcher, _MultiProcessingLauncher
-    ):
+    launched = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    if launched or type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         raise InputError(strategy)
 
 
 def build(key: str, node: Any, cls: type | None = None) -> Any:
-    """Construct a parsed component, so that its own checks of its arguments run.
-
-    Raises:
-        InputError: when a class refuses its arguments; it names the whole key.
-    """
+    """Constructs a parsed component; raises `InputError` with the whole key when a class refuses its arguments."""
     if isinstance(node, list):
         return [build(f"{key}.{index}", item) for index, item in enumerate(node)]
     if not isinstance(node, Namespace):
@@ -145,14 +126,12 @@ def build(key: str, node: Any, cls: type | None = None) -> Any:
             raise InputError(f"{key}.{next(iter(further))}: no such key of {name}")
         node = node.get("init_args") or Namespace()
     arguments = _arguments(key, node, cls)
-    try:
+    with refusing(f"{key}.", ValueError):
         return cls(**arguments, **further)
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error
 
 
 def _arguments(key: str, node: Namespace, cls: type) -> dict[str, Any]:
-    """The arguments of a class, each constructed. The parser lets null pass for every type; here it is refused."""
+    """Constructs the arguments of a class; refuses null where its type excludes it, which the parser does not."""
     parameters = inspect.signature(cls).parameters
     for name, value in vars(node).items():
         if value is None and name in parameters and parameters[name].default is not None:

@@ -1,29 +1,56 @@
-"""Reads configuration files: strict YAML, and files that extend one another."""
+"""Reads configuration files: strict YAML of bounded size, and files that extend one another."""
 
 import copy
 import functools
 import re
+from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.reading import MAX_YAML_BYTES, BoundedLoader
+from dqs_lightning.checkpoint.bounded import MAX_DEPTH, check_bounded
+from dqs_lightning.cli.errors import InputError, refusing
+from dqs_lightning.cli.reading import read_text
 
-_INTEGRAL = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE]\+?(\d{1,2})")
+MAX_BYTES = 2**20
+"""Largest size of a configuration; the parser needs about 20 s for it."""
+MAX_VALUES = 100_000
+"""Largest number of values in a configuration; the parser takes minutes for more."""
+
+_INTEGRAL = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE]\+?\d{1,2}", re.ASCII)
 _FLOAT = re.compile(
-    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-        |[-+]?\.[0-9_]+(?:[eE][-+]?[0-9]+)?
-        |[-+]?\.(?:inf|Inf|INF)
-        |\.(?:nan|NaN|NAN))$""",
-    re.VERBOSE,
+    r"[-+]?(\d[\d_]*\.[\d_]*|\.[\d_]+|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+    re.ASCII,
 )
 
 
-class Loader(BoundedLoader):
-    """Bounded YAML in which keys are text and given once, and in which 1e6 is an integer; dates stay text."""
+class Loader(yaml.SafeLoader):
+    """Safe YAML of bounded size in which keys are text and given once, 1e6 is an integer, and dates stay text."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_data(self) -> Any:
+        try:
+            return super().get_single_data()
+        except InputError:
+            raise
+        except (ValueError, TypeError, OverflowError) as error:  # of a number, or a list as a key
+            raise yaml.YAMLError(str(error)) from error
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        check_bounded(node, _children, MAX_VALUES)  # once its aliases are written out
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -40,7 +67,7 @@ class Loader(BoundedLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """A float, or an integer where an exponent makes a whole number."""
+        """Returns a float, or an integer where an exponent makes a whole number."""
         text = integral(str(node.value))
         return int(text) if text.lstrip("+-").isdigit() else self.construct_yaml_float(node)
 
@@ -53,24 +80,22 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+01234567
 Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_number)
 
 
+def _children(node: yaml.Node) -> Iterable[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
+
+
 def integral(text: str) -> str:
-    """A number with an exponent, such as 1e6 or 2.5e5, as an integer's digits; any other text as it is."""
+    """Returns a whole number with an exponent, such as 1e6 or 2.5e5, without it; any other text as it is."""
     if not _INTEGRAL.fullmatch(text):
         return text
-    whole, _, exponent = text.replace("_", "").lower().partition("e")
-    mantissa, _, decimals = whole.partition(".")
-    decimals = decimals.rstrip("0")
-    zeros = int(exponent) - len(decimals)
-    return f"{int(mantissa + decimals) * 10**zeros}" if zeros >= 0 else text
+    number = Decimal(text.replace("_", ""))
+    return str(int(number)) if number == int(number) else text
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML text; a text that was read before is not parsed again.
-
-    Raises:
-        InputError: when a key is not text or is given twice.
-        yaml.YAMLError: when it is not YAML, is nested too deeply or has too many values.
-    """
+    """Returns the value of a YAML text; a text that was read before is not parsed again."""
     return copy.deepcopy(_parsed(text))
 
 
@@ -79,58 +104,37 @@ def _parsed(text: str) -> Any:
     return yaml.load(text, Loader)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file as a mapping.
-
-    Raises:
-        InputError: when it is missing or unreadable, not UTF-8, empty, not YAML, not a mapping, nested too deeply, or
-            names a key twice.
-    """
-    try:
-        text = None
-        if path.is_file():
-            if (size := path.stat().st_size) > MAX_YAML_BYTES:
-                raise InputError(f"--config={path}: has {size:,} bytes; must be at most {MAX_YAML_BYTES:,}")
-            text = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"--config={path}: must be text in UTF-8; byte {error.start} is not") from error
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"--config={str(path)[:200]}: cannot be read: {reason}") from error
-    if text is None:
+def read_config(path: Path, key: str = "--config=") -> dict[str, Any]:
+    """Reads a configuration file, which must hold a mapping; an error's message begins with `key`."""
+    with refusing(f"{key}{str(path)[:200]}: cannot be read: ", OSError):  # such as a name that is too long
+        found = path.is_file()
+    if not found:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         there = f"; {path.parent} has {', '.join(near[:12])}" if near else ""
-        raise InputError(f"--config={path}: no such file{there}")
-    try:
+        raise InputError(f"{key}{path}: no such file{there}")
+    with refusing(key, InputError):
+        text = read_text(path, MAX_BYTES)
+    with refusing(f"{key}{path}: ", InputError), refusing("not valid YAML: ", yaml.YAMLError):
         content = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--config={path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
-    except InputError as error:
-        raise InputError(f"--config={path}: {error}") from error
     if not content:
-        raise InputError(f"--config={path}: the file is empty")
+        raise InputError(f"{key}{path}: the file is empty")
     if not isinstance(content, dict):
-        raise InputError(f"--config={path}: must hold keys and values, not a {type(content).__name__}")
+        raise InputError(f"{key}{path}: must hold keys and values, not a {type(content).__name__}")
     return content
 
 
-def config_chain(path: Path) -> dict[Path, dict[str, Any]]:
-    """A configuration file and those that it extends, by path, in the order of their precedence: the file first.
+def config_chain(path: Path, key: str = "--config=") -> dict[Path, dict[str, Any]]:
+    """Reads a configuration file and those that it extends, in the order of their precedence: the file first.
 
-    `extends` names one file or several, relative to the file; of several a later one overrides an earlier one.
-
-    Raises:
-        InputError: see `read_config`; and when `extends` is no path or list of paths, or a file is reached twice, as
-            when it extends itself.
+    `extends` names one file or several, relative to the file; of several a later one overrides an earlier one. A file
+    may be reached once only. An error's message begins with `key`.
     """
     chain: dict[Path, dict[str, Any]] = {}
 
     def visit(file: Path) -> None:
-        content = read_config(file)
+        content = read_config(file, key)
         if file.resolve() in {known.resolve() for known in chain}:
-            raise InputError(f"--config={path}: {file} is extended twice")
+            raise InputError(f"{key}{path}: {file} is extended twice")
         chain[file] = content
         if "config" in content:
             raise InputError(f"{file}: config: no such key; other files are named in extends")

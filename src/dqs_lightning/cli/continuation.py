@@ -14,11 +14,11 @@ from dqs_lightning.run.checkpoint import own_file
 from dqs_lightning.run.resume import FINISHED, SETTINGS, changes, check_checkpoint, settings_of
 
 WAIT_S = 20.0
-"""Seconds that other ranks have to end by themselves."""
+"""Seconds after which other ranks that have not ended are killed."""
 
 
 def continued(path: Path, agent: Agent, data: OnlineData, trainer: L.Trainer) -> dict[str, tuple[Any, Any]] | None:
-    """Check that a checkpoint can be continued with these settings; prints those that change.
+    """Checks that a checkpoint can be continued with these settings; prints those that change.
 
     Returns:
         The changed settings, (old, new) by key; None where the run was finished and is not made longer.
@@ -45,12 +45,12 @@ def continued(path: Path, agent: Agent, data: OnlineData, trainer: L.Trainer) ->
 
 
 def started_ranks(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
-    """The processes of other ranks that Lightning started from this one."""
+    """Returns the processes of other ranks that Lightning started from this one."""
     return list(getattr(trainer.strategy.launcher, "procs", []))
 
 
 def wait_for_ranks(trainer: L.Trainer) -> None:
-    """Wait until the other ranks have ended; end those that have not after a while."""
+    """Waits until the other ranks have ended; kills those that have not after WAIT_S."""
     for process in started_ranks(trainer):
         try:
             process.wait(WAIT_S)

@@ -1,12 +1,15 @@
-"""Exit codes of the commands, and the one place in which a command's errors become messages."""
+"""Exit codes of the commands, and how the errors of a command become messages."""
 
 import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ParamSpec
+
+from dqs_lightning.cli.escape import printable
+from dqs_lightning.registry import nearest
 
 DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED = 0, 2, 3, 4, 5, 75
 """Exit codes. A run that ended with ENVIRONMENT_FAILED, NOT_SAVED or STOPPED is continued by the same command."""
@@ -43,13 +46,10 @@ class InputError(ValueError):
 
 
 def reported(prog: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
-    """Decorator of a command's `main`: prints expected errors in a few lines on standard error.
+    """Decorates a command's `main`: prints expected errors in a few lines on standard error and returns the exit code.
 
     Expected are the exceptions of `_EXPECTED`, and errors of files or folders that the command line names. Any other
-    exception is a fault of the program and keeps its traceback.
-
-    Args:
-        prog: the command's name, with which the message starts.
+    exception is a bug of the program and keeps its traceback. `prog` is the command's name.
     """
 
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
@@ -59,48 +59,65 @@ def reported(prog: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
                 return main(*args, **kwargs)
             except Exception as error:
                 arguments = next((list(given) for given in args if isinstance(given, list | tuple)), sys.argv[1:])
-                found = expected(error, arguments)
-                if found is None:
+                if (found := _expected(error, arguments)) is None:
                     raise
-                code, message = found
-                print(f"{prog}: {message}", file=sys.stderr)
-                return code
+                print(f"{prog}: {short(found[1])}", file=sys.stderr)
+                return found[0]
 
         return command
 
     return decorate
 
 
-def expected(error: Exception, arguments: Sequence[str]) -> tuple[int, str] | None:
-    """The exit code and the message of an expected error; None for any other.
-
-    Args:
-        error: what was raised.
-        arguments: the command line's, among which a file's name is looked for.
-    """
+def _expected(error: Exception, arguments: Sequence[str]) -> tuple[int, str] | None:
+    """Returns the exit code and the message of an expected error; None for any other."""
     for module, name, code, before in _EXPECTED:
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and isinstance(error, kind):
-            return code, before + short(str(error))
+            return code, before + str(error)
     if isinstance(error, OSError) and error.errno in _FILE_ERRORS and error.filename is not None:
         file = os.fsdecode(error.filename)
         if any(_names(argument, file) for argument in arguments):
-            return BAD_INPUT, short(f"{file}: {error.strerror}")
+            return BAD_INPUT, f"{file}: {error.strerror}"
     return None
 
 
 def short(message: str) -> str:
-    """A message of at most MAX_LINES lines, in which control characters are escaped."""
-    lines = [line.rstrip() for line in message.split("\n") if line.strip()]
-    lines = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines]
+    """Returns at most MAX_LINES lines of printable characters; a line that is too long loses its middle."""
+    lines = [printable(line.rstrip(), longest=None) for line in message.split("\n") if line.strip()][:MAX_LINES]
     return "\n".join(
-        line if len(line) <= MAX_LINE_CHARACTERS else f"{line[: MAX_LINE_CHARACTERS - 3]}..."
-        for line in lines[:MAX_LINES]
+        line if len(line) <= MAX_LINE_CHARACTERS else f"{line[: MAX_LINE_CHARACTERS - 103]}...{line[-100:]}"
+        for line in lines
     )
 
 
+class refusing:
+    """Context manager that raises an `InputError` in place of errors of some kinds: a prefix, and the error's message.
+
+    An `InputError` passes through, unless it is one of the kinds.
+    """
+
+    def __init__(self, prefix: str, *kinds: type[Exception]) -> None:
+        self.prefix, self.kinds = prefix, kinds
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InputError) and InputError in self.kinds:
+            raise InputError(f"{self.prefix}{error}") from error
+        if isinstance(error, self.kinds) and not isinstance(error, InputError):
+            text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            raise InputError(self.prefix + printable(" ".join(text.split()), longest=None)) from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the line of a message that suggests a similar name; empty where there is none."""
+    near = nearest(name, known)
+    return f"\nDid you mean {near}?" if near else ""
+
+
 def shown(value: object, most: int = 100) -> str:
-    """A value as a message shows it: null for None, in one line of at most `most` characters."""
+    """Returns a value as a message shows it: null for None, in one line of at most `most` characters."""
     plain = isinstance(value, str) and value.isprintable() and value.strip()
     text = "null" if value is None else str(value) if plain else repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."

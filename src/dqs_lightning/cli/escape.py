@@ -1,5 +1,6 @@
 """Texts from files, such as names of runs, made harmless for a terminal, Markdown and pictures."""
 
+import html
 import re
 from typing import Any
 
@@ -7,18 +8,13 @@ LONGEST = 200
 """Characters of a text that are shown."""
 
 _MARKDOWN = re.compile(r"[\\`*~|$\[\]]|(?<!\w)_|_(?!\w)")
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def printable(value: Any, longest: int | None = LONGEST) -> str:
-    """Return a value as one line of visible characters.
+    """Returns a value, as `str` shows it, as one line of visible characters that can be printed anywhere.
 
     Control characters (among them those that move a terminal's cursor), line breaks, invisible and directional marks
-    and lone surrogates are written as escapes such as \\x1b, so that the text can be encoded and printed anywhere.
-
-    Args:
-        value: usually a text; anything else as `str` shows it.
-        longest: characters that are kept; None: all.
+    and lone surrogates become escapes such as \\x1b. Of a longer text `longest` characters are kept; None: all.
     """
     try:
         text = str(value)
@@ -30,17 +26,11 @@ def printable(value: Any, longest: int | None = LONGEST) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return a text that Markdown shows as it is: no HTML, links, emphasis, code, mathematics or table cells."""
-    escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)
-    return "".join(_HTML.get(c, c) for c in escaped)
+    """Returns a text that Markdown shows as it is: no HTML, links, emphasis, code, mathematics or table cells."""
+    return html.escape(_MARKDOWN.sub(r"\\\g<0>", text), quote=False)
 
 
 def drawable(text: str, longest: int = 60) -> str:
-    """Return a text that Matplotlib draws as it is: no mathematics, and no name that a legend would leave out."""
+    """Returns a text that Matplotlib draws as it is: no mathematics, and no name that a legend would leave out."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
-
-
-def printable_lines(text: str) -> str:
-    """Return a message of a few lines, each as `printable` shows it, whole."""
-    return "\n".join(printable(line, longest=None) for line in text.split("\n"))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, ENVIRONMENT_FAILED, InputError
-from dqs_lightning.cli.escape import printable, printable_lines
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
+from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.writing import existing_folder
 
 if TYPE_CHECKING:  # torch is imported once the arguments have been checked
@@ -21,16 +21,11 @@ if TYPE_CHECKING:  # torch is imported once the arguments have been checked
     from dqs_lightning.envs.watched import Watched
 
 TRUST_HELP = "a further package whose classes the checkpoint may name; may be repeated"
-
-
-MAX_EPISODES = 10_000
-MAX_DRAWS = 100_000
-MAX_STEPS = 10**9
 MAX_SEED = 2**32 - 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="dqs-eval", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
     parser.add_argument("--episodes", type=int, default=10, help="episodes, side by side (default 10)")
@@ -44,78 +39,44 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, help="agent steps after which episodes that have not ended are cut")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
     options = parser.parse_args(arguments)
-    largest = {
-        "episodes": MAX_EPISODES,
-        "best_of": MAX_DRAWS,
-        "max_steps": MAX_STEPS,
-        "seed": MAX_SEED - options.episodes,
-    }
-    for name, most in largest.items():
-        value, least = getattr(options, name), 0 if name == "seed" else 1
+    ranges = {"episodes": (1, 10_000), "best_of": (1, 100_000), "max_steps": (1, 10**9)}
+    for name, (least, most) in (ranges | {"seed": (0, MAX_SEED - options.episodes)}).items():
+        value = getattr(options, name)
         if value is not None and not least <= value <= most:
             parser.error(f"--{name}={value}: must be {least} to {most}")
     return options
 
 
 def existing_checkpoint(run_or_ckpt: Path) -> Path:
-    """The checkpoint that a path means.
-
-    Raises:
-        InputError: when there is none.
-    """
+    """Returns the checkpoint file of a run directory, or the given checkpoint file; refuses a missing one."""
     from dqs_lightning.checkpoint.archive import checkpoint_of
 
-    try:
-        path = checkpoint_of(run_or_ckpt)
-        if path.is_file():
-            return path
-    except OSError as error:
-        raise InputError(f"{run_or_ckpt}: {error.strerror or error}") from error
-    raise InputError(f"{path}: no such checkpoint; give a run directory or a checkpoint file")
+    path = checkpoint_of(run_or_ckpt)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; give a run directory or a checkpoint file")
+    return path
 
 
-def choose_renderer() -> None:
-    """Set MUJOCO_GL, which MuJoCo reads at import, to what this machine can do.
-
-    Raises:
-        InputError: when neither EGL nor OSMesa is installed.
-    """
-    if os.environ.get("MUJOCO_GL", "disabled") != "disabled":
-        return
-    for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if find_library(library):
-            os.environ["MUJOCO_GL"] = name
-            return
-    raise InputError(
-        "--video: needs the EGL or the OSMesa library (Debian: libegl1 or libosmesa6); neither is installed"
-    )
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        InputError: when torch does not know it, or cannot hold a tensor on it.
-    """
-    import torch
-
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:  # of each backend another
-        raise InputError(f"--device={name}: {' '.join(str(error).split())[:200]}") from error
+def load_renderer() -> None:
+    """Sets MUJOCO_GL, which MuJoCo reads at import, to what this machine can do, and imports dm_control."""
+    if os.environ.get("MUJOCO_GL", "disabled") == "disabled":
+        found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]
+        if not found:
+            raise InputError(
+                "--video: needs the EGL or the OSMesa library (Debian: libegl1 or libosmesa6); neither is installed"
+            )
+        os.environ["MUJOCO_GL"] = found[0]
+    with refusing(f"--video: MuJoCo cannot render here with MUJOCO_GL={os.environ['MUJOCO_GL']}: ", Exception):
+        import dm_control.suite  # noqa: F401  (it loads the renderer)
 
 
 def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: argparse.Namespace) -> "Watched":
-    """The environments of the evaluation.
-
-    Raises:
-        InputError: when they cannot be made here, or are not those of the agent.
-    """
+    """Makes the environments of the evaluation; refuses sizes that are not those of the agent."""
     try:
         env = data.make_environment(options.episodes, options.seed)
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(f"{path}: its environment {data.environment.name} cannot be made here: {reason}") from error
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{path}: its environment {data.environment.name} cannot be made here: {said}") from error
     sizes = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
     if sizes != (agent.observation_dim, agent.action_dim):
         raise InputError(
@@ -126,34 +87,30 @@ def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: a
 
 
 def evaluate(path: Path, options: argparse.Namespace) -> str:
-    """Run the episodes of a checkpoint's policy; returns what to print."""
+    """Runs the episodes of a checkpoint's policy; returns what to print."""
     import torch
 
     from dqs_callbacks.video import CannotFilmError, check_films, film
     from dqs_lightning.agents import Agent, load_agent
-    from dqs_lightning.checkpoint.archive import CheckpointError, load_run
+    from dqs_lightning.checkpoint.archive import load_run
     from dqs_lightning.cli.trust import restrict_imports
     from dqs_lightning.collection.data import OnlineData
     from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 
-    check_device(options.device)
+    with refusing(f"--device={options.device}: ", Exception):  # each backend raises another
+        torch.zeros(1, device=options.device).item()
     restrict_imports(options.trust)
-    try:
-        frames = load_run(path).get("env_frames")
-        data = OnlineData.load_from_checkpoint(path)
-        agent = load_agent(path, options.device)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
+    frames = load_run(path).get("env_frames")
+    data = OnlineData.load_from_checkpoint(path)
+    agent = load_agent(path, options.device)
     if options.best_of is not None and type(agent).q_value is Agent.q_value:
         raise InputError(f"--best_of={options.best_of}: {type(agent).__name__} has no Q(s, a) to choose by")
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     video = run / "videos" / "eval.mp4"
     if options.video:
         existing_folder(f"--video: {video}", video.parent)
-        try:
+        with refusing("--video: ", CannotFilmError):
             check_films(data)
-        except CannotFilmError as error:
-            raise InputError(f"--video: {error}") from error
     torch.manual_seed(options.seed)
     env = make_environments(path, data, agent, options)
     policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
@@ -173,31 +130,16 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+@reported("dqs-eval")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     options = parse(arguments)
-    try:
-        path = existing_checkpoint(options.run_or_ckpt)
-        if options.video:
-            choose_renderer()
-            try:
-                import dm_control.suite  # noqa: F401  (it loads the renderer)
-            except Exception as error:
-                reason = " ".join(str(error).split())[:200]
-                renderer = os.environ.get("MUJOCO_GL")
-                raise InputError(f"--video: MuJoCo cannot render here with MUJOCO_GL={renderer}: {reason}") from error
-        os.environ.setdefault("MUJOCO_GL", "disabled")
-        from dqs_lightning.envs import EnvironmentFailure
-
-        try:
-            print(evaluate(path, options))
-        except EnvironmentFailure as failure:
-            print(f"dqs-eval: {failure}", file=sys.stderr)
-            return ENVIRONMENT_FAILED
-    except InputError as error:
-        print(printable_lines(f"dqs-eval: {error}"), file=sys.stderr)
-        return BAD_INPUT
+    path = existing_checkpoint(options.run_or_ckpt)
+    if options.video:
+        load_renderer()
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    print(evaluate(path, options))
     return DONE
 
 

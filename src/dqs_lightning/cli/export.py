@@ -1,9 +1,8 @@
 """`dqs-export`: write a trained policy as one graph, ONNX or a torch.export package, to act without this library.
 
-The graph is the whole denoising loop of one sample: `observation` [batch, o] and `noise` [draws, batch, d], the
-standard normals in the order in which the sampler draws them, to `action` [batch, d]. The temperature is a
-constant in it, that of the checkpoint. best_of > 1 is not exported: run the graph with several noises, and rank the
-actions with the critic where there is one.
+The graph maps `observation` [batch, o] and `noise` [draws, batch, d], the standard normals in the order in which the
+sampler draws them, to `action` [batch, d]. The temperature is a constant, that of the checkpoint. best_of > 1 is not
+exported: run the graph with several noises, and rank the actions with the critic where there is one.
 """
 
 import argparse
@@ -26,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from dqs_lightning.agents import DQS, Agent, load_agent
-from dqs_lightning.checkpoint.archive import CheckpointError, load_run
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
-from dqs_lightning.cli.escape import printable_lines
+from dqs_lightning.checkpoint.archive import load_run
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.latency import latencies
 from dqs_lightning.cli.trust import restrict_imports
@@ -44,7 +42,7 @@ Act = Callable[..., Tensor]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="dqs-export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
@@ -56,21 +54,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_target(out: Path) -> Path:
-    """Return the existing folder in which `out` can be written, or its folder made.
-
-    Raises:
-        InputError: for another suffix, a path that is no file or cannot be written, or packages that are missing.
-    """
+    """Returns the deepest existing folder above `out`; refuses what is no file to write, and missing packages."""
     if out.suffix not in (".onnx", ".pt2"):
         raise InputError(f"--out={out}: must be a file that ends in .onnx or .pt2")
     there = existing_folder(f"--out={out}", out.parent)
-    try:
+    with refusing(f"--out={out}: ", OSError):
         if out.is_dir():
             raise InputError(f"--out={out}: is a directory; must be a file")
         if out.exists() and not out.is_file():
             raise InputError(f"--out={out}: is no regular file")
-    except OSError as error:
-        raise InputError(f"--out={out}: {error.strerror or error}") from error
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if out.suffix == ".onnx" and missing:
         raise InputError(f'--out={out}: needs {", ".join(missing)}; run pip install "dqs-lightning[export]"')
@@ -78,14 +70,9 @@ def check_target(out: Path) -> Path:
 
 
 class Policy(nn.Module):
-    """The denoising loop of an agent with its random numbers as an input: no randomness is left inside.
+    """The denoising loop of an agent with its random numbers as an input; deterministic: without noise.
 
-    Args:
-        agent: whose policy it is. The diffusion is copied; the temperature is read when the graph is traced.
-        deterministic: the noise-free policy.
-
-    Attributes:
-        draws: standard normals that one sample takes, the start among them; 0 where deterministic.
+    The diffusion is copied; the temperature is read when the graph is traced.
     """
 
     def __init__(self, agent: DQS, deterministic: bool = False) -> None:
@@ -95,7 +82,7 @@ class Policy(nn.Module):
         self.agent = [agent]  # in a list, so that it is not a submodule
         self.observation_dim, self.action_dim = agent.observation_dim, agent.action_dim
         self.deterministic = deterministic
-        self.draws = 0
+        self.draws = 0  # standard normals of one sample, the start among them; 0 where deterministic
 
         def count(like: Tensor) -> Tensor:
             self.draws += 1
@@ -104,7 +91,7 @@ class Policy(nn.Module):
         self._sample(torch.zeros(1, self.observation_dim), count)
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions [batch, d] for observations [batch, o] and noise [draws, batch, d]."""
+        """Returns actions [batch, d] for observations [batch, o] and noise [draws, batch, d]."""
         draws = iter(() if noise is None else noise.unbind(0))
         return self._sample(observation, lambda like: next(draws))
 
@@ -114,7 +101,7 @@ class Policy(nn.Module):
         return self.diffusion.sample(condition, noise=None if self.deterministic else noise)
 
     def noise(self, batch: int) -> tuple[Tensor, ...]:
-        """Noise [draws, batch, d] as the only member, drawn as the sampler would; empty where deterministic."""
+        """Returns noise [draws, batch, d] as the only member, drawn as the sampler does; none if deterministic."""
         draws = [torch.randn(batch, self.action_dim) for _ in range(self.draws)]
         return (torch.stack(draws),) if draws else ()
 
@@ -125,7 +112,7 @@ class Policy(nn.Module):
 
 
 def write(policy: Policy, path: Path, facts: dict[str, str]) -> None:
-    """Trace the policy for any batch size and write it in the format of the path's suffix, with facts as metadata."""
+    """Traces the policy for any batch size and writes it in the format of the path's suffix, with facts as metadata."""
     batch = torch.export.Dim("batch")
     inputs = (torch.randn(2, policy.observation_dim), *policy.noise(2))  # 2: a size of 1 could be taken for a constant
     shapes = ({0: batch}, {1: batch})[: len(inputs)]
@@ -145,7 +132,7 @@ def write(policy: Policy, path: Path, facts: dict[str, str]) -> None:
 
 
 def load(path: Path) -> Act:
-    """The policy in a file that `write` wrote, on as many threads as torch has.
+    """Returns the policy in a file that `write` wrote, on as many threads as torch has.
 
     Only for files that you trust: a `.pt2` holds expressions that `torch.export.load` evaluates as code.
     """
@@ -166,79 +153,67 @@ def load(path: Path) -> Act:
 
 
 def difference(act: Act, policy: Policy, agent: Agent, batch: int) -> float:
-    """Largest distance of one number from what the agent itself does with the same random numbers."""
+    """Returns the largest difference of one number from the action of the agent with the same random numbers."""
     observation = torch.randn(batch, policy.observation_dim)
     state = torch.get_rng_state()
     expected = agent.act(observation, policy.deterministic, best_of=1)
-    torch.set_rng_state(state)  # the agent draws for itself; what it drew is drawn again
+    torch.set_rng_state(state)  # the agent draws for itself; the same numbers are drawn again
     return (act(observation, *policy.noise(batch)) - expected).abs().max().item()
 
 
 def export(path: Path, out: Path, deterministic: bool = False) -> str:
-    """Write the policy of a checkpoint and compare what was written with the agent; returns what to print.
+    """Writes the policy of a checkpoint and compares the file with the agent; returns what to print.
 
-    The file takes its name once it has passed: a graph that is refused leaves nothing, and what was there stays.
-
-    Raises:
-        InputError: when the checkpoint cannot be read, is of an agent without an exporter, or the graph is not equal.
+    The file gets its name after the comparison: a graph that is refused leaves nothing, and an earlier file stays.
     """
     import lightning as L
 
     from dqs_lightning.collection.data import OnlineData
 
-    try:
-        agent = load_agent(path)
-        if not isinstance(agent, DQS):
-            raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
-        if isinstance(agent.diffusion, EnergyDiffusion):
-            raise InputError(f"{path}: its agent has no actor (amortised=False), so there is nothing to export")
-        policy = Policy(agent, deterministic)
-        facts = policy.facts()
-        if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
-            facts["task"] = OnlineData.load_from_checkpoint(path).environment.name
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
-    try:
-        # In a folder that only this user can open: the file is read back, and a .pt2 that is read can run code.
-        with tempfile.TemporaryDirectory(prefix=".dqs-export-", dir=check_target(out)) as place:
-            temporary = Path(place) / f"policy{out.suffix}"
-            write(policy, temporary, facts)
-            act = load(temporary)
-            distance = max(difference(act, policy, agent, batch) for batch in (1, 17))  # neither is the trace's size
-            if not distance <= TOLERANCE:  # so, NaN is refused
-                raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, at most {TOLERANCE:.0e}")
-            observation = torch.randn(1, policy.observation_dim)
-            noise = policy.noise(1)
-            exported, eager = latencies(
-                lambda: act(observation, *noise), lambda: agent.act(observation, deterministic, best_of=1)
-            )
-            out.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary, out)
-    except OSError as error:
-        raise InputError(f"--out={out}: cannot be written: {error.strerror or error}") from error
-    inputs = f"observation [batch, {policy.observation_dim}]"
+    agent = load_agent(path)
+    if not isinstance(agent, DQS):
+        raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
+    if isinstance(agent.diffusion, EnergyDiffusion):
+        raise InputError(f"{path}: its agent has no actor (amortised=False), so there is nothing to export")
+    policy = Policy(agent, deterministic)
+    facts = policy.facts()
+    if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
+        facts["task"] = OnlineData.load_from_checkpoint(path).environment.name
+    with (
+        refusing(f"--out={out}: cannot be written: ", OSError),
+        # Only this user can open it: the file is read back, and a .pt2 that is read can run code.
+        tempfile.TemporaryDirectory(prefix=".dqs-export-", dir=check_target(out)) as place,
+    ):
+        temporary = Path(place) / f"policy{out.suffix}"
+        write(policy, temporary, facts)
+        act = load(temporary)
+        distance = max(difference(act, policy, agent, batch) for batch in (1, 17))  # neither is the trace's size
+        if not distance <= TOLERANCE:  # also for NaN
+            raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, at most {TOLERANCE:.0e}")
+        inputs = torch.randn(1, policy.observation_dim), *policy.noise(1)
+        exported, eager = latencies(lambda: act(*inputs), lambda: agent.act(inputs[0], deterministic, best_of=1))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, out)
+    shapes = f"observation [batch, {policy.observation_dim}]"
     if policy.draws:
-        inputs += f", noise [{policy.draws}, batch, {policy.action_dim}]"
-    line = f"{out}  {inputs}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"
+        shapes += f", noise [{policy.draws}, batch, {policy.action_dim}]"
+    line = f"{out}  {shapes}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"
     if agent.best_of > 1 and not deterministic:
         line += f"\nThe agent's best_of={agent.best_of} is not exported: the graph draws one action."
     return line
 
 
+@reported("dqs-export")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|torch|copyreg)\b.*")
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # of operators that are not in use here
         logging.getLogger(name).setLevel(logging.ERROR)
     options = parse(arguments)
-    try:
-        check_target(options.out)
-        path = existing_checkpoint(options.run_or_ckpt)
-        restrict_imports(options.trust)
-        print(export(path, options.out, options.deterministic))
-    except InputError as error:
-        print(printable_lines(f"dqs-export: {error}"), file=sys.stderr)
-        return BAD_INPUT
+    check_target(options.out)
+    path = existing_checkpoint(options.run_or_ckpt)
+    restrict_imports(options.trust)
+    print(export(path, options.out, options.deterministic))
     return DONE
 
 

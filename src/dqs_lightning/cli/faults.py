@@ -1,29 +1,20 @@
-"""Finds the fault of a configuration that the parser refused: its whole key, its value, what is allowed."""
+"""Finds what is wrong in a configuration that the parser refused: the whole key, its value, what is allowed."""
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 import yaml
 
 from dqs_lightning.cli.config_file import load_yaml
-from dqs_lightning.cli.errors import InputError, shown
-from dqs_lightning.cli.schema import (
-    MOST_LISTED,
-    Setting,
-    Tree,
-    arguments_of,
-    family_members,
-    resolve,
-    takes_any_keyword,
-)
+from dqs_lightning.cli.errors import InputError, did_you_mean, shown
+from dqs_lightning.cli.schema import Setting, Tree, arguments_of, family_members, listed, resolve, takes_any_keyword
 from dqs_lightning.registry import edits, nearest
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 """Keys of a component in a configuration."""
-
-
 FURTHER_OPTIONS = ("config", "help", "print_config")
 """Options that are no settings."""
 
@@ -37,24 +28,21 @@ class Source:
 
     @classmethod
     def of_option(cls, option: str, text: str) -> "Source":
-        """An option such as --model.temperature.tau and the text of its value."""
-        try:
-            value = load_yaml(text)
-        except yaml.YAMLError:
-            value = text
-        if not isinstance(value, dict | list):
-            value = text
+        """Makes the source of an option, such as --model.temperature.tau, and the text of its value."""
+        value: Any = text
+        with contextlib.suppress(yaml.YAMLError):
+            value = found if isinstance(found := load_yaml(text), dict | list) else text
         for name in reversed(option.removeprefix("--").split(".")):
             value = {name: value}
         return cls(value, "--")
 
 
 def raise_fault(tree: Tree, sources: Iterable[Source], defaults: Mapping[str, type]) -> None:
-    """Raise `InputError` for the first key that is unknown, else the first component, else the first wrong type.
+    """Raises `InputError` for the first key or component that is unknown, else for the first wrong type.
 
     Args:
         tree: every setting of the parser.
-        sources: what files and options say, in the order in which they are read.
+        sources: files and options, in the order in which they are read.
         defaults: the classes that settings hold where nothing else is named, by key.
     """
     sources = list(sources)
@@ -66,14 +54,14 @@ def raise_fault(tree: Tree, sources: Iterable[Source], defaults: Mapping[str, ty
 
 
 class _Search:
-    """One pass over all sources. It follows which class each setting holds, since that decides on the keys below it."""
+    """One pass over all sources. Tracks the class that each setting holds, since it determines the keys below it."""
 
     def __init__(self, tree: Tree, types: bool, defaults: Mapping[str, type]) -> None:
         self.tree, self.types, self.dashes = tree, types, ""
         self.classes = dict(defaults)
 
     def group(self, key: str, content: Any, tree: Tree) -> None:
-        """Check keys and values of a group of settings, or of a component's arguments."""
+        """Checks keys and values of a group of settings, or of a component's arguments."""
         if not isinstance(content, dict):
             raise InputError(f"{key}={shown(content)}: must hold keys and values")
         for written, value in content.items():
@@ -89,29 +77,23 @@ class _Search:
                 self.group(full, value, entry)
 
     def setting(self, key: str, value: Any, setting: Setting) -> None:
-        """Check the value of one setting: a component, a list of them, or a plain value."""
+        """Checks the value of one setting: a component, a list of them, or a plain value."""
         families = setting.families
         if families and isinstance(value, list) and setting.is_list:
             for index, item in enumerate(value):
-                self.component(f"{key}.{index}", item, Setting(families[0]), families)
+                self.setting(f"{key}.{index}", item, Setting(Union[families]))  # noqa: UP007
             if value:
                 self.classes[key] = self.classes.get(f"{key}.{len(value) - 1}", object)
-        elif families:
-            self.component(key, value, setting, families)
-        elif self.types:
-            self.type(key, value, setting)
-
-    def component(self, key: str, value: Any, setting: Setting, families: tuple[type, ...]) -> None:
-        """Check a component: a class name, or a mapping of class_path, init_args and dict_kwargs."""
-        if isinstance(value, str) and value != "null":
+        elif families and isinstance(value, str) and value != "null":
             self.classes[key] = self.resolved(key, value, families)
-        elif not isinstance(value, dict):
-            if self.types:
-                self.type(key, None if value == "null" else value, setting)
-        else:
-            self.mapping(key, value, setting, families)
+        elif families and isinstance(value, dict):
+            self.mapping(key, value, setting)
+        elif self.types:
+            self.type(key, None if families and value == "null" else value, setting)
 
-    def mapping(self, key: str, value: dict[str, Any], setting: Setting, families: tuple[type, ...]) -> None:
+    def mapping(self, key: str, value: dict[str, Any], setting: Setting) -> None:
+        """Checks a component that is written as class_path, init_args and dict_kwargs, or as its arguments alone."""
+        families = setting.families
         if "class_path" in value:
             self.classes[key] = self.resolved(key, value["class_path"], families)
         cls = self.classes.get(key, setting.default_class)
@@ -124,7 +106,7 @@ class _Search:
             if name not in CLASS_KEYS and not (bare and name in arguments) and (cls or nearest(name, CLASS_KEYS)):
                 raise self.unknown(key, name, [*arguments, *CLASS_KEYS])
         if cls is None:
-            raise InputError(f"{key}: needs a class_path; must be {_listed(families)}")
+            raise InputError(f"{key}: needs a class_path; must be {listed(families)}")
         for name in () if bare else ("init_args", "dict_kwargs"):
             if not isinstance(value.get(name, {}), dict):
                 raise InputError(f"{key}.{name}={shown(value[name])}: must hold keys and values")
@@ -135,22 +117,19 @@ class _Search:
     def resolved(self, key: str, name: Any, families: tuple[type, ...]) -> type:
         found = resolve(name, families) if isinstance(name, str) else None
         if found is None:
-            known = family_members(families)
-            listed = f"; must be one of {', '.join(known)}" if len(known) <= MOST_LISTED else ""
-            near = nearest(str(name).rpartition(".")[2], known)
-            hint = f"\nDid you mean {near}?" if near else ""
-            raise InputError(f"{key}={shown(name)}: no such component{listed}{hint}")
+            hint = did_you_mean(str(name).rpartition(".")[2], family_members(families))
+            raise InputError(f"{key}={shown(name)}: no such component; must be {listed(families)}{hint}")
         arguments_of(found)  # refuses a class that no configuration can hold
         return found
 
     def type(self, key: str, value: Any, setting: Setting) -> None:
         if setting.admits(value):
             return
-        hint = ""
         if isinstance(value, str):
-            value = _number(value)
-        if isinstance(value, float) and value.is_integer() and setting.admits(int(value)):
-            hint = f"; write {int(value)}"
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        whole = isinstance(value, float) and value.is_integer() and setting.admits(int(value))
+        hint = f"; write {int(value)}" if whole else ""
         raise InputError(f"{key}={shown(value)}: must be {setting.allowed()}{hint}")
 
     def unknown(self, key: str, name: str, siblings: Iterable[str]) -> InputError:
@@ -168,7 +147,7 @@ class _Search:
         return InputError(f"{self.dashes}{_join(key, shown(name))}: no such {kind}{owner}{hint}")
 
     def everywhere(self) -> Iterator[tuple[str, str]]:
-        """Every key that is known, and its last part; those of fewer parts first."""
+        """Yields every known key and its last part; keys of fewer parts first."""
         pending: list[tuple[str, Tree]] = [("", self.tree)]
         while pending:
             key, tree = pending.pop(0)
@@ -182,7 +161,7 @@ class _Search:
 
 
 def explain(message: str) -> str | None:
-    """Rewords a short message of the parser; None where a search is to find the fault."""
+    """Rewords a short message of the parser; None where a search of the sources finds more."""
     if found := re.search(r"Importing '(\S+?)' is not allowed", message):
         return f"{_key_in(message)}={found[1]}: no such component; only trusted packages are imported: see --trust"
     if found := re.search(r"argument (\S+): expected one argument", message):
@@ -193,7 +172,7 @@ def explain(message: str) -> str | None:
 
 
 def parsers_own(message: str) -> str:
-    """The parser's own message, for what no search finds."""
+    """Returns the parser's own message, for what no search finds."""
     if found := re.search(r"unrecognized arguments: (.+)", message):
         return f"{found[1]}: no such option"
     if found := re.search(r"the following arguments are required: (.+)", message):
@@ -210,21 +189,9 @@ def _key_in(message: str) -> str:
 
 
 def _name(written: str) -> str:
-    """The first part of a key as it is written: callbacks of callbacks+, data of data.num_envs."""
+    """Returns the first part of a key as it is written: callbacks of callbacks+, data of data.num_envs."""
     return written.partition(".")[0].removesuffix("+")
 
 
 def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
-
-
-def _listed(families: tuple[type, ...]) -> str:
-    known = family_members(families)
-    return f"one of {', '.join(known)}" if len(known) <= MOST_LISTED else f"a {families[0].__name__}"
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -1,16 +1,11 @@
 """Measures the latency of calls."""
 
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 
 
 def latencies(*calls: Callable[[], object], repeats: int = 50) -> list[float]:
-    """Median milliseconds of each call; they take turns, so that a machine that slows down slows all of them."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, times in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return [1e3 * statistics.median(times) for times in seconds]
+    """Returns the median milliseconds of each call; they take turns, so a change of the machine's speed affects all."""
+    seconds = [[timeit.timeit(call, number=1) for call in calls] for _ in range(repeats)]
+    return [1e3 * statistics.median(times) for times in zip(*seconds, strict=True)]

@@ -25,7 +25,7 @@ class _AppendingWriter(ExperimentWriter):
     """
 
     def _check_log_dir_exists(self) -> None:
-        self.metrics_keys, _ = read_csv(Path(self.metrics_file_path))
+        self.metrics_keys, _ = _read(Path(self.metrics_file_path))
 
     def save(self) -> None:
         file = Path(self.metrics_file_path)
@@ -35,10 +35,9 @@ class _AppendingWriter(ExperimentWriter):
         self._record_new_keys()
         try:
             if self.metrics_keys == known and file.is_file():
-                append_lines(_rows(self.metrics_keys, self.metrics), file)
+                append_lines(_text(known, self.metrics), file)
             else:
-                _, old = read_csv(file)
-                atomic_write(to_csv(self.metrics_keys, [*old, *self.metrics]), file)
+                _write(file, self.metrics_keys, [*_read(file)[1], *self.metrics])
         except OSError as error:
             self.metrics_keys = known
             rank_zero_warn(f"{file}: cannot be written ({error}); the rows are kept for the next attempt")
@@ -64,8 +63,24 @@ class RunCSVLogger(CSVLogger):
             self.experiment.save()
 
 
-def read_csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Header and rows of a file; nothing where there is none."""
+def drop_later_metrics(file: Path, updates: int) -> None:
+    """Drops the rows that were written after the checkpoint from which a run continues."""
+    header, rows = _read(file)
+    kept = [row for row in rows if int(row["step"]) <= updates]
+    if len(kept) < len(rows):
+        _write(file, header, kept)
+
+
+def default_loggers(folder: Path) -> list[Logger]:
+    """Returns loggers for CSV and TensorBoard, both in the run directory."""
+    return [
+        RunCSVLogger(save_dir=folder, name="", version=""),
+        TensorBoardLogger(save_dir=folder, name="", version="tensorboard"),
+    ]
+
+
+def _read(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns header and rows of a file; nothing where there is none."""
     if not file.is_file():
         return [], []
     with file.open(newline="") as stream:
@@ -74,30 +89,11 @@ def read_csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
         return list(reader.fieldnames or []), rows
 
 
-def _rows(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+def _write(file: Path, header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    atomic_write(_text(header, [dict(zip(header, header, strict=True)), *rows]).encode(), file)
+
+
+def _text(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     csv.DictWriter(text, header).writerows(rows)
     return text.getvalue()
-
-
-def to_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """A whole file."""
-    text = io.StringIO()
-    csv.DictWriter(text, header).writeheader()
-    return (text.getvalue() + _rows(header, rows)).encode()
-
-
-def drop_later_metrics(file: Path, updates: int) -> None:
-    """Drop the rows that were written after the checkpoint from which a run continues."""
-    header, rows = read_csv(file)
-    kept = [row for row in rows if int(row["step"]) <= updates]
-    if len(kept) < len(rows):
-        atomic_write(to_csv(header, kept), file)
-
-
-def default_loggers(folder: Path) -> list[Logger]:
-    """CSV and TensorBoard, both in the run directory."""
-    return [
-        RunCSVLogger(save_dir=folder, name="", version=""),
-        TensorBoardLogger(save_dir=folder, name="", version="tensorboard"),
-    ]

@@ -11,15 +11,9 @@ from dqs_lightning.cli.trust import restrict_imports, trust_option
 
 
 class Rehearsal(FitCLI):
-    """Parses a command line of `dqs-fit`: its files, keys, components and types.
+    """Parses a command line of `dqs-fit`, after the command's name: its files, keys, components and types.
 
-    Values are not checked further: they may need devices or packages that only the machine of the run has.
-
-    Args:
-        arguments: of the command line, after the command's name.
-
-    Raises:
-        InputError: as `dqs-fit` would print it.
+    Values are not checked further: they may require devices or packages that only the machine of the run has.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -32,10 +26,9 @@ class Rehearsal(FitCLI):
         check_seed(self.config.seed_everything)
 
     def _set_seed(self) -> None:
-        """This process keeps its own random state."""
+        """Keeps the random state of this process."""
 
     def before_instantiate_classes(self) -> None:
-        """Nothing follows the parse."""
+        """Does nothing: only the parse is needed."""
 
-    def instantiate_classes(self) -> None:
-        """Nothing follows the parse."""
+    instantiate_classes = before_instantiate_classes

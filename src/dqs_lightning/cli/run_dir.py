@@ -1,7 +1,8 @@
-"""The run directory: one place that holds everything of a run, and belongs to one process at a time."""
+"""Chooses, locks and releases the run directory, which belongs to one run and to one process at a time."""
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 from datetime import datetime
@@ -11,33 +12,30 @@ from typing import IO
 from lightning.pytorch.utilities import rank_zero_only
 
 from dqs_lightning.checkpoint.atomic import remove_temporaries
-from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.errors import InputError, refusing
 
 VARIABLE = "DQS_RUN_DIR"
-"""Ranks that Lightning starts take the first one's choice from this environment variable."""
+"""Environment variable through which ranks that Lightning starts receive the first one's choice."""
 LOCK = ".lock"
 
 
 class RunDir:
     """The directory of a run and the checkpoint that it continues from, chosen but not yet claimed.
 
-    Without `run_dir` it is runs/<task>/<agent>/<time>, with a number added where that is taken.
+    Refuses a directory that holds a run that this command would write over.
 
     Args:
-        run_dir: the directory; None: a new one.
-        ckpt_path: a checkpoint file, or `auto`: the newest checkpoint of `run_dir`, or of runs/<task>/<agent>/; where
-            there is none, a new run. None: a new run.
+        run_dir: the directory; None: runs/<task>/<agent>/<time>, with a number added where that is taken.
+        ckpt_path: a checkpoint file, or `auto`: the newest checkpoint of `run_dir`, or of runs/<task>/<agent>/, if
+            there is one. None: a new run.
         task: name of the environment.
         agent: name of the agent.
-
-    Raises:
-        InputError: when ckpt_path names no file, or run_dir holds a run that this command would write over.
     """
 
     def __init__(self, run_dir: str | None, ckpt_path: str | None, task: str, agent: str) -> None:
-        above = inherited()
-        self.owned = above is None and getattr(rank_zero_only, "rank", 0) == 0
-        run_dir = str(above) if above else run_dir
+        above = os.environ.get(VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None  # in another rank
+        self.owned = not above and getattr(rank_zero_only, "rank", 0) == 0
+        run_dir = above or run_dir
         if run_dir is None and not self.owned:
             raise InputError("--run_dir: must be given where another program starts the ranks")
         self.named = run_dir is not None
@@ -50,7 +48,7 @@ class RunDir:
             if found:
                 self.path, self.named = found[-1].parents[1], True
         last = self.path / "checkpoints" / "last.ckpt"
-        try:
+        with self._using():
             if ckpt_path == "auto":
                 self.ckpt_path = last if last.is_file() else None
             elif ckpt_path is not None:
@@ -59,36 +57,27 @@ class RunDir:
                     raise InputError(f"--ckpt_path={ckpt_path}: no such file; must be a checkpoint's path or auto")
             own = self.ckpt_path is not None and last.exists() and last.samefile(self.ckpt_path)
             held = (self.path / "config.yaml").exists() or last.exists()
-        except OSError as error:  # such as a name that is too long
-            raise self._unusable(error) from error
-        if held and not own and self.owned:
-            if ckpt_path == "auto":  # it was stopped before its first checkpoint: there is nothing to lose
-                return
+        # With auto, a run without a checkpoint was stopped before its first one: there is nothing to lose.
+        if held and not own and self.owned and ckpt_path != "auto":
             raise InputError(
                 f"--run_dir={self.path}: holds a run; continue it with --ckpt_path=auto, or choose another directory"
             )
 
     def claim(self) -> None:
-        """Create the directory and lock it until this process ends.
-
-        Raises:
-            InputError: when it cannot be created or written to, or another process uses it.
-        """
+        """Creates the directory and locks it until this process ends."""
         if not self.owned:
             return
-        base, number = self.path, 1
-        while True:
-            try:
-                self._create()
-                self._take_lock()
-                break
-            except OSError as error:
-                raise self._unusable(error) from error
-            except InputError:
-                if self.named:
-                    raise
-                number += 1
-                self.path = base.with_name(f"{base.name}-{number}")
+        base = self.path
+        for number in itertools.count(2):
+            with self._using():
+                try:
+                    self._create()
+                    self._take_lock()
+                    break
+                except InputError:  # another run has it
+                    if self.named:
+                        raise
+                    self.path = base.with_name(f"{base.name}-{number}")
         remove_temporaries(self.path)
         remove_temporaries(self.path / "checkpoints")
         os.environ[VARIABLE] = str(self.path)
@@ -116,11 +105,11 @@ class RunDir:
         lock.flush()
         self._lock = lock
 
-    def _unusable(self, error: OSError) -> InputError:
-        return InputError(f"--run_dir={self.path}: cannot be used: {error.strerror or error}")
+    def _using(self) -> refusing:
+        return refusing(f"--run_dir={self.path}: cannot be used: ", OSError)
 
     def discard(self) -> None:
-        """Remove what `claim` created: nothing of the run is to be kept."""
+        """Removes what `claim` created."""
         if not self.owned:
             return
         if self.path in self._created:
@@ -129,21 +118,15 @@ class RunDir:
             for name in ("config.yaml", "run.json"):
                 (self.path / name).unlink(missing_ok=True)
         for folder in reversed(self._created):
-            with contextlib.suppress(OSError):  # others may have come to use it
+            with contextlib.suppress(OSError):  # another process may use it by now
                 folder.rmdir()
         self.release()
 
     def release(self) -> None:
-        """Let other processes use the directory."""
+        """Lets other processes use the directory."""
         if not self.owned:
             return
         os.environ.pop(VARIABLE, None)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def inherited() -> Path | None:
-    """The run directory of the first rank, in a rank that Lightning started; None in the first one."""
-    value = os.environ.get(VARIABLE)
-    return Path(value) if value and os.environ.get("LOCAL_RANK", "0") != "0" else None

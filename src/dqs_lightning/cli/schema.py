@@ -1,4 +1,4 @@
-"""The settings that a parser knows, as a tree, and what their types allow."""
+"""Describes the settings of a parser as a tree, and what their types allow."""
 
 import collections.abc
 import functools
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, Union
 
 from jsonargparse import ArgumentParser, Namespace
 
-from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.errors import refusing
 from dqs_lightning.registry import components
 
 MOST_LISTED = 11
@@ -20,21 +20,17 @@ MOST_LISTED = 11
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a parser: its type, and the class that it holds where nothing else is named."""
+    """One setting of a parser."""
 
     annotation: Any
-    default_class: type | None = None
+    default_class: type | None = None  # of the component that it holds where nothing else is named
 
     @property
     def families(self) -> tuple[type, ...]:
-        """Base classes whose subclasses the setting may name; none for a plain value or one that may be any text."""
+        """Base classes whose subclasses the setting may name; none for a plain value or any text."""
         members = _members(self.annotation)
-        if str in members:
-            return ()
-        inner: list[Any] = []
-        for member in members:
-            inner.extend(_members(_item(member)) if _item(member) else [member])
-        return tuple(member for member in inner if _is_family(member))
+        inner = [part for member in members for part in (_members(_item(member)) if _item(member) else [member])]
+        return () if str in members else tuple(part for part in inner if _is_family(part))
 
     @property
     def is_list(self) -> bool:
@@ -60,7 +56,7 @@ Tree: TypeAlias = "dict[str, Setting | Tree]"
 
 
 def tree_of(parser: ArgumentParser) -> Tree:
-    """The settings of a parser: those of a group, such as `data`, are a tree of their own."""
+    """Returns the settings of a parser; those of a group, such as `data`, are a tree of their own."""
     tree: Tree = {}
     for action in parser._actions:
         if not hasattr(action, "_typehint") or action.dest.endswith(".help"):
@@ -78,16 +74,10 @@ def tree_of(parser: ArgumentParser) -> Tree:
 
 @functools.cache
 def arguments_of(cls: type) -> Tree:
-    """The settings of a class: the arguments of its constructor.
-
-    Raises:
-        InputError: when they are of types that no configuration can hold.
-    """
+    """Returns the arguments of a class; refuses a class with arguments of types that no configuration can hold."""
     parser = ArgumentParser(exit_on_error=False)
-    try:
+    with refusing(f"{cls.__name__}: cannot be named in a configuration: ", ValueError):
         parser.add_class_arguments(cls, fail_untyped=False)
-    except ValueError as error:
-        raise InputError(f"{cls.__name__}: cannot be named in a configuration: {error}") from error
     return tree_of(parser)
 
 
@@ -97,32 +87,38 @@ def takes_any_keyword(cls: type) -> bool:
 
 
 def family_members(families: tuple[type, ...]) -> dict[str, type]:
-    """All components of some families, by class name."""
+    """Returns all components of some families, by class name."""
     known: dict[str, type] = {}
     for base in families:
         known |= components(base)
     return known
 
 
+def listed(families: tuple[type, ...]) -> str:
+    """Returns the components of some families as a message lists them, or the base class where there are many."""
+    known = family_members(families)
+    return f"one of {', '.join(known)}" if 0 < len(known) <= MOST_LISTED else f"a {families[0].__name__}"
+
+
 def resolve(name: str, families: tuple[type, ...]) -> type | None:
-    """The component that a class name or an import path means; None where there is none. Imports nothing."""
-    if "." not in name:
-        return family_members(families).get(name)
-    module, _, attribute = name.rpartition(".")
-    found = getattr(sys.modules.get(module), attribute, None)
-    return found if isinstance(found, type) and issubclass(found, families) else None
+    """Returns the component of a class name or an import path; None where there is none. Imports nothing."""
+    found = _class_at(name) if "." in name else family_members(families).get(name)
+    return found if found and issubclass(found, families) else None
 
 
 def _class_of(default: Any) -> type | None:
-    if not isinstance(default, dict | Namespace) or "class_path" not in default:
-        return None
-    module, _, name = str(default["class_path"]).rpartition(".")
+    named = isinstance(default, dict | Namespace) and "class_path" in default
+    return _class_at(str(default["class_path"])) if named else None
+
+
+def _class_at(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
     return found if isinstance(found, type) else None
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The members of a union; any other type alone. What `Annotated` adds to a type is left out."""
+    """Returns the members of a union, or the type itself, without what `Annotated` adds."""
     while hasattr(annotation, "__metadata__"):
         annotation = annotation.__origin__
     if typing.get_origin(annotation) in (Union, types.UnionType):
@@ -131,7 +127,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def default_classes(key: str, value: Any) -> dict[str, type]:
-    """The classes of a configuration's components, by key, such as model.sampler."""
+    """Returns the classes of a configuration's components, by key, such as model.sampler."""
     if not isinstance(value, dict):
         return {}
     cls = _class_of(value)
@@ -142,7 +138,7 @@ def default_classes(key: str, value: Any) -> dict[str, type]:
 
 
 def _item(annotation: Any) -> Any:
-    """The type of a list's items; None where the type is no list."""
+    """Returns the type of a list's items; None for any other type."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     is_list = isinstance(origin, type) and issubclass(origin, collections.abc.Iterable)
     return arguments[0] if is_list and arguments and not issubclass(origin, collections.abc.Mapping) else None
@@ -153,7 +149,7 @@ def _is_family(cls: Any) -> bool:
 
 
 def _names(annotation: Any) -> list[str]:
-    """A type in words, which are several where it is a choice of values."""
+    """Returns a type in words; several for a choice of values."""
     if annotation is type(None):
         return ["null"]
     if typing.get_origin(annotation) is typing.Literal:
@@ -163,5 +159,4 @@ def _names(annotation: Any) -> list[str]:
         return [f"a list of {inner}"]
     if not _is_family(annotation):
         return [str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))]
-    known = components(annotation)
-    return [f"one of {', '.join(known)}" if 0 < len(known) <= MOST_LISTED else f"a {annotation.__name__}"]
+    return [listed((annotation,))]

@@ -1,4 +1,4 @@
-"""`dqs-sweep`: train tasks x variants x seeds from one file, side by side, through Ray."""
+"""`dqs-sweep`: trains tasks x variants x seeds from one file, side by side, through Ray."""
 
 import argparse
 import contextlib
@@ -21,9 +21,9 @@ from typing import Any
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # a run is to be as fast as one by hand; Ray would say 15
+os.environ.setdefault("RAY_worker_niceness", "0")  # a run is as fast as one by hand; Ray's default is 15
 
-from dqs_lightning.cli.errors import DONE, STOPPED, InputError, reported
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing, reported
 from dqs_lightning.cli.provenance import about
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
@@ -32,13 +32,12 @@ from dqs_lightning.cli.sweep_view import COLOURS, View
 
 FAILED = 1
 """Exit code of a sweep of which a run failed; the others went on."""
-
 POLL_S = 1.0
 """Seconds between two checks of the runs."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="dqs-sweep",
         allow_abbrev=False,
@@ -60,74 +59,62 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-class Stop:
-    """The order to stop: given by the first SIGTERM or SIGINT, read by the workers as a file that appears.
+@contextlib.contextmanager
+def stop_file(out: Path) -> Iterator[Path]:
+    """Gives a file that the first SIGTERM or SIGINT creates, on which the workers stop their runs.
 
-    Signals are handled within the context. A second one acts as it would without this, and Ray's workers then take
-    their runs down with them.
+    A second signal has its usual effect; Ray's workers then end with their runs.
     """
+    file = out / f".stop-{uuid.uuid4().hex}"
 
-    def __init__(self, out: Path) -> None:
-        self.file = out / f".stop-{uuid.uuid4().hex}"
-        self.asked = False
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.file.touch()
+    def stop(number: int, frame: FrameType | None) -> None:
+        file.touch()
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
-    def __enter__(self) -> None:
-        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield file
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        self.file.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
-    """Ray, and how many runs may be at work at a time.
-
-    Raises:
-        InputError: when the cluster does not answer, or there are too few GPUs here.
-    """
+    """Starts Ray and gives the number of runs at a time. Refuses a cluster that does not answer, and too few GPUs."""
     import ray
 
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = options.jobs or max(here // options.cpus_per_run, 1)
-    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    address = options.address or "local"
+    settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if not options.address:
-        settings |= {"num_cpus": jobs * options.cpus_per_run, "include_dashboard": False}
+        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        settings |= {"num_cpus": max(here, (options.jobs or 1) * options.cpus_per_run), "include_dashboard": False}
         settings |= {"object_store_memory": 100 * 2**20}  # bytes; only exit codes are sent through it
-    try:
-        if found := re.fullmatch(r"([\w.-]+):(\d+)", options.address or ""):
+    with refusing(f"--address={address}: Ray does not start: ", OSError, OverflowError, ValueError, RuntimeError):
+        if found := re.fullmatch(r"([\w.-]+):(\d+)", address):
             socket.create_connection((found[1], int(found[2])), timeout=10).close()  # Ray itself waits for minutes
-        ray.init(address=options.address or "local", **settings)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--address={options.address or 'local'}: Ray does not start: {reason}") from error
+        ray.init(**settings)
     try:
         there = ray.cluster_resources()
         if not options.address and there.get("GPU", 0) < options.gpus_per_run:
             raise InputError(f"--gpus-per-run={options.gpus_per_run}: there are {there.get('GPU', 0):g} here")
-        if options.address and not options.jobs:
-            jobs = max(int(there.get("CPU", 1)) // options.cpus_per_run, 1)
-        yield ray, jobs
+        yield ray, options.jobs or max(int(there.get("CPU", 1)) // options.cpus_per_run, 1)
     finally:
         ray.shutdown()
 
 
-def run_all(runs: list[Run], manifest: Manifest, view: View, options: argparse.Namespace, stop: Stop) -> None:
-    """Run what is not done, at most so many at a time, until all have ended or the order to stop has been obeyed."""
-    with engine(options) as (ray, jobs), stop, view.shown() as look:
+def run_all(runs: list[Run], manifest: Manifest, options: argparse.Namespace) -> bool:
+    """Runs what is not done, a limited number at a time; returns whether a signal stopped it."""
+    view = View(runs, manifest)
+    with engine(options) as (ray, jobs), stop_file(manifest.file.parent) as stop, view.shown() as look:
         task = ray.remote(num_cpus=options.cpus_per_run, num_gpus=options.gpus_per_run, max_retries=0)(execute)
-        waiting = deque(run for run in runs if manifest.records[run.name].state != "done")
+        waiting = deque(run for run in runs if manifest.state(run) != "done")
         active: dict[Any, tuple[Run, float]] = {}
-        while active or (waiting and not stop.asked):
-            while waiting and len(active) < jobs and not stop.asked:
+        while active or (waiting and not stop.exists()):
+            while waiting and len(active) < jobs and not stop.exists():
                 run = waiting.popleft()
-                arguments = (run.command, run.folder, stop.file, Path.cwd(), options.cpus_per_run)
+                arguments = (run.command, run.folder, stop, Path.cwd(), options.cpus_per_run)
                 active[task.remote(*arguments, options.gpus_per_run > 0)] = (run, time.monotonic())
                 manifest.started(run)
             look()
@@ -135,24 +122,19 @@ def run_all(runs: list[Run], manifest: Manifest, view: View, options: argparse.N
                 run, start = active.pop(ended)
                 try:
                     exit_code, wall_s = ray.get(ended)
-                    manifest.ended(run, exit_code, wall_s, stop.asked)
+                    manifest.ended(run, exit_code, wall_s, stop.exists())
                 except ray.exceptions.RayError as error:
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                    manifest.ended(run, None, time.monotonic() - start, stop.asked, f"Ray lost it: {reason}")
+                    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                    manifest.ended(run, None, time.monotonic() - start, stop.exists(), f"Ray lost it: {said}")
             look()
+        return stop.exists()
 
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keep every other sweep out of the folder: two would train the same runs.
-
-    Raises:
-        InputError: when one is at work there, or `out` cannot be a folder.
-    """
-    try:
+    """Locks the sweep's folder. Refuses one that another sweep uses, since both would train the same runs."""
+    with refusing(f"--out={out}: ", OSError):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={out}: {error.strerror}") from error
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,42 +144,34 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def check_commands(file: Path, runs: list[Run]) -> None:
-    """Let dqs-fit's parser read the command line of each task and variant.
-
-    Raises:
-        InputError: when one is refused; it names the sweep file, the task and the variant.
-    """
+    """Parses the command line of each task and variant as dqs-fit does; an error names the task and the variant."""
     from dqs_lightning.cli.rehearsal import Rehearsal
 
-    families = list(dict.fromkeys(run.name.rpartition("/")[0] for run in runs))
-    for family, run in zip(families, runs, strict=False):  # those of the first seed are first
-        try:
+    for family, run in {run.name.rpartition("/")[0]: run for run in runs}.items():
+        with refusing(f"{file}: {family}: ", InputError):
             Rehearsal(run.command[1:])
-        except InputError as error:
-            raise InputError(f"{file}: {family}: {error}") from error
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Run the sweep, or print it; returns the exit code."""
+    """Runs or prints the sweep; returns the exit code."""
     out = (options.out or Path("runs") / "sweeps" / options.file.stem).absolute()
     runs = expand(options.file, out)
     check_commands(options.file, runs)
     if options.dry_run:
-        Manifest(out, runs)  # which refuses what would mix two runs
+        Manifest(out, runs)  # refuses to mix two runs
         print("\n".join(shlex.join(run.command) for run in runs))
         return DONE
     if importlib.util.find_spec("ray") is None:
         raise InputError('Ray is not installed; run pip install ".[sweep]", or use --dry-run, which needs no Ray')
     with alone(out):
-        manifest, stop = Manifest(out, runs), Stop(out)
+        manifest = Manifest(out, runs)
         manifest.describe({"file": str(options.file), **read_sweep(options.file)}, about("dqs-sweep"))
-        view = View(runs, manifest)
-        if any(manifest.records[run.name].state != "done" for run in runs):
-            run_all(runs, manifest, view, options, stop)
-    states = Counter[str](manifest.records[run.name].state for run in runs)
+        waiting = any(manifest.state(run) != "done" for run in runs)
+        stopped = waiting and run_all(runs, manifest, options)
+    states = Counter[str](manifest.state(run) for run in runs)
     counts = ", ".join(f"{states[state]} {state}" for state in reversed(COLOURS) if states[state])
     print(f"{manifest.file}  {counts}")
-    if stop.asked and states["done"] < len(runs):
+    if stopped and states["done"] < len(runs):
         return STOPPED
     return FAILED if states["failed"] else STOPPED if states["stopped"] else DONE
 
@@ -207,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     try:
         return sweep(parse(arguments))
-    except BrokenPipeError:  # the reader of --dry-run, such as head, had enough
+    except BrokenPipeError:  # the reader of --dry-run, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
 

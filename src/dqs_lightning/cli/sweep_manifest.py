@@ -1,4 +1,4 @@
-"""The sweep's `manifest.json`: what each run is, its state, and what it was made with."""
+"""Keeps a sweep's `manifest.json`: each run's command and state, the sweep file, and the environment."""
 
 import json
 import os
@@ -22,41 +22,25 @@ LONGEST_S = 1e12
 
 @dataclass
 class Record:
-    """The manifest's record of a run.
-
-    Attributes:
-        command: the dqs-fit command line, as words.
-        settings: its overrides and seed; with `digest`, see `Run`, they show whether it is the same run.
-        state: stopped: by a signal, to be continued; failed: any exit but 0 that the sweep did not cause.
-        start: of the first process, ISO 8601, UTC.
-        wall_s: seconds of all its processes together.
-        exit_code: of the last process, negative for a signal; None while there is none, or it was lost.
-        note: the last message of a failed run.
-    """
+    """The manifest's record of a run."""
 
     command: list[str]
-    settings: list[str]
+    settings: list[str]  # with digest, see `Run`, what makes it the same run
     digest: str
-    state: State = "pending"
-    start: str | None = None
-    wall_s: float = 0.0
-    exit_code: int | None = None
-    note: str = ""
+    state: State = "pending"  # stopped: by a signal, to be continued; failed: any other exit but 0
+    start: str | None = None  # of the first process, ISO 8601, UTC
+    wall_s: float = 0.0  # of all its processes together
+    exit_code: int | None = None  # of the last process, negative for a signal; None: there is none, or it was lost
+    note: str = ""  # the last message of a failed run
 
 
 class Manifest:
-    """The records of a sweep, on disk after every change.
+    """The records of a sweep, written to disk after every change.
 
     A run that the file on disk calls done stays done where its exit code was 0 and its checkpoint is there; one that
     was running when the sweep was killed counts as stopped. Runs that are no longer in the sweep file are kept.
 
-    Args:
-        out: the sweep's folder.
-        runs: all of the sweep.
-
-    Raises:
-        InputError: when the file on disk is damaged, or a run of the same name was trained with other settings or
-            another configuration, which a run that continues it would mix up.
+    Refuses a damaged file, and a run of the same name with other settings or another configuration.
     """
 
     def __init__(self, out: Path, runs: list[Run]) -> None:
@@ -68,9 +52,12 @@ class Manifest:
             if old is None or not run.checkpoint.is_file():
                 self.records[run.name] = Record(run.command, list(run.settings), run.digest)
                 continue
-            if differ := _differences(run, old):
-                words = [f"{run.folder}: holds a run of another sweep", *differ, "Give another name or --out"]
-                raise InputError("\n".join(words))
+            if (old.settings, old.digest) != (list(run.settings), run.digest):
+                differ = f"{run.config}, or a file that it extends, has changed"
+                if old.settings != list(run.settings):
+                    was, now = (printable(" ".join(words)) for words in (old.settings, run.settings))
+                    differ = f"was {was}\nis {now}"
+                raise InputError(f"{run.folder}: holds a run of another sweep\n{differ}\nGive another name or --out")
             old.command = run.command
             if old.state == "running" or (old.state == "done" and old.exit_code != DONE):
                 old.state = "stopped"
@@ -81,29 +68,29 @@ class Manifest:
         try:
             return {name: _record(row) for name, row in read_json(self.file)["runs"].items()}
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = "not a manifest of dqs-sweep; move it away, or give another --out"
-            raise InputError(f"{self.file}: {reason}") from error
+            said = "not a manifest of dqs-sweep; move it away, or give another --out"
+            raise InputError(f"{self.file}: {said}") from error
 
     def describe(self, sweep: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Write what the sweep file says, and with what the sweep was started, beside the runs."""
+        """Writes the content of the sweep file and the environment of this process beside the runs."""
         self.about = {"sweep": sweep, "environment": environment}
         self._write()
 
+    def state(self, run: Run) -> State:
+        return self.records[run.name].state
+
     def started(self, run: Run) -> None:
+        """Records that a run's process starts."""
         record = self.records[run.name]
         record.state, record.exit_code, record.note = "running", None, ""
         record.start = record.start or datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
 
     def ended(self, run: Run, exit_code: int | None, wall_s: float, asked: bool, note: str = "") -> None:
-        """Record how a run's process ended.
+        """Records how a run's process ended.
 
-        Args:
-            run: whose.
-            exit_code: None when it was lost with its worker.
-            wall_s: seconds that it took.
-            asked: whether the sweep was stopped: then a death by that signal is no failure.
-            note: why it was lost.
+        The exit code is None when the process was lost with its worker; `note` then says why. `asked` is whether the
+        sweep was stopped, so that the end by a signal is no failure.
         """
         record = self.records[run.name]
         record.exit_code, record.wall_s = exit_code, round(record.wall_s + wall_s, 1)
@@ -121,20 +108,9 @@ class Manifest:
         atomic_write(f"{json.dumps(content, indent=2)}\n".encode(), self.file)
 
 
-def _differences(run: Run, old: Record) -> list[str]:
-    if old.settings != list(run.settings):
-        settings = {"was": old.settings, "is": run.settings}
-        return [f"{verb} {printable(' '.join(words))}" for verb, words in settings.items()]
-    changed = f"{run.config}, or a file that it extends, says other things than it did"
-    return [] if old.digest == run.digest else [changed]
-
-
 def _record(row: dict[str, Any]) -> Record:
-    """Return the record that a row of the file holds; KeyError, TypeError or ValueError where it is none."""
+    """Returns the record in a row of the file; raises KeyError, TypeError or ValueError where it is none."""
     hints = get_type_hints(Record)
-    for name, hint in hints.items():
-        if not fits(row[name], hint):
-            raise TypeError(f"{name}={row[name]}")
-    if not 0 <= row["wall_s"] < LONGEST_S:
-        raise ValueError(f"wall_s={row['wall_s']}")
+    if not all(fits(row[name], hint) for name, hint in hints.items()) or not 0 <= row["wall_s"] < LONGEST_S:
+        raise ValueError(f"not a record: {row}")
     return Record(**{name: row[name] for name in hints})

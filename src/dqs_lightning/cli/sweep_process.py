@@ -1,4 +1,4 @@
-"""One `dqs-fit` process, from its start to its exit. Runs in Ray's workers, so it imports the standard library only."""
+"""Runs one `dqs-fit` process. Ray's workers import this file, so it imports the standard library only."""
 
 import os
 import shlex
@@ -9,25 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 POLL_S = 0.2
-"""Seconds between two checks for the order to stop."""
+"""Seconds between two checks for the stop file."""
 LOG = "log.txt"
 
 
 def execute(command: Sequence[str], folder: Path, stop: Path, cwd: Path, threads: int, gpu: bool) -> tuple[int, float]:
-    """Run `dqs-fit` with its output in the run's log, and pass on the order to stop.
+    """Runs `dqs-fit`, with its output appended to the run's log; returns its exit code and the seconds taken.
 
-    Args:
-        command: the command line, of which the first word, dqs-fit, is replaced by this interpreter's own.
-        folder: the run directory; `log.txt` in it is added to.
-        stop: a file. When it appears the process gets SIGTERM, on which it writes a checkpoint, and is waited for.
-        cwd: the working directory of the process.
-        threads: of torch, OMP_NUM_THREADS.
-        gpu: whether the process may see the GPUs that this worker was given.
-
-    Returns:
-        The exit code, negative for a signal, and the seconds taken.
+    The first word of the command is replaced by this interpreter's own dqs-fit. When the file `stop` appears, the
+    process gets SIGTERM, writes a checkpoint, and is waited for. `threads` is torch's OMP_NUM_THREADS; `gpu` says
+    whether the process may see the GPUs of this worker. The exit code is negative for a signal.
     """
-    # A run directory in the environment would be taken in place of the one in the command.
+    # A run directory in the environment would replace the one in the command.
     environment = {name: value for name, value in os.environ.items() if name != "DQS_RUN_DIR"}
     environment["OMP_NUM_THREADS"] = str(threads)
     if not gpu:
@@ -36,32 +29,25 @@ def execute(command: Sequence[str], folder: Path, stop: Path, cwd: Path, threads
     start = time.monotonic()
     with (folder / LOG).open("a") as log:
         print(f"$ {shlex.join(command)}", file=log, flush=True)
-        # A session of its own: Ctrl-C in the terminal is for the sweep, which then asks every run once.
+        # In its own session, Ctrl-C in the terminal reaches the sweep only, which then stops every run once.
         process = subprocess.Popen(
             [sys.executable, "-m", "dqs_lightning.cli.fit", *command[1:]], cwd=cwd, env=environment,
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            asked = False
-            while process.poll() is None:
-                if not asked and stop.exists():
-                    process.terminate()
-                    asked = True
+            while process.poll() is None and not stop.exists():
                 time.sleep(POLL_S)
+            process.terminate()
+            process.wait()
         finally:
-            if process.poll() is None:
-                process.terminate()
+            process.terminate()
     return process.returncode, time.monotonic() - start
 
 
 def last_words(folder: Path) -> str:
-    """Return the last message of the latest process in a run's log: dqs-fit's own if there is one, or the last line."""
+    """Returns the message of the latest process in a run's log: dqs-fit's own if there is one, or the last line."""
     file = folder / LOG
-    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-    words = ""
-    for line in lines:
-        if line.startswith("$ "):
-            words = ""
-        elif line.strip() and not words.startswith("dqs-fit: "):
-            words = line.strip()
-    return words
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    *_, latest = f"\n{text}".split("\n$ ")  # its first line is the command
+    lines = [line.strip() for line in latest.splitlines()[1:] if line.strip()]
+    return next((line for line in lines if line.startswith("dqs-fit: ")), lines[-1] if lines else "")

@@ -1,4 +1,4 @@
-"""The packages whose classes a configuration or a checkpoint may name."""
+"""Limits the packages whose classes a configuration or a checkpoint may name."""
 
 import importlib
 from collections.abc import Sequence
@@ -7,17 +7,14 @@ from itertools import pairwise
 from jsonargparse import set_parsing_settings
 
 from dqs_lightning.checkpoint import restore
-from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.registry import load_entry_points
 
+PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
 TRUSTED = [
     "dqs_lightning",
     "dqs_callbacks",
-    *(
-        f"lightning.pytorch.{family}"
-        for family in ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
-    ),
+    *(f"lightning.pytorch.{part}" for part in PARTS),
     "lightning.fabric.plugins",  # where Lightning defines most of its plugins
     "lightning.Callback",  # the base class, by the name under which the parser knows it
 ]
@@ -28,30 +25,22 @@ REFUSED = ["*", "dqs_lightning.agents.loading", "dqs_lightning.cli", "lightning.
 
 
 def trust_option(arguments: Sequence[str]) -> list[str]:
-    """Packages that a command line names by --trust. The key `trust` of a configuration file has no effect."""
+    """Returns the packages that a command line names by --trust; the key `trust` of a file has no effect."""
     return [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == "--trust"]
 
 
 def restrict_imports(given: Sequence[str]) -> None:
-    """Let files name only classes of trusted packages, from now on in this process, and import the added packages.
+    """Lets files name only classes of trusted packages, from now on in this process, and imports the added packages.
 
-    Args:
-        given: packages that --trust names. Those with an entry point are added too.
-
-    Raises:
-        InputError: when an added package cannot be imported, or is no name of a package.
+    Added are the packages in `given`, those of --trust, and those with an entry point.
     """
     for name in given:
         if not all(part.isidentifier() for part in name.split(".")) or name.partition(".")[0] == "jsonargparse":
             raise InputError(f"--trust={name}: must be the import name of a package, such as my_package")
-        try:
+        with refusing(f"--trust={name}: cannot be imported: ", Exception):
             importlib.import_module(name)
-        except Exception as error:
-            raise InputError(f"--trust={name}: cannot be imported: {printable(error)}") from error
-    try:
+    with refusing("a package that registers components cannot be imported: ", Exception):
         added = [*load_entry_points(), *given]
-    except Exception as error:
-        raise InputError(f"a package that registers components cannot be imported: {printable(error)}") from error
     set_parsing_settings(
         import_path_denylist=REFUSED,
         import_path_allowlist=[*TRUSTED, *added],

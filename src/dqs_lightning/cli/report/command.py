@@ -15,19 +15,19 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
-from dqs_lightning.cli.errors import BAD_INPUT, DONE, InputError
-from dqs_lightning.cli.escape import printable, printable_lines
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
+from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.reading import read_json
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.writing import existing_folder
 
 SUMMARY, MADE_BY = "summary.json", "dqs-report"
 UNFINISHED = ".dqs-report-"
-"""How the folder of a report that is being written begins."""
+"""Prefix of the folder of a report that is being written."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="dqs-report",
         description="Curves, tables and a comparison of runs with intervals over seeds, on one page. A run's task is "
@@ -56,31 +56,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def names_of(given: Sequence[str]) -> dict[Path, str]:
-    """Return METHOD or TASK/METHOD by path, of PATH=NAME.
-
-    Raises:
-        InputError: when one has another form.
-    """
-    found = {text: text.rpartition("=") for text in given}  # a run's folder may be called seed=0
-    for text, (path, _, name) in found.items():
-        if not path or not re.fullmatch(r"[^/]+(/[^/]+)?", name):
+    """Returns METHOD or TASK/METHOD by path, of texts PATH=NAME."""
+    names = {}
+    for text in given:
+        if not (
+            found := re.fullmatch(r"(.+)=([^/=]+(?:/[^/=]+)?)", text, re.DOTALL)
+        ):  # a run's folder may be called seed=0
             raise InputError(f"--name {text}: must be PATH=METHOD or PATH=TASK/METHOD")
-    return {Path(path): name for path, _, name in found.values()}
+        names[Path(found[1])] = found[2]
+    return names
 
 
 def earlier_files(out: Path) -> set[str]:
-    """Return the names of the files of the report that `out` holds; none where it is empty or not there.
-
-    Raises:
-        InputError: when it holds anything else, which would be mixed up or lost, or when it cannot be written.
-    """
+    """Returns the names of the files in `out`; refuses files that are not an earlier report's, which would be lost."""
     existing_folder(f"--out={out}", out)
-    try:
-        there = {entry.name for entry in out.iterdir() if not entry.name.startswith(UNFINISHED)}
-    except FileNotFoundError:
-        return set()
-    except OSError as error:
-        raise InputError(f"--out={out}: cannot be read: {error.strerror or error}") from error
+    there = {name for name in os.listdir(out) if not name.startswith(UNFINISHED)} if out.exists() else set()
     try:
         summary = read_json(out / SUMMARY)
         foreign = there - set(summary["files"] if summary["made_by"] == MADE_BY else ())
@@ -95,12 +85,8 @@ def earlier_files(out: Path) -> set[str]:
 
 
 def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
-    """Write the whole report beside an earlier one, so that a full disk leaves that, and then replace it.
-
-    Raises:
-        InputError: when the folder cannot be written.
-    """
-    try:
+    """Writes the whole report beside an earlier one, so that a full disk leaves that, and then replaces it."""
+    with refusing(f"--out={out}: ", OSError):
         for left in out.glob(f"{UNFINISHED}*"):  # by a process that was killed
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=existing_folder(f"--out={out}", out)) as place:
@@ -111,20 +97,16 @@ def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
                 os.replace(Path(place) / name, out / name)
         for name in earlier - files.keys():
             (out / name).unlink()
-    except OSError as error:
-        raise InputError(f"--out={out}: {error.strerror or error}") from error
 
 
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Read, check, compose, and only then write."""
+    """Reads the runs, composes the report, and only then writes it."""
     if not all(importlib.util.find_spec(name) for name in ("rliable", "pandas", "jinja2")):
         raise InputError('rliable or pandas is not installed; run pip install ".[report]" -c constraints.txt')
     runs = read_runs(options.runs, names_of(options.name))
     earlier = earlier_files(options.out)
-    try:
+    with refusing("matplotlibrc: Matplotlib cannot read its settings: ", ValueError):
         importlib.import_module("matplotlib")
-    except ValueError as error:
-        raise InputError(f"matplotlibrc: Matplotlib cannot read its settings: {printable(error)}") from error
     # Pandas and what needs it: bad paths are refused before this is imported.
     from dqs_lightning.cli.report.measure import measure
     from dqs_lightning.cli.report.page import compose
@@ -136,13 +118,10 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     print(printable(options.out / "report.html", longest=None))
 
 
+@reported(MADE_BY)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
-    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
+    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|scipy)\b.*")
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        report(parse(given), given)
-    except InputError as error:
-        print(printable_lines(f"{MADE_BY}: {error}"), file=sys.stderr)
-        return BAD_INPUT
+    report(parse(given), given)
     return DONE

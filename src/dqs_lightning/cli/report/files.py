@@ -1,20 +1,19 @@
-"""The files of a run and of a study, read and checked. Nothing here imports pandas.
+"""Reads and checks the files of a run and of a study, without pandas.
 
 A study is a folder with `scores.csv`, which has a row for each evaluation of its runs.
 """
 
 import csv
 import json
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dqs_lightning.cli.errors import InputError
+from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.escape import printable
 from dqs_lightning.cli.provenance import merged, read_run, without_place
 from dqs_lightning.cli.reading import read_json, read_text
@@ -30,7 +29,7 @@ RANGES = {
 }
 """Least and largest value of each number of an evaluation: their squares and sums are finite."""
 ROW = ("frames", "updates", "wall_s", "episodes", "return")
-"""The same numbers as columns."""
+"""Columns of the same numbers."""
 KEYS = ("task", "method", "seed")
 TEXTS = ("run", "action_repeat", "state", "updates_per_s", "commit", "versions", "command")
 """Further columns of a study: attributes of `Run`, the same in all rows of a run."""
@@ -38,49 +37,26 @@ TEXTS = ("run", "action_repeat", "state", "updates_per_s", "commit", "versions",
 
 @dataclass(frozen=True)
 class Run:
-    """One training that has been evaluated; runs of one task and method differ in their seed only.
+    """One training that has been evaluated; runs of one task and method differ in their seed only."""
 
-    Attributes:
-        run: its folder as it may be printed, below the path that was given.
-        rows: its evaluations, in order; columns are `ROW`.
-        state: as a sweep's manifest says; empty for other runs.
-        updates_per_s: the median of what metrics.csv logged; None where it did not.
-        commit: of each process that worked on the run, where they differ; versions and command are of the last one.
-        folder: where it is, resolved; None for a run of a study.
-        settings: of model, data and evaluation, by dotted key.
-        named: whether `--name` gave the method.
-    """
-
-    run: str
+    run: str  # its folder, as it may be printed
     task: str
     method: str
     seed: int
-    rows: list[list[float]] = field(repr=False)
+    rows: list[list[float]] = field(repr=False)  # its evaluations in order, with columns ROW
     action_repeat: str = ""
-    state: str = ""
-    updates_per_s: float | None = None
-    commit: str = "-"
-    versions: str = "-"
-    command: str = "-"
-    folder: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict, repr=False)
-    named: bool = False
-
-    def called(self, place: Path, names: Mapping[Path, str]) -> "Run":
-        """Return the run with the task and method that the deepest name at or above a place gives it."""
-        above = [path for path in names if place.is_relative_to(path)]
-        if not above:
-            return self
-        task, _, method = names[max(above, key=lambda path: len(path.parts))].rpartition("/")
-        return replace(self, task=printable(task) or self.task, method=printable(method), named=True)
+    state: str = ""  # in the manifest of a sweep; empty for other runs
+    updates_per_s: float | None = None  # median of the logged rates
+    commit: str = "-"  # of each process that worked on the run, where they differ
+    versions: str = "-"  # of the last process
+    command: str = "-"  # of the last process
+    folder: Path | None = None  # resolved; None for a run of a study
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)  # of model, data and evaluation, by dotted key
+    named: bool = False  # whether --name gave the method
 
 
 def read_scores(file: Path) -> list[list[float]]:
-    """Read the evaluations of a run.
-
-    Raises:
-        InputError: when there is none, or a line is not a whole row that follows the one before; it names the line.
-    """
+    """Reads the evaluations of a run; refuses a file without any, and a line that does not follow the one before."""
     rows: list[list[float]] = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}, line {number}"
@@ -96,13 +72,11 @@ def read_scores(file: Path) -> list[list[float]]:
 
 
 def _checked(values: Sequence[Any], rows: Sequence[Sequence[float]], where: str) -> list[float]:
-    """Refuse an evaluation of which a number is out of range, or that does not follow the rows before it."""
+    """Returns the numbers of an evaluation; refuses a number out of range, and a row that goes back."""
     for value, (key, (least, largest)) in zip(values, RANGES.items(), strict=True):
         shown = f"{where}: {key}={printable(value, 60)}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # NaN
             raise InputError(f"{shown}: must be a number")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{shown}: must be a finite number")
         if not least <= value <= largest:
             raise InputError(f"{shown}: must be {least:g} to {largest:g}")
     if rows and (values[0] <= rows[-1][0] or values[1] < rows[-1][1] or values[2] < rows[-1][2]):
@@ -111,18 +85,11 @@ def _checked(values: Sequence[Any], rows: Sequence[Sequence[float]], where: str)
 
 
 def run_of(folder: Path, shown: str) -> Run:
-    """Read a run directory, which is resolved and has a name under which it is shown.
-
-    Raises:
-        InputError: when one of its files is not what dqs-fit writes.
-    """
+    """Reads a run directory, which is resolved; `shown` is its name in the report."""
     facts, rows = read_run(folder), read_scores(folder / SCORES)
     last = merged(facts["starts"])
     commits = dict.fromkeys(printable(start["commit"] or "-") for start in facts["starts"] if "commit" in start)
-    versions = [f"{name} {printable(last[name], 40)}" for name in VERSIONS if last.get(name)]
-    words = last.get("command")
-    command = [printable(word, longest=2000) for word in words] if isinstance(words, list) else []
-    manifest = folder.parents[2] / MANIFEST if len(folder.parents) > 2 else folder / MANIFEST
+    words = last["command"] if isinstance(last.get("command"), list) else []
     return Run(
         run=shown,
         task=printable(facts["task"]),
@@ -130,18 +97,18 @@ def run_of(folder: Path, shown: str) -> Run:
         seed=facts["seed"],
         rows=rows,
         action_repeat=str(facts["action_repeat"] or ""),
-        state=states(manifest).get("/".join(folder.parts[-3:]), ""),
+        state=states(Path(*folder.parts[:-3]) / MANIFEST).get("/".join(folder.parts[-3:]), ""),
         updates_per_s=_updates_per_s(folder / METRICS),
         commit=", ".join(re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", commit) for commit in commits) or "-",
-        versions=", ".join(versions) or "-",
-        command=without_place(command) or "-",
+        versions=", ".join(f"{name} {printable(last[name], 40)}" for name in VERSIONS if last.get(name)) or "-",
+        command=without_place([printable(word, longest=2000) for word in words]) or "-",
         folder=folder,
         settings=_flat(facts["settings"]),
     )
 
 
 def states(manifest: Path) -> dict[str, str]:
-    """Return the state by run of a sweep; nothing where the file is none of dqs-sweep's."""
+    """Returns the state of each run of a sweep, by name; nothing where the file is none of dqs-sweep's."""
     try:
         return {name: printable(record["state"], 40) for name, record in read_json(manifest)["runs"].items()}
     except (InputError, KeyError, TypeError, AttributeError):
@@ -149,20 +116,14 @@ def states(manifest: Path) -> dict[str, str]:
 
 
 def _updates_per_s(metrics: Path) -> float | None:
-    """Return the median of the logged rate; rows of other measurements and a row that is being written have none."""
-    if not os.path.lexists(metrics):
-        return None
-    rates = [_number(row.get("time/updates_per_s") or "") for row, _ in _csv_rows(metrics, ())]
-    found = [rate for rate in rates if rate is not None]
-    return median(found) if found else None
+    """Returns the median of the logged rate; rows of other metrics and a row that is being written have none."""
+    rows = _csv_rows(metrics, ()) if os.path.lexists(metrics) else []
+    rates = [rate for row, _ in rows if (rate := _number(row.get("time/updates_per_s") or "")) is not None]
+    return median(rates) if rates else None
 
 
 def runs_of(folder: Path) -> dict[Path, Run]:
-    """Read the runs of a study, each with the path by which `--name` finds it.
-
-    Raises:
-        InputError: when one of its files is not what `benchmarks/keep.py` writes; it names the row.
-    """
+    """Reads the runs of a study that `benchmarks/keep.py` wrote, each with the path by which `--name` finds it."""
     runs: dict[tuple[str, ...], Run] = {}
     for row, where in _csv_rows(folder / STUDY, (*KEYS, *ROW, *TEXTS)):
         key = row["task"], row["method"], row["seed"]
@@ -180,27 +141,25 @@ def runs_of(folder: Path) -> dict[Path, Run]:
 
 
 def _csv_rows(file: Path, columns: Sequence[str]) -> list[tuple[dict[str, str], str]]:
-    """Read the rows of a CSV file that has such columns, and where each is."""
-    try:
-        reader = csv.DictReader(read_text(file).splitlines(), restval="")
-        rows = list(reader)
-    except csv.Error as error:
-        raise InputError(f"{file}: not valid CSV: {printable(error)}") from error
+    """Reads the rows of a CSV file that has such columns, and where each is."""
+    reader = csv.DictReader(read_text(file).splitlines(), restval="")
+    with refusing(f"{file}: not valid CSV: ", csv.Error):
+        rows = [(row, f"{file}, row {number}") for number, row in enumerate(reader, 1)]
     if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
         raise InputError(f"{file}: has no column {', '.join(missing)}")
-    return [(row, f"{file}, row {number}") for number, row in enumerate(rows, 1)]
+    return rows
 
 
 def _number(text: str) -> float | None:
+    """Returns the number of a text; None where it is none, is not finite or is too large."""
     try:
-        number = float(text)
+        return number if abs(number := float(text)) <= RANGES["return_mean"][1] else None
     except ValueError:
         return None
-    return number if abs(number) <= RANGES["return_mean"][1] else None
 
 
 def _flat(settings: Any, key: str = "") -> dict[str, Any]:
-    """Return settings by dotted key, without those that say how long a run goes on."""
+    """Returns settings by dotted key, without those on which a run's length depends."""
     if isinstance(settings, dict) and settings:
         parts = [_flat(value, f"{key}.{printable(name)}".lstrip(".")) for name, value in settings.items()]
         return {name: value for part in parts for name, value in part.items()}
@@ -208,12 +167,12 @@ def _flat(settings: Any, key: str = "") -> dict[str, Any]:
 
 
 def write_study(runs: Sequence[Run], out: Path) -> None:
-    """Write the file of a study."""
-    rows = []
-    for run in runs:
-        for row in run.rows:
-            numbers = [int(number) if number.is_integer() else number for number in row]
-            rows.append([run.task, run.method, run.seed, *numbers, *(getattr(run, name) for name in TEXTS)])
+    """Writes the file of a study."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / STUDY).open("w", newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([[*KEYS, *ROW, *TEXTS], *rows])
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([*KEYS, *ROW, *TEXTS])
+        for run in runs:
+            for row in run.rows:
+                numbers = [int(number) if number.is_integer() else number for number in row]
+                writer.writerow([run.task, run.method, run.seed, *numbers, *(getattr(run, name) for name in TEXTS)])

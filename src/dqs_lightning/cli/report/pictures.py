@@ -1,10 +1,11 @@
-"""The pictures of a report. A method has one colour in all of them; published returns are open marks."""
+"""Draws the pictures of a report. A method has one colour in all of them; published returns are open marks."""
 
 import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -16,25 +17,27 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dqs_callbacks.pictures import COLOURS, DPI
 from dqs_lightning.cli.escape import drawable
-from dqs_lightning.cli.report.aggregates import Aggregate
 from dqs_lightning.cli.report.measure import Report
-from dqs_lightning.cli.report.statistics import curve
+from dqs_lightning.cli.report.statistics import Aggregate, curve
 
 STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
 STYLE["text.usetex"] = False  # a matplotlibrc could have names, which come from files, read as TeX
 LINES = ("-", "--", ":", "-.")
 MARKS = ("s", "^", "D", "v", "P", "X", "o", "<", ">", "p", "h", "*")
-UNITS = ((3 * 3600, 3600.0, "hours"), (300, 60.0, "minutes"), (0, 1.0, "seconds"))
-"""Of time: from so many seconds on, seconds of one, name."""
 FEW_POINTS, FEW_SEEDS, FEW_METHODS = 16, 5, 4
 """Lines of few points show them. Few seeds, in panels of few methods, are drawn one by one: their band is wide."""
+AXES = {
+    "frames": ("frames.png", "Return against environment frames"),
+    "updates": ("updates.png", "Return against updates"),
+    "wall_s": ("wall_clock.png", "Return against wall-clock time, evaluations included"),
+}
 Styles = Mapping[str, tuple[str, str]]
 """Colour and line by method."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with its file's name, its content and what is to be known of it."""
+    """A picture: the name and content of its file, its title and its caption."""
 
     name: str
     title: str
@@ -43,7 +46,7 @@ class Picture:
 
 
 def pictures_of(report: Report) -> list[Picture]:
-    """Draw learning curves against frames, updates and time, and the comparison over tasks at the last frames."""
+    """Draws learning curves against frames, updates and time, and the comparison over tasks at the last frames."""
     styles = style_of(list(report.scores["method"].unique()))
     least, most = report.scores["episodes"].agg(["min", "max"]).astype(int)
     episodes = f"{least}" if least == most else f"{least} to {most}"
@@ -53,20 +56,15 @@ def pictures_of(report: Report) -> list[Picture]:
         "has fewer than five and a panel at most four methods. Between evaluations returns are joined by straight "
         "lines, and a line goes as far as all of its seeds do."
     )
-    marks = " Open marks: published returns, at the frames of their rows." if len(report.published) else ""
-    titles = {
-        "frames": ("frames.png", "Return against environment frames"),
-        "updates": ("updates.png", "Return against updates"),
-        "wall_s": ("wall_clock.png", "Return against wall-clock time, evaluations included"),
-    }
+    found = []
     with matplotlib.rc_context(STYLE):
-        found = []
-        for axis, (name, title) in titles.items():
+        for axis, (name, title) in AXES.items():
             rows = report.published if axis == "frames" else report.published.iloc[:0]
-            figure = draw_curves(report.scores, axis, styles, rows)
-            found.append(Picture(name, title, caption + (marks if axis == "frames" else ""), png(figure)))
+            marks = " Open marks: published returns, at the frames of their rows." if len(rows) else ""
+            found.append(Picture(name, title, caption + marks, png(draw_curves(report.scores, axis, styles, rows))))
         for one in report.aggregates[-1:]:
-            where = f"At {one.frames:,} frames over {', '.join(one.tasks)}; returns divided by {report.max_return:g}."
+            divided = f"returns divided by {report.options.max_return:g}"
+            where = f"At {one.frames:,} frames over {', '.join(one.tasks)}; {divided}."
             band = "95 % stratified bootstrap intervals over seeds, where there are two or more (rliable)."
             bars, profiles = png(draw_aggregate(one, styles)), png(draw_profiles(one, styles))
             found.append(Picture("aggregate.png", "Methods over tasks", f"{where} Bars: {band}", bars))
@@ -75,72 +73,66 @@ def pictures_of(report: Report) -> list[Picture]:
 
 
 def style_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and line of each method."""
+    """Returns colour and line of each method."""
     order = (*COLOURS[:6], COLOURS[7])  # without yellow, which is faint on white
-    turns = [divmod(index, len(order)) for index in range(len(methods))]
-    return {name: (order[at], LINES[turn % len(LINES)]) for name, (turn, at) in zip(methods, turns, strict=True)}
+    looks = [(colour, line) for line in LINES for colour in order]
+    return dict(zip(methods, cycle(looks)))
 
 
 def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.DataFrame) -> Figure:
-    """Draw one panel a task, one line a method, with its band; published returns as marks.
+    """Draws one panel a task, one line a method, with its band; published returns as marks.
 
-    Args:
-        scores: of `statistics.tidy`.
-        axis: frames, updates or wall_s.
-        styles: of all methods, so that each keeps its own in every picture.
-        published: of `published.choose`; empty for any axis but frames.
+    `scores` are of `statistics.tidy`; `axis` is frames, updates or wall_s; `styles` are those of all methods in every
+    picture; `published` is of `published.choose`, and empty for any axis but frames.
     """
-    tasks, names = list(scores["task"].unique()), [drawable(method) for method in styles]
-    texts = [f"published: {label}" for label in published["label"].unique()]
+    tasks, labels = list(scores["task"].unique()), list(published["label"].unique())
     columns = min(len(tasks), 3)
     rows = math.ceil(len(tasks) / columns)
-    width = 5.0 if columns == 1 else 2.9 * columns
-    below, above = _per_row(names, width), _per_row(texts, width)
-    lines = math.ceil(len(names) / below) + math.ceil(len(texts) / above)
-    height = (2.7 if columns == 1 else 2.2) * rows + 0.19 * lines + 0.2
-    figure = Figure(figsize=(width, height), layout="constrained")
+    size = (5.0, 2.7) if columns == 1 else (2.9 * columns, 2.2 * rows)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    found: dict[str, Artist] = {}
+    lines: dict[str, Artist] = {}
+    marks: dict[str, Artist] = {}
     for panel, task in zip(panels, tasks, strict=False):
         here, marked = scores[scores["task"] == task], published[published["task"] == task]
-        panel.set_title(drawable(task))
-        found |= _draw_lines(panel, here, axis, styles)
+        lines |= _draw_lines(panel, here, axis, styles)
         for row in marked.itertuples():
-            text = f"published: {row.label}"
             look = {"color": "0.25", "fillstyle": "none", "markersize": 5.5, "clip_on": False, "zorder": 3}
-            (found[text],) = panel.plot(row.frames, row.mean, MARKS[texts.index(text) % len(MARKS)], **look)
+            (marks[row.label],) = panel.plot(row.frames, row.mean, MARKS[labels.index(row.label) % len(MARKS)], **look)
         low = min(here["return"].min(), 0.0)  # all seeds and marks; a band of few seeds would stretch it many times
         high = max(here["return"].max(), *marked["mean"], low + 1e-9 * max(1.0, -low))
         room = 0.06 * (high - low)
-        panel.set_ylim(low if low == 0 else low - room, high + room)
+        panel.set(title=drawable(task), ylim=(low if low == 0 else low - room, high + room))
         panel.set_xlim(left=0)
         panel.grid(alpha=0.3)
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     for panel in panels[::columns]:
         panel.set_ylabel("return of an episode")
-    figure.legend([found[name] for name in styles], names, loc="outside lower center", ncols=below, frameon=False)
-    if texts:
-        shown = [found[text] for text in texts]
-        figure.legend(shown, texts, loc="outside upper center", ncols=above, frameon=False)
+    _legend(figure, [lines[name] for name in styles], [drawable(name) for name in styles])
+    if labels:
+        _legend(figure, [marks[label] for label in labels], [f"published: {label}" for label in labels], above=True)
     return figure
 
 
-def _per_row(texts: Sequence[str], width: float) -> int:
-    """Entries of a legend side by side in so many inches: 0.06 a letter and half of one for the line."""
-    longest = max((len(text) for text in texts), default=0)
-    return max(min(int(width // (0.5 + 0.06 * longest)), len(texts)), 1)
+def _legend(figure: Figure, artists: Sequence[Artist], texts: Sequence[str], above: bool = False) -> None:
+    """Adds a legend below or above the figure, with as many entries side by side as its width has room for."""
+    inches = 0.5 + 0.06 * max(map(len, texts))  # of an entry: its line, and 0.06 a letter
+    columns = max(min(int(figure.get_figwidth() // inches), len(texts)), 1)
+    look = {"bbox_to_anchor": (0.5, float(above)), "ncols": columns, "frameon": False}
+    figure.legend(artists, texts, loc="lower center" if above else "upper center", **look)
 
 
 def _draw_lines(panel: Axes, scores: pd.DataFrame, axis: str, styles: Styles) -> dict[str, Artist]:
-    """Draw means and bands of a task's methods, and the axis below them; return the lines for the legend."""
-    scale, name = 1.0, {"frames": "environment frames", "updates": "updates"}.get(axis, "")
+    """Draws means and bands of a task's methods, and the axis below them; returns the lines for the legend."""
+    scale = 1.0
     if axis == "wall_s":
-        scale, unit = next((scale, unit) for least, scale, unit in UNITS if scores["wall_s"].max() >= least)
-        name = f"wall-clock time ({unit})"
+        longest = scores["wall_s"].max()
+        scale, unit = (1, "seconds") if longest < 300 else (60, "minutes") if longest < 3 * 3600 else (3600, "hours")
+        panel.set_xlabel(f"wall-clock time ({unit})")
     else:
+        panel.set_xlabel({"frames": "environment frames", "updates": "updates"}[axis])
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.set_xlabel(name)
     found: dict[str, Artist] = {}
     few = scores["method"].nunique() <= FEW_METHODS
     for method, runs in scores.groupby("method", sort=False):
@@ -157,17 +149,16 @@ def _draw_lines(panel: Axes, scores: pd.DataFrame, axis: str, styles: Styles) ->
 
 
 def draw_aggregate(aggregate: Aggregate, styles: Styles) -> Figure:
-    """Draw IQM, optimality gap and probability of improvement, with their intervals."""
+    """Draws IQM, optimality gap and probability of improvement, with their intervals."""
     table, methods = aggregate.table, list(aggregate.table.index)
     panels = {"iqm": "IQM of the normalised return", "gap": "optimality gap"}
     if len(methods) > 1:
         panels["better"] = f"P(better than {drawable(aggregate.baseline)})"
     figure = Figure(figsize=(2.6 * len(panels) + 0.6, 0.75 + 0.28 * len(methods)), layout="constrained")
     for panel, (name, label) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
-        for place, method in enumerate(methods):
-            value, low, high = table.loc[method, [name, f"{name}_low", f"{name}_high"]]
-            panel.hlines(place, low, high, color=styles[method][0], linewidth=7, alpha=0.35)
-            panel.plot(value, place, "o", color=styles[method][0], markersize=5)
+        colours = [styles[method][0] for method in methods]
+        panel.hlines(range(len(methods)), table[f"{name}_low"], table[f"{name}_high"], colours, linewidth=7, alpha=0.35)
+        panel.scatter(table[name], range(len(methods)), s=25, c=colours, zorder=3)
         panel.set_yticks(range(len(methods)), [drawable(method) for method in methods])
         panel.set(ylim=(len(methods) - 0.5, -0.5), xlabel=label)
         panel.grid(axis="x", alpha=0.3)
@@ -179,30 +170,26 @@ def draw_aggregate(aggregate: Aggregate, styles: Styles) -> Figure:
 
 
 def draw_profiles(aggregate: Aggregate, styles: Styles) -> Figure:
-    """Draw the share of seeds and tasks above each return."""
+    """Draws the share of seeds and tasks above each return."""
     figure = Figure(figsize=(5.0, 3.0), layout="constrained")
     panel = figure.subplots()
     alpha = 0.18 if len(aggregate.profiles) <= FEW_METHODS else 0.09
     for method, profile in aggregate.profiles.items():
         colour, dashes = styles[method]
-        panel.plot(
-            profile.index, profile["share"], dashes, color=colour, linewidth=1.5, label=drawable(method),
-            drawstyle="steps-post",
-        )  # fmt: skip
+        panel.step(profile.index, profile["share"], dashes, where="post", color=colour, linewidth=1.5)
         band = profile.index, profile["low"], profile["high"]
         panel.fill_between(*band, color=colour, alpha=alpha, linewidth=0, step="post")
     panel.set(xlabel="normalised return", ylabel="share of runs above it", ylim=(0, 1.03))
     panel.set_xlim(profile.index[0], profile.index[-1])
     panel.grid(alpha=0.3)
-    columns = _per_row([drawable(method) for method in aggregate.profiles], 5.0)
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+    _legend(figure, panel.lines, [drawable(method) for method in aggregate.profiles])
     return figure
 
 
 def png(figure: Figure) -> bytes:
-    """Return the picture as a file's content; the same figure gives the same bytes."""
+    """Returns the picture as a file's content; the same figure gives the same bytes."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of names in other scripts
-        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(stream, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
     return stream.getvalue()

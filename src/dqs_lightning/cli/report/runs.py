@@ -1,7 +1,8 @@
-"""The runs of a report: run directories and studies at and below some paths."""
+"""Finds the runs of a report: run directories and studies at and below some paths."""
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dqs_lightning.cli.errors import InputError
@@ -10,7 +11,9 @@ from dqs_lightning.cli.report.files import SCORES, STUDY, Run, run_of, runs_of
 
 
 def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Run]:
-    """Read all runs at and below the given paths; a run that two of them reach counts once.
+    """Reads all runs at and below the given paths; a run that two of them reach counts once.
+
+    Refuses a path or a name without a run, and two runs of one method with the same seed or other settings.
 
     Args:
         given: run directories, studies, or folders of them.
@@ -19,25 +22,24 @@ def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) ->
 
     Returns:
         The runs by task, method (in the order in which they are found) and seed.
-
-    Raises:
-        InputError: when a path has no run, a file cannot be read, a name names no run, or two runs of one method have
-            the same seed or other settings.
     """
-    resolved = {_resolved(path, f"--name {path}={name}"): name for path, name in (names or {}).items()}
     runs: dict[Path, Run] = {}
     for path in given:
         files = sorted(find_files(path, SCORES) + find_files(path, STUDY))
         if not files:
             raise InputError(f"RUNS={path}: no {SCORES} or {STUDY} in it or below; give runs, or folders of them")
         for file in files:
-            folder = _resolved(file.parent, f"RUNS={path}")
+            folder = _resolved(file.parent)
             found = runs_of(folder) if file.name == STUDY else {folder: run_of(folder, _shown(path, file))}
-            for place, run in found.items():
-                runs.setdefault(place, run.called(place, resolved))
-    for path, original in zip(resolved, names or {}, strict=True):
-        if not any(place.is_relative_to(path) for place in runs):
-            raise InputError(f"--name {original}={resolved[path]}: there is no run at or below that path")
+            runs.update((place, run) for place, run in found.items() if place not in runs)
+    for path, name in (names or {}).items():
+        if not any(place.is_relative_to(_resolved(path)) for place in runs):
+            raise InputError(f"--name {path}={name}: there is no run at or below that path")
+    resolved = {_resolved(path): name for path, name in (names or {}).items()}
+    for place, run in runs.items():
+        if above := [path for path in resolved if place.is_relative_to(path)]:
+            task, _, method = resolved[max(above, key=lambda path: len(path.parts))].rpartition("/")
+            runs[place] = replace(run, task=printable(task) or run.task, method=printable(method), named=True)
     methods = list(dict.fromkeys(run.method for run in runs.values()))
     ordered = sorted(runs.values(), key=lambda run: (run.task, methods.index(run.method), run.seed))
     _refuse_mixtures(ordered)
@@ -45,51 +47,44 @@ def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) ->
 
 
 def find_files(given: Path, name: str) -> list[Path]:
-    """Return all entries of a name in a folder and below it; links to folders are not followed.
-
-    Raises:
-        InputError: when there is no such folder, or one below it cannot be read.
-    """
+    """Returns all entries of a name in a folder and below it; links to folders are not followed."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
-    try:
-        if not given.is_dir():
-            raise InputError(f"RUNS={given}: no such folder")
-    except OSError as error:
-        raise InputError(f"RUNS={given}: {error.strerror or error}") from error
+    if not os.path.isdir(given):
+        raise InputError(f"RUNS={given}: no such folder")
     walked = os.walk(given, onerror=fail)
     return [Path(folder) / name for folder, folders, files in walked if name in (*folders, *files)]
 
 
-def _resolved(path: Path, key: str) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
-        raise InputError(f"{key}: {error}") from error
+def _resolved(path: Path) -> Path:
+    """Returns the path without links; unlike `Path.resolve` for any path, such as a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _shown(given: Path, file: Path) -> str:
-    """Return a run's folder below the path that was given; of an absolute path only its last part is shown."""
-    base = Path(given.resolve().name) if given.is_absolute() else given
+    """Returns a run's folder below the path that was given; of an absolute path only its last part is shown."""
+    base = Path(_resolved(given).name) if given.is_absolute() else given
     shown = (base / file.parent.relative_to(given)).as_posix()
-    return printable(file.parent.resolve().name if shown == "." else shown)
+    return printable(_resolved(file.parent).name if shown == "." else shown)
 
 
 def _refuse_mixtures(runs: Sequence[Run]) -> None:
-    """Refuse runs of one method that are not its seeds. Keys that only one version knows are not compared."""
+    """Refuses runs of one method that are not its seeds. Keys that only one version knows are not compared."""
     seeds: dict[tuple[str, str, int], Run] = {}
     first: dict[tuple[str, str], Run] = {}
     for run in runs:
         both = f"both are {run.method} on {run.task}"
         if (one := seeds.setdefault((run.task, run.method, run.seed), run)) is not run:
-            told = f"{one.run}, {run.run}: {both} with seed {run.seed}"
-            raise InputError(f"{told}\nLeave one out, or tell them apart by --name PATH=METHOD")
+            raise InputError(
+                f"{one.run}, {run.run}: {both} with seed {run.seed}\n"
+                "Leave one out, or tell them apart by --name PATH=METHOD"
+            )
         one = run if run.named else first.setdefault((run.task, run.method), run)
-        for key in one.settings:
-            if key in run.settings and one.settings[key] != run.settings[key]:
-                here, there = (printable(found.settings[key], 100) for found in (one, run))
+        for key, value in one.settings.items():
+            if run.settings.get(key, value) != value:
+                here, there = printable(value, 100), printable(run.settings[key], 100)
                 raise InputError(
                     f"{one.run}, {run.run}: {both}, but {key} is {here} in the first and {there} in the second\n"
                     "Tell them apart, or say that they are one, by --name PATH=METHOD"

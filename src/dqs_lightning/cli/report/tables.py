@@ -1,16 +1,14 @@
-"""The tables of a report: data frames of text, written as Markdown here and as HTML by the template of the page."""
+"""Makes the tables of a report: data frames of text, as Markdown here and as HTML by the template of the page."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from dqs_lightning.cli.escape import markdown
-from dqs_lightning.cli.report.aggregates import REPS
-from dqs_lightning.cli.report.decisions import BATCH
-from dqs_lightning.cli.report.measure import Report
+from dqs_lightning.cli.report.measure import BATCH, Report
 from dqs_lightning.cli.report.published import read_published
-from dqs_lightning.cli.report.statistics import at, costs, summary
+from dqs_lightning.cli.report.statistics import REPS, at, costs, summary
 
 NONE = "-"
 NUMERIC = set("0123456789.,-[]() ±")
@@ -20,20 +18,20 @@ LONG = 36
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts, with its title and what is to be known of it."""
+    """A table of texts, with its title and a note on how to read it."""
 
     title: str
     cells: pd.DataFrame
     note: str
 
     def classes(self, name: str) -> str:
-        """Return the style of a column on the page: numbers are aligned to the right, long texts are broken."""
-        texts = [name, *self.cells[name]]
-        right, long = NUMERIC.issuperset("".join(texts[1:])), any(len(text) > LONG for text in texts)
-        return " ".join(style for style, holds in (("right", right), ("long", long)) if holds)
+        """Returns the style of a column on the page: numbers are aligned to the right, long texts are broken."""
+        right = "right" if NUMERIC.issuperset("".join(self.cells[name])) else ""
+        long = "long" if max(map(len, [name, *self.cells[name]])) > LONG else ""
+        return f"{right} {long}".strip()
 
     def markdown(self) -> str:
-        """Return the table as lines of Markdown."""
+        """Returns the table as lines of Markdown."""
         rows = [list(self.cells), ["---"] * self.cells.shape[1], *self.cells.to_numpy().tolist()]
         shown = [[cell if NUMERIC.issuperset(cell) else markdown(cell) for cell in row] for row in rows]
         lines = [f"| {' | '.join(row)} |" for row in shown]
@@ -41,7 +39,7 @@ class Table:
 
 
 def tables_of(report: Report) -> list[Table]:
-    """Return the tables of a report in the order in which they are read."""
+    """Returns the tables of a report in the order in which they are read."""
     over = [_over_tasks(report)] if report.aggregates else []
     beside = [_beside_published(report)] if len(report.published) else []
     return [*over, _returns(report), *beside, _cost(report), _runs(report)]
@@ -50,21 +48,14 @@ def tables_of(report: Report) -> list[Table]:
 def _returns(report: Report) -> Table:
     table = summary(report.points)
     digits = _digits(table["mean"].abs().max())
-    ends = zip(table["low"], table["high"], strict=True)
-    cells = {
-        "task": table["task"],
-        "frames": _texts(table["frames"], ",d"),
-        "method": table["method"],
-        "seeds": _texts(table["seeds"], "d"),
-        "mean": _texts(table["mean"], f".{digits}f"),
-        "std": _texts(table["std"], f".{digits}f"),
-        "95 % interval": [_interval(low, high, digits) for low, high in ends],
-        "updates": _texts(table["updates"], ",.0f"),
-        "wall s": _texts(table["wall_s"], ",.0f"),
-    }
+    formats = {"frames": ",d", "seeds": "d", "mean": f".{digits}f", "std": f".{digits}f"}
+    for name, spec in (formats | {"updates": ",.0f", "wall_s": ",.0f"}).items():
+        table[name] = _texts(table[name], spec)
+    table["95 % interval"] = [_interval(*ends, digits) for ends in zip(table["low"], table["high"], strict=True)]
+    table = table.rename(columns={"wall_s": "wall s"})
     return Table(
         "Returns",
-        pd.DataFrame(cells),
+        table[["task", "frames", "method", "seeds", "mean", "std", "95 % interval", "updates", "wall s"]],
         "Mean over seeds of the return of an evaluation at those frames; between two evaluations on the line that "
         "joins them. std: over seeds, divided by their number less one. Interval: Student's, over seeds. Updates and "
         "wall seconds, evaluations included, are those by then, mean over seeds.",
@@ -80,8 +71,7 @@ def _beside_published(report: Report) -> Table:
         f"{mean:.{_digits(mean)}f}{'' if pd.isna(std) else f' ± {std:.{_digits(mean)}f}'} ({n:.0f})"
         for mean, std, n in ours[["mean", "std", "seeds"]].to_numpy()
     ]
-    ours = ours.merge(theirs[["task", "frames"]].drop_duplicates())
-    both = pd.concat([ours, theirs])
+    both = pd.concat([ours.merge(theirs[["task", "frames"]].drop_duplicates()), theirs])
     wide = both.pivot(index=["task", "frames"], columns="method", values="cell").fillna(NONE)
     wide = wide[both["method"].unique()].reset_index()
     note = f"Mean ± std over seeds (number of seeds). Ours as in the table of returns. {read_published()[1]}"
@@ -89,23 +79,21 @@ def _beside_published(report: Report) -> Table:
 
 
 def _over_tasks(report: Report) -> Table:
-    table = pd.concat([one.table.assign(frames=one.frames) for one in report.aggregates])
-    cells = {"frames": _texts(table["frames"], ",d"), "method": table.index, "seeds": _texts(table["seeds"], "d")}
+    table = pd.concat([one.table.assign(frames=one.frames) for one in report.aggregates]).reset_index(names="method")
     several = table["better"].notna().any()
     better = {"better": f"P(better than {report.baseline})"} if several else {}
-    titles = {"iqm": "IQM", "gap": "optimality gap", **better}
-    for name, title in titles.items():
-        rows = table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
-        cells[title] = [
-            NONE if pd.isna(value) else f"{value:.3f} {_interval(low, high, 3)}".removesuffix(f" {NONE}")
-            for value, low, high in rows
-        ]
+    cells = table[["frames", "method", "seeds"]].assign(frames=_texts(table["frames"], ",d"))
+    cells["seeds"] = _texts(table["seeds"], "d")
+    for name, title in ({"iqm": "IQM", "gap": "optimality gap"} | better).items():
+        intervals = [_interval(*ends, 3) for ends in zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)]
+        texts = _texts(table[name], ".3f") + " " + pd.Series(intervals)
+        cells[title] = [text.removesuffix(f" {NONE}") for text in texts]
     over = "; ".join(f"{one.frames:,} frames: {', '.join(one.tasks)}" for one in report.aggregates)
     return Table(
         "Over tasks",
-        pd.DataFrame(cells),
-        f"Returns divided by {report.max_return:g}, over the tasks that all methods share ({over}). IQM: mean of the "
-        "middle half of seeds and tasks. Optimality gap: mean shortfall from 1. "
+        cells,
+        f"Returns divided by {report.options.max_return:g}, over the tasks that all methods share ({over}). IQM: mean "
+        "of the middle half of seeds and tasks. Optimality gap: mean shortfall from 1. "
         + ("P: probability that a seed is above one of the baseline, mean over tasks. " if several else "")
         + f"In brackets 95 % intervals: stratified bootstrap over seeds, {REPS} samples, by rliable. It never passes "
         "the smallest and the largest seed: of few seeds it is too narrow.",
@@ -116,7 +104,7 @@ def _cost(report: Report) -> Table:
     table = costs(report.scores)
     table["logged"] = pd.Series([run.updates_per_s for run in report.runs], dtype=float)
     logged = table["logged"].notna().any()
-    cells = table.drop(columns="seed").groupby(["task", "method"], sort=False).agg(_spread).reset_index()
+    cells = table.drop(columns="seed").groupby(["task", "method"], sort=False).agg(_mean_and_range).reset_index()
     cells.columns = ["task", "method", "wall s / 1000 updates", "frames/s", "updates/s, logged"]
     if not logged:
         cells = cells.iloc[:, :-1]
@@ -136,11 +124,9 @@ def _cost(report: Report) -> Table:
 
 
 def _runs(report: Report) -> Table:
-    """Where every figure comes from."""
-    table = pd.DataFrame(report.runs)
-    table["seed"] = table["seed"].astype(str)
+    """The runs from which all figures come."""
+    table = pd.DataFrame(report.runs).astype({"seed": str}).rename(columns={"action_repeat": "action repeat"})
     table["last frame"] = [f"{run.rows[-1][0]:,.0f}" for run in report.runs]
-    table["action repeat"] = table["action_repeat"]
     state = ["state"] if table["state"].any() else []
     columns = ["run", "task", "method", "seed", "last frame", "action repeat", *state, "commit", "versions", "command"]
     return Table(
@@ -152,7 +138,7 @@ def _runs(report: Report) -> Table:
 
 
 def _digits(mean: float) -> int:
-    """Decimals: returns of a few units need more than those of hundreds."""
+    """Returns the number of decimals: returns of a few units need more than those of hundreds."""
     return 1 if abs(mean) >= 10 else 3
 
 
@@ -160,11 +146,11 @@ def _interval(low: float, high: float, digits: int) -> str:
     return NONE if pd.isna(low) else f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _texts(values: Iterable[float], spec: str) -> list[str]:
-    return [NONE if pd.isna(value) else format(value, spec) for value in values]
+def _texts(values: Sequence[float] | pd.Series, spec: str) -> pd.Series:
+    return pd.Series(values).map(f"{{:{spec}}}".format, na_action="ignore").fillna(NONE)
 
 
-def _spread(values: pd.Series) -> str:
+def _mean_and_range(values: pd.Series) -> str:
     found = values.dropna()
     if found.empty:
         return NONE
