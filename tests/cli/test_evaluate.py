@@ -69,6 +69,7 @@ def refusal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     ("arguments", "said"),
     [
         (["--episodes=0"], "--episodes=0: must be 1 to 10000"),
+        (["--threads=0"], "--threads=0: must be 1 to 1024"),
         (["--episodes=100000000"], "--episodes=100000000: must be 1 to 10000"),
         (["--seed=-1"], "--seed=-1: must be 0 to 4294967285"),
         (["--seed=1180591620717411303424"], "must be 0 to 4294967285"),
@@ -97,6 +98,20 @@ def test_the_largest_seed_is_accepted(saved: Path, here: Path, capsys: pytest.Ca
     torch.save(content, here / "short.ckpt")
     assert evaluate.main([str(here / "short.ckpt"), "--episodes=2", "--seed=4294967293"]) == 0
     assert "DQS at 480 frames  return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, threads", [([], 1), (["--threads=2"], 2)])
+def test_threads_are_those_asked_for_or_those_of_the_networks(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert evaluate.main([str(saved), "--episodes=1", "--max_steps=2", *arguments]) == 0
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_best_of_several_actions_needs_a_q(without_q: Path, refusal: Refusal) -> None:

@@ -37,9 +37,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--video", action="store_true", help="write videos/eval.mp4 of the first episode")
     parser.add_argument("--device", default="cpu", help="where the policy runs (default cpu)")
     parser.add_argument("--max_steps", type=int, help="agent steps after which episodes that have not ended are cut")
+    parser.add_argument("--threads", type=int, help="of torch (default: OMP_NUM_THREADS, or what the networks need)")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
     options = parser.parse_args(arguments)
-    ranges = {"episodes": (1, 10_000), "best_of": (1, 100_000), "max_steps": (1, 10**9)}
+    ranges = {"episodes": (1, 10_000), "best_of": (1, 100_000), "max_steps": (1, 10**9), "threads": (1, 1024)}
     for name, (least, most) in (ranges | {"seed": (0, MAX_SEED - options.episodes)}).items():
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
@@ -93,6 +94,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     from dqs_callbacks.video import CannotFilmError, check_films, film
     from dqs_lightning.agents import Agent, load_agent
     from dqs_lightning.checkpoint.archive import load_run
+    from dqs_lightning.cli.machine import set_threads
     from dqs_lightning.cli.trust import restrict_imports
     from dqs_lightning.collection.data import OnlineData
     from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
@@ -103,6 +105,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     frames = load_run(path).get("env_frames")
     data = OnlineData.load_from_checkpoint(path)
     agent = load_agent(path, options.device)
+    set_threads(options.threads, agent)
     if options.best_of is not None and type(agent).q_value is Agent.q_value:
         raise InputError(f"--best_of={options.best_of}: {type(agent).__name__} has no Q(s, a) to choose by")
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -29,6 +29,7 @@ from dqs_lightning.checkpoint.archive import load_run
 from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.latency import latencies
+from dqs_lightning.cli.machine import set_threads
 from dqs_lightning.cli.trust import restrict_imports
 from dqs_lightning.cli.writing import existing_folder
 from dqs_lightning.diffusion import EnergyDiffusion
@@ -171,6 +172,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
     from dqs_lightning.collection.data import OnlineData
 
     agent = load_agent(path)
+    set_threads(None, agent)
     if not isinstance(agent, DQS):
         raise InputError(f"{path}: holds an agent of class {type(agent).__name__}; only DQS has an exporter")
     if isinstance(agent.diffusion, EnergyDiffusion):
