@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 
-from dqs_lightning.envs.base import Environment, EnvironmentFailure, one_line, refused_by
+from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, one_line, refused_by
 from dqs_lightning.envs.spaces import ActionBox, FlatObservation
 from dqs_lightning.registry import nearest
 
@@ -81,7 +81,7 @@ class Gym(Environment):
         return batch
 
 
-class GymBatch(EnvBase):
+class GymBatch(Batch):
     """Copies of one Gymnasium environment, stepped in turn, written into one TensorDict.
 
     The step that ends an episode returns its final observation. The member then rests, with reward 0, until it is
@@ -99,8 +99,6 @@ class GymBatch(EnvBase):
         EnvironmentFailure: when a member raises, or returns an observation that its space does not have.
     """
 
-    batch_locked = True
-
     def __init__(
         self,
         name: str,
@@ -111,7 +109,7 @@ class GymBatch(EnvBase):
         action_repeat: int = 1,
     ) -> None:
         count = len(envs)
-        super().__init__(device="cpu", batch_size=[count])
+        super().__init__(count, observation.size, action.size)
         self._name, self._envs, self._repeat = name, envs, action_repeat
         self._flat, self._box = observation, action
         self._observation = np.zeros((count, observation.size), np.float32)
@@ -119,24 +117,25 @@ class GymBatch(EnvBase):
         self._set_seed(seed)
         self.is_closed = False
 
-        flag = Categorical(2, shape=(count, 1), dtype=torch.bool)
-        self.observation_spec = Composite(observation=Unbounded(shape=(count, observation.size)), shape=(count,))
-        self.action_spec = Bounded(-1, 1, shape=(count, action.size), dtype=torch.float32)
-        self.reward_spec = Unbounded(shape=(count, 1))
-        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(count,))
-
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        chosen = list(range(len(self._envs)))
-        if tensordict is not None and "_reset" in tensordict:
-            chosen = tensordict["_reset"].reshape(-1).nonzero().flatten().tolist()
-        for index in chosen:
+    def _begin(self, members: list[int]) -> None:
+        for index in members:
             seed, self._seeds[index] = self._seeds[index], None
             try:
                 self._observation[index] = self._flat(self._envs[index].reset(seed=seed)[0])
             except Exception as error:
                 raise self._failure(index, "reset", error) from error
             self._terminated[index] = self._truncated[index] = False
-        return self._tensordict()
+
+    def _observed(self) -> dict[str, Tensor]:
+        return {"observation": torch.from_numpy(self._observation.copy())}
+
+    def _flagged(self, **entries: Tensor) -> TensorDictBase:
+        terminated, truncated = (torch.from_numpy(flags.copy()) for flags in (self._terminated, self._truncated))
+        return self._transition(terminated, truncated, **entries)
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        self._begin(chosen(tensordict, len(self._envs)).nonzero().flatten().tolist())
+        return self._flagged()
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
         return next_tensordict_out  # TorchRL completes flags and shapes here; `_step` has them all
@@ -150,7 +149,7 @@ class GymBatch(EnvBase):
                     reward[index] = self._advance(index, actions[index, ...])
                 except Exception as error:
                     raise self._failure(index, "step", error) from error
-        return self._tensordict(reward=torch.from_numpy(reward))
+        return self._flagged(reward=torch.from_numpy(reward))
 
     def _advance(self, index: int, action: np.ndarray) -> float:
         """Rewards of the frames of one action, summed."""
@@ -166,14 +165,6 @@ class GymBatch(EnvBase):
 
     def _failure(self, index: int, call: str, error: Exception) -> EnvironmentFailure:
         return EnvironmentFailure(f"{self._name}: environment {index} failed in {call}: {one_line(error)}")
-
-    def _tensordict(self, **entries: torch.Tensor) -> TensorDictBase:
-        entries["observation"] = torch.from_numpy(self._observation.copy())
-        entries["terminated"] = torch.from_numpy(self._terminated.copy())
-        entries["truncated"] = torch.from_numpy(self._truncated.copy())
-        entries["done"] = torch.from_numpy(self._terminated | self._truncated)
-        # Without checks of shapes and devices, which are as the specs say: they take as long as a cheap environment.
-        return TensorDict._new_unsafe(entries, batch_size=self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:
         self._seeds = [None if seed is None else seed + index for index in range(len(self._envs))]
