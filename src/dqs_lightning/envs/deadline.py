@@ -49,6 +49,12 @@ class Patience:
         self.waited_s = self.waited_s + TICK_S if now == self.seen else 0.0
         self.seen = now
 
+    def wait(self) -> None:
+        """Count one tick, and raise a TimeoutError where it was the last one allowed."""
+        self.tick()
+        if self.over:
+            raise TimeoutError
+
 
 class Deadline:
     """Limits the time of a block of code: a context manager that can be entered again and again.

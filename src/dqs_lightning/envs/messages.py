@@ -1,4 +1,4 @@
-"""Values over a pipe, with a word to say while the other side takes its time."""
+"""Sends and receives values over a pipe, with a callback while the other side makes no progress."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ def write(file: int, value: Any, wait: Callable[[], None] | None = None) -> None
     Args:
         file: descriptor of a socket or pipe.
         value: what pickle can take; tensors are copied.
-        wait: called at each tick in which nothing could be sent; may raise. None: wait for as long as it takes.
+        wait: called at each tick in which nothing could be sent; may raise. None: there is no time limit.
 
     Raises:
         OSError: when the other side has closed.

@@ -76,10 +76,7 @@ class Child:
         Raises:
             ProcessFailure: when it cannot be sent within the limit.
         """
-        try:
-            write(self._pipe.fileno(), request, lambda: self._wait(patience))
-        except OSError as error:
-            raise ProcessFailure(self._death()) from error
+        self._transfer(patience, write, request)
 
     def receive(self, patience: Patience) -> Any:
         """The answer to the last request.
@@ -87,16 +84,18 @@ class Child:
         Raises:
             ProcessFailure: when the service raised, the process died, or there was no progress within the limit.
         """
-        try:
-            found = read(self._pipe.fileno(), lambda: self._wait(patience))
-        except OSError as error:
-            raise ProcessFailure(self._death()) from error
-        if found is None:
-            raise ProcessFailure(self._death())
-        well, answer = found
+        well, answer = self._transfer(patience, read) or (False, self._death())
         if not well:
             raise ProcessFailure(answer)
         return answer
+
+    def _transfer(self, patience: Patience, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(self._pipe.fileno(), *arguments, wait=patience.wait)
+        except TimeoutError as error:
+            raise ProcessFailure(f"no answer within {patience.limit_s:g} s{self._place()}") from error
+        except OSError as error:
+            raise ProcessFailure(self._death()) from error
 
     def ask(self, request: Any, limit_s: float) -> Any:
         """Send a request and receive its answer."""
@@ -104,27 +103,15 @@ class Child:
         self.send(request, patience)
         return self.receive(patience)
 
-    def _wait(self, patience: Patience) -> None:
-        patience.tick()
-        if patience.over:
-            raise ProcessFailure(f"no answer within {patience.limit_s:g} s{self._place()}")
-
     def _place(self) -> str:
-        """Interrupt a process that hangs, so that it says where."""
+        """Interrupts a process that hangs, so that it answers where; returns the end of the message."""
         if _is_stopped(self.pid):
             return "; it has been stopped by a signal"
-        last = Patience(CLOSE_LIMIT_S)
-
-        def wait() -> None:
-            last.tick()
-            if last.over:
-                raise TimeoutError
-
         with suppress(Exception):  # it may die, or be interrupted within a message
             os.kill(self.pid, INTERRUPT)
-            found = read(self._pipe.fileno(), wait)
-            if found is not None and not found[0]:
-                return f": {found[1]}"
+            well, answer = read(self._pipe.fileno(), Patience(CLOSE_LIMIT_S).wait)
+            if not well:
+                return f": {answer}"
         return ""
 
     def _death(self) -> str:

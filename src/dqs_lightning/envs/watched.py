@@ -13,16 +13,15 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.data import Composite
 from torchrl.envs import EnvBase, TransformedEnv
 
-from dqs_lightning.envs.base import EnvironmentFailure
+from dqs_lightning.envs.base import EnvironmentFailure, one_line
 from dqs_lightning.envs.deadline import Overdue
 
 NO_LIMIT: AbstractContextManager[None] = nullcontext()
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its type, its text, and the last line of its traceback."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    frames = traceback.extract_tb(error.__traceback__)
+    """`one_line`, with the place of the last call in the traceback."""
+    text, frames = one_line(error)[:500], traceback.extract_tb(error.__traceback__)
     return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else text
 
 
@@ -154,6 +153,14 @@ def adopt_specs(env: EnvBase, specs: dict[str, Composite]) -> None:
     """Give an environment the specs of another."""
     for name, spec in specs.items():
         setattr(env, name, spec)
+
+
+def keys_of(env: EnvBase) -> tuple[list[NestedKey], list[NestedKey]]:
+    """Keys that a reset and a step write: those of the observation, in a step then the reward and the flags."""
+    observed, *rest = (
+        list(spec.keys(True, True)) for spec in (env.full_observation_spec, env.full_reward_spec, env.full_done_spec)
+    )
+    return observed, [*observed, *rest[0], *rest[1]]
 
 
 def _expected(env: EnvBase, reward: bool) -> list[tuple[NestedKey, Any, Any, bool]]:
