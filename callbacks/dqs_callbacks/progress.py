@@ -56,9 +56,7 @@ class FramesProgress(ProgressBar):
             )
             self._progress.start()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         now = time.monotonic()
         interval = self.refresh_s if self._progress else self.line_s
         if not self._enabled or not trainer.is_global_zero or now - self._shown < interval:

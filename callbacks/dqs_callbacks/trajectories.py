@@ -1,4 +1,4 @@
-"""A picture of the paths that the policy takes, as it learns."""
+"""Pictures of the paths that the policy takes, as it learns."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -64,11 +64,10 @@ class Trajectories(Periodic):
 
 
 def thinned(panels: list[Panel], most: int) -> list[Panel]:
-    """At most so many: of those between the first and the last the one goes that leaves the smallest hole."""
+    """Keeps `most` of the panels, the first and the last among them: removes those that leave the smallest gaps."""
     while len(panels) > most:
-        inner = range(1, len(panels) - 1)
-        holes = {index: panels[index + 1][0] - panels[index - 1][0] for index in inner}
-        del panels[min(holes, key=lambda index: holes[index]) if holes else 0]
+        gaps = [after[0] - before[0] for before, after in zip(panels, panels[2:], strict=False)]
+        del panels[1 + gaps.index(min(gaps)) if gaps else 0]
     return panels
 
 
