@@ -18,9 +18,6 @@ with warnings.catch_warnings():  # dm_control tries every renderer; GLFW warns w
     from dm_control import suite
     from dm_control.rl.control import PhysicsError
 
-NEEDS_RENDERER = ("quadruped", "escape")
-"""The one task that draws: it uploads the terrain of each episode to the renderer."""
-
 
 class DMControl(Environment):
     """A task of the suite: flat float32 observation, action in [-1, 1], episodes of 1000 frames, never terminated.
@@ -64,14 +61,8 @@ class DMControlBatch(Batch):
     Members are independent: each has its own random stream, seeded with seed + index.
 
     A step in which the simulation diverges (`PhysicsError`) ends its member's episode as terminated, with reward 0 and
-    the observation of the step before. The first one of a process is a warning.
-
-    Args:
-        domain: suite domain.
-        task: suite task.
-        num_envs: batch size.
-        seed: of the first member.
-        action_repeat: frames for each action.
+    the observation of the step before. The first one of a process is a warning. Arguments are those of `DMControl` and
+    `Environment.make`.
 
     Attributes:
         physics_errors: steps in which the simulation diverged, of all members.
@@ -82,7 +73,7 @@ class DMControlBatch(Batch):
 
     def __init__(self, domain: str, task: str, num_envs: int = 1, seed: int = 0, action_repeat: int = 1) -> None:
         envs = [_load(domain, task, seed + i) for i in range(num_envs)]
-        if (domain, task) == NEEDS_RENDERER:
+        if (domain, task) == ("quadruped", "escape"):  # uploads the terrain of each episode to the renderer
             _require_renderer(envs[0])
         spec, parts = envs[0].action_spec(), envs[0].observation_spec().values()
         width = sum(int(np.prod(part.shape)) for part in parts)
@@ -91,6 +82,7 @@ class DMControlBatch(Batch):
         self._low = spec.minimum.astype(np.float64)
         self._half = (spec.maximum.astype(np.float64) - self._low) / 2
         self._observation = np.zeros((num_envs, width), np.float32)
+        self._saved: list[dict[str, Any]] = []
 
     def _write(self, index: int, step: TimeStep) -> None:
         self._observation[index] = np.concatenate([np.ravel(part) for part in step.observation.values()])
@@ -98,6 +90,13 @@ class DMControlBatch(Batch):
     def _begin(self, members: list[int]) -> None:
         for index in members:
             self._write(index, self._envs[index].reset())
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        if self._restored:
+            for env, saved in zip(self._envs, self._saved, strict=True):
+                _restore(env, saved)
+            self._saved = []
+        return super()._reset(tensordict, **kwargs)
 
     def _observed(self) -> dict[str, torch.Tensor]:
         return {"observation": torch.from_numpy(self._observation.copy())}
@@ -153,9 +152,7 @@ class DMControlBatch(Batch):
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
         self._observation[:] = state["observation"].numpy()
-        for env, saved in zip(self._envs, state["envs"], strict=True):
-            _restore(env, saved)
-        self._restored = True
+        self._saved, self._restored = state["envs"], True
 
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
         """RGB picture [height, width, 3], uint8, of one member; needs MUJOCO_GL=egl or osmesa."""

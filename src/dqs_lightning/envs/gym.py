@@ -1,9 +1,8 @@
 """Gymnasium environments as one batched TorchRL environment."""
 
 import copy
-import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import gymnasium
@@ -49,7 +48,7 @@ class Gym(Environment):
     ) -> None:
         super().__init__(action_repeat)
         for key, bound in (("action_low", action_low), ("action_high", action_high)):
-            if not all(math.isfinite(number) for number in (bound if isinstance(bound, Sequence) else [bound or 0])):
+            if not np.isfinite(bound or 0).all():
                 raise ValueError(f"{key}={bound}: must be finite")
         module, _, registered = id.rpartition(":")
         if registered not in gymnasium.registry:
@@ -70,13 +69,8 @@ class Gym(Environment):
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
         with refused_by(f"id={self.id}"), ExitStack() as opened:
-            envs = []
-            for _ in range(num_envs):
-                envs.append(gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})))
-                opened.callback(envs[-1].close)
-            observation = FlatObservation(envs[0].observation_space)
-            action = ActionBox(envs[0].action_space, self.action_low, self.action_high)
-            batch = GymBatch(self.id, envs, observation, action, seed, self.action_repeat)
+            made = (gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})) for _ in range(num_envs))
+            batch = GymBatch(self, [opened.enter_context(closing(env)) for env in made], seed)
             opened.pop_all()
         return batch
 
@@ -88,32 +82,22 @@ class GymBatch(Batch):
     reset. Its first reset is seeded with seed + index, later ones continue its random stream.
 
     Args:
-        name: of the environment, for messages.
-        envs: the copies, all of the same spaces.
-        observation: flattens observations.
-        action: maps actions from [-1, 1].
+        gym: what the copies are of.
+        envs: the copies.
         seed: of the first member.
-        action_repeat: frames for each action, fewer where the episode ends.
 
     Raises:
         EnvironmentFailure: when a member raises, or returns an observation that its space does not have.
     """
 
-    def __init__(
-        self,
-        name: str,
-        envs: Sequence[gymnasium.Env[Any, Any]],
-        observation: FlatObservation,
-        action: ActionBox,
-        seed: int = 0,
-        action_repeat: int = 1,
-    ) -> None:
-        count = len(envs)
-        super().__init__(count, observation.size, action.size)
-        self._name, self._envs, self._repeat = name, envs, action_repeat
+    def __init__(self, gym: Gym, envs: Sequence[gymnasium.Env[Any, Any]], seed: int) -> None:
+        observation = FlatObservation(envs[0].observation_space)
+        action = ActionBox(envs[0].action_space, gym.action_low, gym.action_high)
+        super().__init__(len(envs), observation.size, action.size)
+        self._name, self._envs, self._repeat = gym.id, envs, gym.action_repeat
         self._flat, self._box = observation, action
-        self._observation = np.zeros((count, observation.size), np.float32)
-        self._terminated, self._truncated = np.zeros((count, 1), bool), np.zeros((count, 1), bool)
+        self._observation = np.zeros((len(envs), observation.size), np.float32)
+        self._terminated, self._truncated = torch.zeros(2, len(envs), 1, dtype=torch.bool)
         self._set_seed(seed)
         self.is_closed = False
 
@@ -129,13 +113,9 @@ class GymBatch(Batch):
     def _observed(self) -> dict[str, Tensor]:
         return {"observation": torch.from_numpy(self._observation.copy())}
 
-    def _flagged(self, **entries: Tensor) -> TensorDictBase:
-        terminated, truncated = (torch.from_numpy(flags.copy()) for flags in (self._terminated, self._truncated))
-        return self._transition(terminated, truncated, **entries)
-
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         self._begin(chosen(tensordict, len(self._envs)).nonzero().flatten().tolist())
-        return self._flagged()
+        return self._transition(self._terminated.clone(), self._truncated.clone())
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
         return next_tensordict_out  # TorchRL completes flags and shapes here; `_step` has them all
@@ -143,13 +123,13 @@ class GymBatch(Batch):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = self._box(tensordict.get("action"))
         reward = np.zeros((len(self._envs), 1), np.float32)
-        for index, resting in enumerate((self._terminated | self._truncated).ravel().tolist()):
+        for index, resting in enumerate((self._terminated | self._truncated).flatten().tolist()):
             if not resting:
                 try:
                     reward[index] = self._advance(index, actions[index, ...])
                 except Exception as error:
                     raise self._failure(index, "step", error) from error
-        return self._flagged(reward=torch.from_numpy(reward))
+        return self._transition(self._terminated.clone(), self._truncated.clone(), reward=torch.from_numpy(reward))
 
     def _advance(self, index: int, action: np.ndarray) -> float:
         """Rewards of the frames of one action, summed."""
@@ -160,7 +140,7 @@ class GymBatch(Batch):
             if terminated or truncated:
                 break
         self._observation[index] = self._flat(observation)
-        self._terminated[index], self._truncated[index] = terminated, truncated
+        self._terminated[index], self._truncated[index] = bool(terminated), bool(truncated)
         return total
 
     def _failure(self, index: int, call: str, error: Exception) -> EnvironmentFailure:

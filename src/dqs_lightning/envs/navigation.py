@@ -27,6 +27,7 @@ class Navigation(Environment):
         walls: segments (x1, y1, x2, y2) that cannot be crossed, those around the plane left out.
         blocks: solid squares (x low, x high, y low, y high).
         obstacles: a point (x, y) of each piece of wall that paths can go around, by which paths are distinguished.
+        label: name, for run directories.
     """
 
     goals: Points
@@ -35,6 +36,11 @@ class Navigation(Environment):
     walls: Points = ()
     blocks: Points = ()
     obstacles: Points = ()
+    label: str
+
+    @property
+    def name(self) -> str:
+        return self.label
 
     def goal_of(self, position: Tensor) -> Tensor:
         """The nearest goal within reach of positions [n, 2]: int64 [n, 1], -1 where there is none."""
@@ -106,13 +112,10 @@ class NavigationBatch(Batch):
 class PlaneBatch(NavigationBatch):
     """`num_envs` points, stepped together by tensor operations. The observation is the position over `scale`.
 
-    Subclass it and write `begin` and `move`.
+    Subclass it and write `begin` and `move`. Further arguments are those of `NavigationBatch`.
 
     Args:
-        navigation: see `NavigationBatch`.
-        num_envs: batch size.
-        seed: see `NavigationBatch`.
-        horizon: steps until an episode is cut.
+        horizon: steps until an episode is truncated.
         scale: of the observation.
     """
 

@@ -46,13 +46,12 @@ class PointMaze(Navigation):
     on arrival within 0.45 of the center of any goal, which ends the episode, and 0 before; gymnasium-robotics itself
     has one goal, drawn for each episode, which is not used here.
 
-    A frame is 0.01 s, and a goal of the default map about 6 cells off: 1.5 s or more. The default horizon is
-    gymnasium-robotics' for mazes of about this size, and the default repeat of 10 makes 60 decisions of it, each of
-    which moves the ball by at most half a cell.
+    A frame is 0.01 s, and a goal of the default map is about 6 cells away: 1.5 s or more. With the default repeat an
+    episode has 60 decisions, each of which moves the ball by at most half a cell.
 
     Args:
         maze_map: rows of equally many characters, from the top: 1 wall, 0 free, r start (one), g goal (one or more).
-        horizon: frames until an episode is cut; >= 1.
+        horizon: frames until an episode is truncated; >= 1.
         action_repeat: frames for each action; >= 1. A goal reached within them ends the step.
         label: name of the map, for run directories.
 
@@ -82,10 +81,6 @@ class PointMaze(Navigation):
         self.start = self._cells(START)[0]
         self.blocks = [(x - 0.5, x + 0.5, y - 0.5, y + 0.5) for x, y in walls]
         self.obstacles = self._islands()
-
-    @property
-    def name(self) -> str:
-        return self.label
 
     def make(self, num_envs: int, seed: int) -> "PointMazeBatch":
         return PointMazeBatch(self, num_envs, seed)
@@ -127,14 +122,9 @@ def _check(maze_map: Sequence[str]) -> None:
 
 
 class PointMazeBatch(NavigationBatch):
-    """num_envs balls, simulated in turn on one model, written into one TensorDict.
+    """num_envs balls of a `PointMaze`, simulated in turn on one model, written into one TensorDict.
 
     Bitwise the dynamics of gymnasium-robotics, at about half its cost: MuJoCo is called directly.
-
-    Args:
-        maze: see `PointMaze`.
-        num_envs: batch size.
-        seed: see `NavigationBatch`.
     """
 
     def __init__(self, maze: PointMaze, num_envs: int, seed: int) -> None:

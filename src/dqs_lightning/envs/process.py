@@ -3,8 +3,10 @@
 import ctypes
 import multiprocessing
 import os
-import random
+import pickle
+import select
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,12 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from dqs_lightning.envs.base import EnvironmentFailure
-from dqs_lightning.envs.deadline import INTERRUPT, Overdue, Patience
-from dqs_lightning.envs.messages import read, write
+from dqs_lightning.envs.deadline import INTERRUPT, TICK_S, Overdue, Patience
 from dqs_lightning.envs.watched import describe
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,6 +29,9 @@ CLOSE_LIMIT_S = 1.0
 RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that a shell or a scheduler sends to all processes of a run, and that only the run itself obeys."""
 PR_SET_PDEATHSIG = 1
+LENGTH = struct.Struct("!Q")
+"""Length of a message, in front of it."""
+CHUNK_BYTES = 1 << 16
 
 
 class ProcessFailure(RuntimeError):
@@ -71,11 +74,7 @@ class Child:
         self._finish = util.Finalize(self, _finish, (self._process, self._pipe), exitpriority=100)
 
     def send(self, request: Any, patience: Patience) -> None:
-        """Send a request; its answer must be received before the next one.
-
-        Raises:
-            ProcessFailure: when it cannot be sent within the limit.
-        """
+        """Send a request; its answer must be received before the next one. Raises as `receive` does."""
         self._transfer(patience, write, request)
 
     def receive(self, patience: Patience) -> Any:
@@ -141,11 +140,44 @@ class Child:
             self._finish()
 
 
-def seed_process(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def write(file: int, value: Any, wait: Callable[[], None] | None = None) -> None:
+    """Send a value.
+
+    Args:
+        file: descriptor of a socket or pipe.
+        value: what pickle can take; tensors are copied.
+        wait: called at each tick in which nothing could be sent; may raise. None: there is no time limit.
+
+    Raises:
+        OSError: when the other side has closed.
+    """
+    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    rest = memoryview(LENGTH.pack(len(data)) + data)
+    os.set_blocking(file, False)
+    while rest:
+        try:
+            rest = rest[os.write(file, rest) :]
+        except BlockingIOError:
+            if not select.select([], [file], [], TICK_S)[1] and wait is not None:
+                wait()
+
+
+def read(file: int, wait: Callable[[], None] | None = None) -> Any:
+    """Receive a value; None when the other side has closed. See `write`."""
+    ready = select.poll()
+    ready.register(file, select.POLLIN)
+    data, length = bytearray(), LENGTH.size
+    while len(data) < length:
+        if not ready.poll(None if wait is None else 1000 * TICK_S):
+            assert wait is not None
+            wait()
+        elif piece := os.read(file, max(length - len(data), CHUNK_BYTES)):
+            data += piece
+            if length == LENGTH.size <= len(data):
+                length += LENGTH.unpack_from(data)[0]
+        else:
+            return None
+    return pickle.loads(memoryview(data)[LENGTH.size :])
 
 
 def _start_server(module: str) -> None:

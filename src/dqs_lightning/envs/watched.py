@@ -58,7 +58,7 @@ class Watched(EnvBase):
         self.label, self.inner = name, inner
         self._limits = {"step": step, "reset": start}
         self._later = step
-        self._expected = {"step": _expected(inner, reward=True), "reset": _expected(inner, reward=False)}
+        self._expected = {call: _expected(inner, call) for call in ("step", "reset")}
         self._nested = any(isinstance(key, tuple) for key, *_ in self._expected["step"])
         self._inner_step, self._inner_reset = inner._step, inner._reset
         self.is_closed = False
@@ -144,7 +144,7 @@ def _base_of(env: EnvBase) -> EnvBase:
 
 
 def specs_of(env: EnvBase) -> dict[str, Composite]:
-    """An environment's specs, by the names under which `EnvBase` has them."""
+    """An environment's specs by their names in `EnvBase`."""
     names = ("full_observation_spec", "full_action_spec", "full_reward_spec", "full_done_spec")
     return {name: getattr(env, name).clone() for name in names}
 
@@ -157,15 +157,14 @@ def adopt_specs(env: EnvBase, specs: dict[str, Composite]) -> None:
 
 def keys_of(env: EnvBase) -> tuple[list[NestedKey], list[NestedKey]]:
     """Keys that a reset and a step write: those of the observation, in a step then the reward and the flags."""
-    observed, *rest = (
-        list(spec.keys(True, True)) for spec in (env.full_observation_spec, env.full_reward_spec, env.full_done_spec)
-    )
-    return observed, [*observed, *rest[0], *rest[1]]
+    specs = (env.full_observation_spec, env.full_reward_spec, env.full_done_spec)
+    observed, reward, flags = (list(spec.keys(True, True)) for spec in specs)
+    return observed, [*observed, *reward, *flags]
 
 
-def _expected(env: EnvBase, reward: bool) -> list[tuple[NestedKey, Any, Any, bool]]:
+def _expected(env: EnvBase, call: str) -> list[tuple[NestedKey, Any, Any, bool]]:
     """Key, shape, dtype, and whether it must be there; TorchRL completes flags that are missing."""
     specs = [(env.full_observation_spec, True), (env.full_done_spec, False)]
-    if reward:
+    if call == "step":
         specs.append((env.full_reward_spec, True))
     return [(key, spec[key].shape, spec[key].dtype, needed) for spec, needed in specs for key in spec.keys(True, True)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import seed_everything
 from tensordict import TensorDict, TensorDictBase
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.data.utils import CloudpickleWrapper
@@ -14,7 +15,7 @@ from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.base import Environment, EnvironmentFailure, chosen
 from dqs_lightning.envs.deadline import Patience
-from dqs_lightning.envs.process import Child, ProcessFailure, seed_process
+from dqs_lightning.envs.process import Child, ProcessFailure
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
 from dqs_lightning.envs.watched import Watched, adopt_specs, keys_of, specs_of
 
@@ -45,13 +46,7 @@ class WorkerBatch(EnvBase):
     batch_locked = True
 
     def __init__(
-        self,
-        environment: Environment,
-        num_envs: int,
-        workers: int,
-        seed: int,
-        step_limit_s: float,
-        restarts: Restarts,
+        self, environment: Environment, num_envs: int, workers: int, seed: int, step_limit_s: float, restarts: Restarts
     ) -> None:
         super().__init__(device="cpu", batch_size=[num_envs])
         self._environment, self._seed, self._restarts = environment, seed, restarts
@@ -198,7 +193,7 @@ class _Members:
     """The environments of one worker, in its process."""
 
     def __init__(self, make: Callable[[], EnvBase], name: str, seed: int) -> None:
-        seed_process(seed)
+        seed_everything(seed, verbose=False)
         self.env = env = Watched(make, name)
         self._observed, self._returned = keys_of(env)
 
