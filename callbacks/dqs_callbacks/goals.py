@@ -23,11 +23,7 @@ EXACT = 2000
 
 
 def navigation_of(environment: Environment, asking: object) -> Navigation:
-    """The environment, if it is one with goals.
-
-    Raises:
-        MisconfigurationException: when it is none; the message names both.
-    """
+    """The environment, if it has goals; otherwise a MisconfigurationException that names it and the callback."""
     if not isinstance(environment, Navigation):
         known = ", ".join(components(Navigation))
         raise MisconfigurationException(

@@ -12,31 +12,10 @@ from dqs_lightning.checkpoint.atomic import append_lines, atomic_write
 from dqs_lightning.collection.data import OnlineData
 
 
-class Rows:
-    """Appends rows to a file. A row that cannot be written, as on a full disk, is kept for the next attempt."""
-
-    def __init__(self) -> None:
-        self._waiting: list[str] = []
-
-    def append(self, file: Path, row: dict[str, Any]) -> None:
-        """Add a row, which must have the keys `updates` and `env_frames`."""
-        self._waiting.append(json.dumps(row) + "\n")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            append_lines("".join(self._waiting), file)
-        except OSError as error:
-            rank_zero_warn(f"{file}: cannot be written ({error}); the rows are kept for the next attempt")
-            return
-        self._waiting.clear()
-
-
 def drop_later_rows(file: Path, updates: int, interrupted_at: int | None = None) -> None:
-    """Drop the rows that were written after the checkpoint from which a run continues.
+    """Drops the rows after this number of updates, that of the checkpoint from which a run continues.
 
-    Args:
-        file: one JSON object a line; may be missing.
-        updates: gradient updates of the checkpoint.
-        interrupted_at: frames of a measurement that is made again; its row is dropped as well.
+    The row at `interrupted_at` frames, of a measurement that is made again, is dropped as well.
     """
     if not file.exists():
         return
@@ -48,7 +27,10 @@ def drop_later_rows(file: Path, updates: int, interrupted_at: int | None = None)
 
 
 class PeriodicRows(Periodic):
-    """A `Periodic` that adds a row to a file at each call. Rows after the checkpoint of a continued run are dropped."""
+    """A `Periodic` that adds a row to a file at each call. Rows after the checkpoint of a continued run are dropped.
+
+    A row that cannot be written, as on a full disk, is kept for the next attempt.
+    """
 
     file: ClassVar[str]
     """Name in the run directory."""
@@ -57,7 +39,7 @@ class PeriodicRows(Periodic):
 
     def __init__(self, every_frames: int) -> None:
         super().__init__(every_frames)
-        self._rows = Rows()
+        self._waiting: list[str] = []
 
     def _file(self, trainer: L.Trainer) -> Path:
         return Path(self.path) if self.path else Path(trainer.default_root_dir) / self.file
@@ -70,6 +52,14 @@ class PeriodicRows(Periodic):
 
     def add(self, trainer: L.Trainer, row: dict[str, Any]) -> dict[str, Any]:
         """Writes a row, with the frames and updates so far in front; returns the whole row."""
+        file = self._file(trainer)
         row = {"env_frames": OnlineData.of(trainer).env_frames, "updates": trainer.global_step, **row}
-        self._rows.append(self._file(trainer), row)
+        self._waiting.append(json.dumps(row) + "\n")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            append_lines("".join(self._waiting), file)
+        except OSError as error:
+            rank_zero_warn(f"{file}: cannot be written ({error}); the rows are kept for the next attempt")
+        else:
+            self._waiting.clear()
         return row

@@ -100,11 +100,9 @@ def draw_plane(axis: Axes, navigation: Navigation) -> None:
         axis.add_patch(Rectangle((x, y), x_end - x, y_end - y, facecolor="0.82", edgecolor="none", zorder=0))
     axis.add_collection(LineCollection([[w[:2], w[2:]] for w in navigation.walls], colors="0.15", linewidths=2.5))
     for index, center in enumerate(navigation.goals):
-        ring = Circle((center[0], center[1]), navigation.goal_radius, zorder=1)
-        ring.set(facecolor=colour_of(index), alpha=0.25, edgecolor="none")
-        axis.add_patch(ring)
-    for spine in axis.spines.values():
-        spine.set_visible(True)
+        style: Any = {"facecolor": colour_of(index), "alpha": 0.25, "edgecolor": "none", "zorder": 1}
+        axis.add_patch(Circle((center[0], center[1]), navigation.goal_radius, **style))
+    axis.spines[:].set_visible(True)
 
 
 def draw_paths(axis: Axes, position: Tensor, goal: Tensor) -> None:

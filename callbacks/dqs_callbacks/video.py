@@ -44,8 +44,7 @@ class Video(Periodic):
 
     The environment's class needs a method `render(index, height, width)`, as dm_control's has; MuJoCo draws with
     MUJOCO_GL=egl only, which `dqs-fit` does not set by itself. Drawing takes longer than the steps that are drawn.
-    W&B's logger gets the film. TensorBoard's gets its last picture: a film there would be a GIF of tens of megabytes in
-    the event file, held in memory as a whole before, and would need an old moviepy.
+    W&B's logger gets the film, TensorBoard's its last picture.
 
     Args:
         every_frames: environment frames between films; >= 1.
@@ -109,17 +108,17 @@ def film(
     max_steps: int | None = None,
     step_limit: int = STEP_LIMIT,
 ) -> Film:
-    """Run the first episode of each member and write a picture after each step, side by side, as square as possible.
+    """Films the first episode of each member: one picture a step, the members side by side, as square as possible.
 
     Args:
         env: batch size [num_envs], with `render(index, height, width)` -> uint8 [height, width, 3]; it is reset first.
         policy: None acts uniformly at random.
         file: an mp4; it appears there when it is whole.
         episodes: film so many of the members, the first ones; None: all. The others run unseen.
-        height: of one member's picture, in pixels; even.
-        width: of one member's picture, in pixels; even.
-        fps: pictures per second of playback.
-        max_steps: stop after so many steps; None: when all episodes are over.
+        height: as `width`, `fps` and `max_steps`, see `Video`.
+        width: of one member's picture.
+        fps: of playback.
+        max_steps: of the film.
         step_limit: see `episode_returns`.
     """
     running = torch.ones(env.batch_size, dtype=torch.bool)
@@ -142,11 +141,7 @@ def film(
 
 
 def check_films(data: OnlineData, height: int = 240, width: int = 320) -> None:
-    """Draw one picture in an environment of its own; the random state is left as it was.
-
-    Raises:
-        CannotFilmError: when its class has no method `render`, or when that fails or gives something else.
-    """
+    """Draws one picture in an environment of its own, with an isolated random state; a CannotFilmError if it cannot."""
     with isolate_rng(), closing(data.make_environment(1, seed=0)) as env:
         env.reset()
         # Of the class: some of TorchRL's environments answer for attributes that they do not have.
