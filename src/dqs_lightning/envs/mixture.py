@@ -26,8 +26,8 @@ class MixtureNavigation(Navigation):
     """A point in the box [-50, 50]^2 that chooses a direction. Its reward is a mixture's log-density at its position.
 
     The action is divided by its length, so each move is `step` long; the zero action stays. Moves end at the box. The
-    observation is the position over 50. Episodes never terminate and are truncated after `horizon` steps. The mixture has
-    equally weighted modes of standard deviation 1.31; its means, drawn once from `means_seed`, are the goals, and a
+    observation is the position over 50. Episodes never terminate; they are truncated after `horizon` steps. The mixture
+    has equally weighted modes of standard deviation 1.31; its means, drawn once from `means_seed`, are the goals, and a
     goal's radius is three standard deviations, which holds 99 % of its samples.
 
     Args:
