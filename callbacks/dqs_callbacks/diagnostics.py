@@ -41,7 +41,7 @@ class Diagnostics(Callback):
         self._observation: Tensor | None = None
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         if not isinstance(pl_module, DQS) or not pl_module.amortised:
             return

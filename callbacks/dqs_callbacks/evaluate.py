@@ -1,21 +1,20 @@
 """Evaluation in environments of its own, written to `scores.jsonl`, the loggers and the progress bar."""
 
 import time
-from pathlib import Path
+from contextlib import closing
 from typing import Annotated, Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dqs_callbacks.periodic import Periodic
-from dqs_callbacks.rows import Rows, drop_later_rows, updates_kept
+from dqs_callbacks.rows import PeriodicRows
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
 from dqs_lightning.ranges import Count, at_least, checked
 
 
-class Evaluate(Periodic):
+class Evaluate(PeriodicRows):
     """Measures the policy's return every `every_frames` frames and at the end (see `Periodic`).
 
     Each evaluation adds one JSON object to `scores.jsonl`: `env_frames`, `updates`, `wall_s`, `episodes`,
@@ -27,10 +26,12 @@ class Evaluate(Periodic):
         deterministic: use the noise-free policy.
         best_of: draw this many actions and take the one of highest Q; null: as the agent acts. An agent without
             Q is sampled.
-        at_start: measure before the first frame too: what a policy of another task (`StartFrom`) is worth as it is.
+        at_start: measure before the first frame too, such as the policy of another task (`StartFrom`) as it is.
         max_steps: agent steps after which an evaluation ends, with a warning, although episodes have not; >= 1.
         path: the file; null: `scores.jsonl` in the run directory.
     """
+
+    file = "scores.jsonl"
 
     @checked
     def __init__(
@@ -47,12 +48,8 @@ class Evaluate(Periodic):
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
         self.max_steps = max_steps
         self.at_start, self.path = at_start, path
-        self._rows = Rows()
         self._wall_s = 0.0
         self._clock = 0.0
-
-    def _file(self, trainer: L.Trainer) -> Path:
-        return Path(self.path) if self.path else Path(trainer.default_root_dir) / "scores.jsonl"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if (self.best_of or 1) > 1 and getattr(type(pl_module), "q_value", None) is Agent.q_value:
@@ -63,32 +60,24 @@ class Evaluate(Periodic):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock = time.monotonic()
-        if trainer.is_global_zero:
-            drop_later_rows(self._file(trainer), updates_kept(trainer), self.interrupted_at)
         super().on_train_start(trainer, pl_module)
         if self.at_start and trainer.ckpt_path is None:
             self.evaluate(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
-        data = OnlineData.of(trainer)
-        env = data.make_environment(self.episodes, seed)
         policy = policy_of(agent, self.deterministic, self.best_of)
-        try:
+        with closing(OnlineData.of(trainer).make_environment(self.episodes, seed)) as env:
             returns = episode_returns(env, policy, step_limit=self.max_steps)
-        finally:
-            env.close(raise_if_closed=False)
         mean, interval = mean_with_interval(returns)
         self._wall_s += time.monotonic() - self._clock
         self._clock = time.monotonic()
         row = {
-            "env_frames": data.env_frames,
-            "updates": trainer.global_step,
             "wall_s": round(self._wall_s, 1),
             "episodes": self.episodes,
             "return_mean": round(mean, 3),
             "return_ci95": [round(bound, 3) for bound in interval],
         }
-        self._rows.append(self._file(trainer), row)
+        self.add(trainer, row)
         agent.log_metrics({"eval/return": mean, "eval/return_low": interval[0], "eval/return_high": interval[1]})
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,14 +30,10 @@ class FiniteGuard(Callback):
         self.enabled = enabled
         self._batch: TensorDictBase | None = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
         self._batch = batch
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self._batch = None
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -51,13 +47,11 @@ class FiniteGuard(Callback):
             bad = trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
         if not bad:
             return
-        names = {parameter: name for name, parameter in pl_module.named_parameters()}
-        gradients = (
-            (f"norm of the gradient of {names.get(p, 'a parameter')}", norm)
-            for p, norm in zip(stepped, norms, strict=True)
-        )
+        names = {parameter: f"norm of the gradient of {name}" for name, parameter in pl_module.named_parameters()}
+        gradients = zip((names.get(p, "norm of the gradient of a parameter") for p in stepped), norms, strict=True)
+        batch = {} if self._batch is None else self._batch
         found = (
-            first_refused(self._data())
+            first_refused((f"{name} in the batch", batch[key]) for key, name in SOURCES.items() if key in batch)
             or first_refused(_weights(pl_module))
             or first_refused(watched.items())
             or first_refused(gradients)
@@ -81,14 +75,9 @@ class FiniteGuard(Callback):
         if found:
             raise NonFiniteError(f"update {trainer.global_step}: {found}; not saved, and the last checkpoint is kept")
 
-    def _data(self) -> Iterator[tuple[str, Tensor]]:
-        batch = self._batch
-        if batch is not None:
-            yield from ((f"{name} in the batch", batch[key]) for key, name in SOURCES.items() if key in batch)
-
 
 def _weights(agent: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and the statistics of the observations. Other buffers may hold an infinity rightly."""
+    """Parameters, and the statistics of the observations. Other buffers may contain an infinity."""
     yield from agent.named_parameters()
     if isinstance(agent, Agent):
         yield from agent.observation_norm.named_buffers(prefix="observation_norm")

@@ -1,6 +1,6 @@
 """Counts the goals that the policy reaches, and the paths to them."""
 
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import lightning as L
@@ -8,8 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
-from dqs_callbacks.periodic import Periodic
-from dqs_callbacks.rows import Rows, drop_later_rows, updates_kept
+from dqs_callbacks.rows import PeriodicRows
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import Environment, Navigation
@@ -24,11 +23,7 @@ EXACT = 2000
 
 
 def navigation_of(environment: Environment, asking: object) -> Navigation:
-    """The environment, if it is one with goals.
-
-    Raises:
-        MisconfigurationException: when it is none; the message names both.
-    """
+    """The environment, if it has goals; otherwise a MisconfigurationException that names it and the callback."""
     if not isinstance(environment, Navigation):
         known = ", ".join(components(Navigation))
         raise MisconfigurationException(
@@ -40,14 +35,11 @@ def navigation_of(environment: Environment, asking: object) -> Navigation:
 
 def rolled_out(data: OnlineData, agent: Agent, num: int, seed: int, deterministic: bool) -> Rollouts:
     """One episode each of num members, in environments of its own."""
-    env = data.make_environment(num, seed)
-    try:
+    with closing(data.make_environment(num, seed)) as env:
         return roll_out(env, policy_of(agent, deterministic))
-    finally:
-        env.close(raise_if_closed=False)
 
 
-class GoalCoverage(Periodic):
+class GoalCoverage(PeriodicRows):
     """Counts the goals that the policy reaches, every `every_frames` frames and at the end (see `Periodic`).
 
     Logs `eval/success` (share of the rollouts that end at a goal), `eval/goal_entropy` (of the goals among those, in
@@ -63,23 +55,16 @@ class GoalCoverage(Periodic):
         deterministic: use the noise-free policy.
     """
 
+    file = "goals.jsonl"
+
     @checked
     def __init__(self, every_frames: Count = 10_000, rollouts: Count = 100, deterministic: bool = False) -> None:
         super().__init__(every_frames)
         self.rollouts, self.deterministic = rollouts, deterministic
-        self._rows = Rows()
         self._row: dict[str, Any] | None = None
-
-    def _file(self, trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "goals.jsonl"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         navigation_of(OnlineData.of(trainer).environment, self)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            drop_later_rows(self._file(trainer), updates_kept(trainer), self.interrupted_at)
-        super().on_train_start(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
@@ -94,14 +79,9 @@ class GoalCoverage(Periodic):
         }
         if (exact := navigation.samples(EXACT)) is not None and self.rollouts > 1:
             metrics["mmd"] = mmd(found.position[-1], exact)
-        self._row = {
-            "env_frames": data.env_frames,
-            "updates": trainer.global_step,
-            "rollouts": self.rollouts,
-            **{name: round(value, 4) for name, value in metrics.items()},
-            "shares": [round(share, 4) for share in shares.tolist()],
-        }
-        self._rows.append(self._file(trainer), self._row)
+        rounded = {name: round(value, 4) for name, value in metrics.items()}
+        row = {"rollouts": self.rollouts, **rounded, "shares": [round(share, 4) for share in shares.tolist()]}
+        self._row = self.add(trainer, row)
         agent.log_metrics({f"eval/{name}": value for name, value in metrics.items()})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

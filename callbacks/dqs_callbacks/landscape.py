@@ -1,7 +1,8 @@
-"""A picture of what the policy samples: Q over the actions of some states, and the samples upon it."""
+"""Pictures of Q over the actions of some states, with samples of the policy."""
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,6 @@ import matplotlib
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.animation import FuncAnimation, PillowWriter
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,12 +25,12 @@ from dqs_lightning.ranges import Count, CountOrZero, Finite, at_least, checked
 CELLS = 81
 """Points a side at which Q is evaluated."""
 MASSES = (0.9, 0.5)
-"""Lines around the smallest regions that hold so much of exp(Q/T)."""
+"""Shares of exp(Q/T) that are enclosed by lines."""
 SAMPLE = "#D55E00"
 FRAMES, REST, FPS, GIF_DPI = 30, 15, 12, 90
 """Steps of the sampler in the animation, pictures after the last one, pictures a second, dots an inch."""
 VIEW = 1.5
-"""The animation shows so many half widths of the action set, since noise begins outside."""
+"""Half widths of the action set that the animation shows, since noise begins outside."""
 
 
 @dataclass(frozen=True)
@@ -92,45 +92,33 @@ class ActionLandscape(Periodic):
         self.samples, self.trails, self.animate = samples, trails, animate
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        refuse_unfit(trainer, pl_module, self.observations)
+        assert isinstance(pl_module, Agent)
+        name, problem = OnlineData.of(trainer).environment.name, None
+        if pl_module.action_dim < 2:
+            problem = f" needs at least two action dimensions; {name} has {pl_module.action_dim}"
+        elif self.observations and len(self.observations[0]) != pl_module.observation_dim:
+            problem = f".observations have {len(self.observations[0])} numbers; {name} has {pl_module.observation_dim}"
+        if problem:
+            raise MisconfigurationException(f"trainer.callbacks: ActionLandscape{problem}")
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         if type(agent).q_value is Agent.q_value:  # it has none
             return
         data = OnlineData.of(trainer)
         if self.observations is None:
-            env = data.make_environment(self.states, seed % 1000)
-            observation = env.reset()["observation"]
-            env.close(raise_if_closed=False)
+            with closing(data.make_environment(self.states, seed % 1000)) as env:
+                observation = env.reset()["observation"]
         else:
             observation = torch.tensor([list(o) for o in self.observations])
         observation = observation.to(agent.device)
+        # The numbers of a state, if they are few.
+        titles = [f"s = ({', '.join(f'{x:.2f}' for x in s.tolist())})" if len(s) <= 4 else "" for s in observation]
         found = [landscape(agent, state, self.samples, self.trails) for state in observation]
-        titles = [describe_state(state) for state in observation]
         publish(trainer, f"landscape_{data.env_frames}", lambda: draw(found, titles))
         if self.animate and isinstance(agent, DQS) and data.env_frames >= data.total_frames:
             slow = [landscape(agent, state, self.samples, self.samples, steps=FRAMES) for state in observation]
             with matplotlib.rc_context(STYLE):
                 animate(slow, titles, Path(trainer.default_root_dir) / "pictures" / "denoising.gif")
-
-
-def refuse_unfit(trainer: L.Trainer, agent: L.LightningModule, observations: Sequence[Sequence[float]] | None) -> None:
-    """Before any work starts.
-
-    Raises:
-        MisconfigurationException: for one action dimension, or states of another length.
-    """
-    assert isinstance(agent, Agent)
-    if agent.action_dim < 2:
-        name = OnlineData.of(trainer).environment.name
-        raise MisconfigurationException(
-            f"trainer.callbacks: ActionLandscape needs at least two action dimensions; {name} has {agent.action_dim}"
-        )
-    if observations is not None and len(observations[0]) != agent.observation_dim:
-        raise MisconfigurationException(
-            f"trainer.callbacks: ActionLandscape.observations have {len(observations[0])} numbers; "
-            f"{OnlineData.of(trainer).environment.name} has {agent.observation_dim}"
-        )
 
 
 @torch.no_grad()
@@ -139,7 +127,12 @@ def landscape(agent: Agent, state: Tensor, samples: int, trails: int, steps: int
     observation, temperature = state.unsqueeze(0), None
     if isinstance(agent, DQS):
         temperature = float(agent.temperature())
-        actions, walk = _walked(agent, observation, samples, steps)
+        diffusion = agent.diffusion.with_steps(steps) if steps else agent.diffusion
+        trajectory = diffusion.trajectory(
+            agent.condition(agent.observation_norm(observation), agent.temperature()), samples
+        )
+        actions, walk = trajectory.action[:, 0], torch.cat([trajectory.x, trajectory.end.unsqueeze(0)])[:, :, 0]
+        walk = diffusion.support.to_action(walk) if isinstance(diffusion.support, Tanh) else walk
     else:
         actions = agent.sample(observation, samples)[:, 0]
         walk = actions[None, :0]
@@ -165,15 +158,6 @@ def landscape(agent: Agent, state: Tensor, samples: int, trails: int, steps: int
     )
 
 
-def _walked(agent: DQS, observation: Tensor, samples: int, steps: int | None) -> tuple[Tensor, Tensor]:
-    """Actions [samples, d] at one state [1, o], and the points by which the sampler came to them [steps + 1, ...]."""
-    diffusion = agent.diffusion.with_steps(steps) if steps else agent.diffusion
-    condition = agent.condition(agent.observation_norm(observation), agent.temperature())
-    trajectory = diffusion.trajectory(condition, samples)
-    x = torch.cat([trajectory.x, trajectory.end.unsqueeze(0)])[:, :, 0]
-    return trajectory.action[:, 0], diffusion.support.to_action(x) if isinstance(diffusion.support, Tanh) else x
-
-
 def mass_levels(density: Tensor, masses: Sequence[float] = MASSES) -> list[float]:
     """Densities whose superlevel sets on the grid hold these shares of it: the smallest regions that do."""
     falling = density.flatten().sort(descending=True).values
@@ -181,36 +165,30 @@ def mass_levels(density: Tensor, masses: Sequence[float] = MASSES) -> list[float
     return [float(falling[int((share < mass).sum())]) for mass in masses]
 
 
-def describe_state(state: Tensor) -> str:
-    """A state's numbers, if they are few."""
-    return f"s = ({', '.join(f'{x:.2f}' for x in state.tolist())})" if len(state) <= 4 else ""
-
-
-def draw_q(figure: Figure, axis: Axes, found: Landscape, title: str) -> None:
-    """Q in colour, and lines of exp(Q/T)."""
-    grid, q_value = found.grid.numpy(), found.q_value
-    mesh = axis.pcolormesh(grid, grid, q_value.T.numpy(), cmap="cividis", shading="nearest", rasterized=True)
-    figure.colorbar(mesh, ax=axis, shrink=0.9, label="Q(s, a)")
-    if found.exact and found.temperature is not None:
-        density = ((q_value - q_value.max()) / found.temperature).exp()
-        levels = mass_levels(density)
-        if levels[0] < levels[1]:
-            axis.contour(grid, grid, density.T.numpy(), levels=levels, colors="white", linewidths=(0.8, 1.4))
-    reach = float(found.grid[-1])
-    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
-    kind = ("action 1", "action 2") if found.exact else ("first leading direction", "second leading direction")
-    axis.set_xlabel(kind[0])
-    axis.set_ylabel(kind[1])
+def panels(landscapes: Sequence[Landscape], titles: Sequence[str], height: float) -> tuple[Figure, list[Any]]:
+    """A figure with one panel a state: Q in colour, and lines of exp(Q/T)."""
+    figure = Figure(figsize=(3.3 * len(landscapes), height), layout="constrained")
+    axes = list(figure.subplots(1, len(landscapes), squeeze=False)[0])
+    for axis, found, title in zip(axes, landscapes, titles, strict=True):
+        grid, q_value = found.grid.numpy(), found.q_value
+        mesh = axis.pcolormesh(grid, grid, q_value.T.numpy(), cmap="cividis", shading="nearest", rasterized=True)
+        figure.colorbar(mesh, ax=axis, shrink=0.9, label="Q(s, a)")
+        if found.exact and found.temperature is not None:
+            density = ((q_value - q_value.max()) / found.temperature).exp()
+            levels = mass_levels(density)
+            if levels[0] < levels[1]:
+                axis.contour(grid, grid, density.T.numpy(), levels=levels, colors="white", linewidths=(0.8, 1.4))
+        names = ("action 1", "action 2") if found.exact else ("first leading direction", "second leading direction")
+        ends = float(grid[0]), float(grid[-1])
+        axis.set(xlim=ends, ylim=ends, aspect="equal", title=title, xlabel=names[0], ylabel=names[1])
+    return figure, axes
 
 
 def draw(landscapes: Sequence[Landscape], titles: Sequence[str]) -> Figure:
-    """One panel a state."""
-    figure = Figure(figsize=(3.3 * len(landscapes), 2.7), layout="constrained")
-    for axis, found, title in zip(
-        figure.subplots(1, len(landscapes), squeeze=False)[0], landscapes, titles, strict=True
-    ):
-        warmth = "" if found.temperature is None else f"  T = {found.temperature:.3g}"
-        draw_q(figure, axis, found, title + warmth)
+    """`panels` with the samples and the sampler's paths."""
+    warm = ["" if found.temperature is None else f"  T = {found.temperature:.3g}" for found in landscapes]
+    figure, axes = panels(landscapes, [title + t for title, t in zip(titles, warm, strict=True)], height=2.7)
+    for axis, found in zip(axes, landscapes, strict=True):
         for trail in found.trails.unbind(1):
             axis.plot(*trail.T.tolist(), color="black", linewidth=0.5, alpha=0.5)
         axis.scatter(*found.actions.T.tolist(), s=5, color=SAMPLE, linewidths=0, alpha=0.8)
@@ -219,20 +197,17 @@ def draw(landscapes: Sequence[Landscape], titles: Sequence[str]) -> Figure:
 
 def animate(landscapes: Sequence[Landscape], titles: Sequence[str], file: Path) -> None:
     """All trails at once, as a GIF: one picture a step of the sampler, and a rest at the end."""
-    figure = Figure(figsize=(3.3 * len(landscapes), 2.8), layout="constrained")
-    panels = []
-    for axis, found, title in zip(
-        figure.subplots(1, len(landscapes), squeeze=False)[0], landscapes, titles, strict=True
-    ):
-        draw_q(figure, axis, found, title)
+    figure, axes = panels(landscapes, titles, height=2.8)
+    points = []
+    for axis, found in zip(axes, landscapes, strict=True):
         reach = VIEW * float(found.grid[-1])
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), facecolor="0.92")
-        panels.append(axis.scatter(*found.trails[0].T.tolist(), s=6, color=SAMPLE, linewidths=0))
+        points.append(axis.scatter(*found.trails[0].T.tolist(), s=6, color=SAMPLE, linewidths=0))
 
     def show(step: int) -> list[Any]:
-        for dots, found in zip(panels, landscapes, strict=True):
+        for dots, found in zip(points, landscapes, strict=True):
             dots.set_offsets(found.trails[min(step, len(found.trails) - 1)].numpy())
-        return panels
+        return points
 
     last = len(landscapes[0].trails)
     FuncAnimation(figure, show, frames=last + REST, blit=False).save(file, PillowWriter(fps=FPS), dpi=GIF_DPI)

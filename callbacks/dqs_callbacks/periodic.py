@@ -1,6 +1,5 @@
 """Base class of callbacks that evaluate the policy every so many frames."""
 
-import contextlib
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -49,15 +48,11 @@ class Periodic(Callback, ABC):
         if self._interrupted:
             self.evaluate(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        data = OnlineData.of(trainer)
-        frames = data.env_frames
-        if data.pending:  # a policy is evaluated at N frames when it has learned from them
-            return
-        due = frames // self.every_frames > self._last_frames // self.every_frames
-        if due or (data.finished and frames > self._last_frames):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        data, last = OnlineData.of(trainer), self._last_frames
+        due = data.env_frames // self.every_frames > last // self.every_frames
+        due = due or (data.finished and data.env_frames > last)
+        if due and not data.pending:  # a policy is evaluated at N frames when it has learned from them
             self.evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,20 +66,19 @@ class Periodic(Callback, ABC):
         if not trainer.is_global_zero:
             return
         self._interrupted = True
-        with isolate_rng():  # which restores the random state only where no exception passes it
+        with isolate_rng():  # restores the random state only if no exception passes through it
             seed = (torch.initial_seed() + 1_000_003 + self._last_frames) % 2**31
             torch.manual_seed(seed)
-            with contextlib.suppress(StopInterrupt), STOP.interrupting():
-                self._measure(trainer, pl_module, seed)
-
-    def _measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
-        try:
-            self.measure(trainer, agent, seed)
-        except EnvironmentFailure as error:  # raised when all ranks have stopped and saved
-            self._failure, trainer.should_stop = error, True
-            return
-        except OSError as error:  # a full disk does not end the run
-            rank_zero_warn(f"{type(self).__name__}: cannot write its file at {self._last_frames} frames: {error}")
+            try:
+                with STOP.interrupting():
+                    self.measure(trainer, pl_module, seed)
+            except StopInterrupt:
+                return
+            except EnvironmentFailure as error:  # raised when all ranks have stopped and saved
+                self._failure, trainer.should_stop = error, True
+                return
+            except OSError as error:  # a full disk does not end the run
+                rank_zero_warn(f"{type(self).__name__}: cannot write its file at {self._last_frames} frames: {error}")
         self._interrupted = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 DPI = 160
 
 
-def publish(trainer: L.Trainer, name: str, draw: Callable[[], Figure]) -> Path:
+def publish(trainer: L.Trainer, name: str, draw: Callable[[], Figure]) -> None:
     """Draws pictures/<name>.png in the run directory, and sends the figure to loggers that show pictures."""
     file = Path(trainer.default_root_dir) / "pictures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -34,4 +34,3 @@ def publish(trainer: L.Trainer, name: str, draw: Callable[[], Figure]) -> Path:
             logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
         elif isinstance(logger, WandbLogger):
             logger.log_image(name, [str(file)], trainer.global_step)
-    return file

@@ -35,30 +35,22 @@ class Preempt(CollectionHook, Callback):
         if self.enabled and STOP.installed:
             STOP.phase = Phase.TRAIN
 
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.on_block_collected(trainer, pl_module)
+
     def on_block_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._agree(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._agree(trainer, pl_module)
-
-    def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop all ranks where one of them received a signal, or is to stop for another reason."""
+        """Stops all ranks if one of them received a signal, or is to stop for another reason."""
         stop = trainer.should_stop or (self.enabled and STOP.received is not None)
         if trainer.world_size > 1:
             flag = torch.tensor(float(stop), device=pl_module.device)
             stop = bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
         trainer.should_stop = stop
 
-    def _end(self) -> None:
-        STOP.phase = Phase.DONE
-        if self._installed:
-            STOP.uninstall()
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._end()
+            STOP.phase = Phase.DONE
+            if self._installed:
+                STOP.uninstall()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._end()
+        self.teardown(trainer, pl_module, "fit")

@@ -13,10 +13,10 @@ from dqs_lightning.ranges import Positive, checked
 
 
 class FramesProgress(ProgressBar):
-    """Frames done and in all, return, updates per second, time left. Without a terminal: a line now and then.
+    """Shows frames, return, updates per second and the time left; without a terminal it prints lines.
 
     Args:
-        refresh_s: seconds between two looks at a terminal; > 0.
+        refresh_s: seconds between two updates of the bar on a terminal; > 0.
         line_s: seconds between two lines elsewhere; > 0.
     """
 
@@ -56,9 +56,7 @@ class FramesProgress(ProgressBar):
             )
             self._progress.start()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         now = time.monotonic()
         interval = self.refresh_s if self._progress else self.line_s
         if not self._enabled or not trainer.is_global_zero or now - self._shown < interval:
@@ -78,14 +76,11 @@ class FramesProgress(ProgressBar):
         left_text = f"{int(left) // 60}:{int(left) % 60:02d}"
         self._console.print(f"{done:,}/{total:,} frames  {rate}  return {score}  {left_text} left", highlight=False)
 
-    def _close(self, trainer: L.Trainer) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._progress:
             self._progress.update(self._progress.task_ids[0], completed=OnlineData.of(trainer).env_frames)
             self._progress.stop()
             self._progress = None
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close(trainer)
-
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._close(trainer)
+        self.on_train_end(trainer, pl_module)

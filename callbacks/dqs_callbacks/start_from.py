@@ -51,9 +51,11 @@ class StartFrom(Callback):
         for part in parts:
             if part not in known:
                 raise self._refused(f"parts={part}", f"must be one of {', '.join(known)}")
-        taken = {name for name in own if name.partition(".")[0] in parts}
-        offered = {name for name in trained if name.partition(".")[0] in parts}
-        for name in sorted(taken | offered):
+        own, trained = (
+            {name: value for name, value in state.items() if name.partition(".")[0] in parts}
+            for state in (own, trained)
+        )
+        for name in sorted(own.keys() | trained.keys()):
             here, there = (list(state[name].shape) if name in state else "missing" for state in (own, trained))
             if here != there:
                 raise self._refused(
@@ -61,7 +63,7 @@ class StartFrom(Callback):
                     f"{name} is {there} there and {here} here; must be a run with observations, actions and "
                     "networks of the same sizes",
                 )
-        agent.load_state_dict({name: trained[name] for name in taken}, strict=False)
+        agent.load_state_dict(trained, strict=False)
 
     def _refused(self, argument: str, why: str) -> MisconfigurationException:
         return MisconfigurationException(f"{type(self).__name__}.{argument}: {why}")

@@ -23,24 +23,17 @@ class Throughput(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._mark = (time.monotonic(), OnlineData.of(trainer).env_frames, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not isinstance(pl_module, Agent):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not isinstance(pl_module, Agent) or trainer.global_step % every:
             return
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
-        data = OnlineData.of(trainer)
-        now, frames, updates = time.monotonic(), data.env_frames, trainer.global_step
-        then, frames_then, updates_then = self._mark
-        seconds = max(now - then, 1e-9)
-        metrics = {
-            "time/env_fps": (frames - frames_then) / seconds,
-            "time/updates_per_s": (updates - updates_then) / seconds,
-        }
+        data, before = OnlineData.of(trainer), self._mark
+        self._mark = (time.monotonic(), data.env_frames, trainer.global_step)
+        seconds, frames, updates = (now - then for now, then in zip(self._mark, before, strict=True))
+        seconds = max(seconds, 1e-9)
+        metrics = {"time/env_fps": frames / seconds, "time/updates_per_s": updates / seconds}
         if data.workers:
             metrics["time/worker_restarts"] = float(data.restarts.used)
         if data.train_return is not None:
             metrics["train/return"] = data.train_return
         pl_module.log_metrics(metrics)
-        self._mark = (now, frames, updates)

@@ -1,4 +1,4 @@
-"""A picture of the paths that the policy takes, as it learns."""
+"""Pictures of the paths that the policy takes, as it learns."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -64,11 +64,10 @@ class Trajectories(Periodic):
 
 
 def thinned(panels: list[Panel], most: int) -> list[Panel]:
-    """At most so many: of those between the first and the last the one goes that leaves the smallest hole."""
+    """Keeps `most` of the panels, the first and the last among them: removes those that leave the smallest gaps."""
     while len(panels) > most:
-        inner = range(1, len(panels) - 1)
-        holes = {index: panels[index + 1][0] - panels[index - 1][0] for index in inner}
-        del panels[min(holes, key=lambda index: holes[index]) if holes else 0]
+        gaps = [after[0] - before[0] for before, after in zip(panels, panels[2:], strict=False)]
+        del panels[1 + gaps.index(min(gaps)) if gaps else 0]
     return panels
 
 
@@ -101,11 +100,9 @@ def draw_plane(axis: Axes, navigation: Navigation) -> None:
         axis.add_patch(Rectangle((x, y), x_end - x, y_end - y, facecolor="0.82", edgecolor="none", zorder=0))
     axis.add_collection(LineCollection([[w[:2], w[2:]] for w in navigation.walls], colors="0.15", linewidths=2.5))
     for index, center in enumerate(navigation.goals):
-        ring = Circle((center[0], center[1]), navigation.goal_radius, zorder=1)
-        ring.set(facecolor=colour_of(index), alpha=0.25, edgecolor="none")
-        axis.add_patch(ring)
-    for spine in axis.spines.values():
-        spine.set_visible(True)
+        style: Any = {"facecolor": colour_of(index), "alpha": 0.25, "edgecolor": "none", "zorder": 1}
+        axis.add_patch(Circle((center[0], center[1]), navigation.goal_radius, **style))
+    axis.spines[:].set_visible(True)
 
 
 def draw_paths(axis: Axes, position: Tensor, goal: Tensor) -> None:

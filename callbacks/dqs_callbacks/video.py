@@ -21,7 +21,6 @@ from torchrl.envs import EnvBase
 from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.envs.watched import Watched
 from dqs_lightning.evaluation.returns import STEP_LIMIT, Policy, episode_returns, policy_of
 from dqs_lightning.ranges import Count, checked
 
@@ -45,8 +44,7 @@ class Video(Periodic):
 
     The environment's class needs a method `render(index, height, width)`, as dm_control's has; MuJoCo draws with
     MUJOCO_GL=egl only, which `dqs-fit` does not set by itself. Drawing takes longer than the steps that are drawn.
-    W&B's logger gets the film. TensorBoard's gets its last picture: a film there would be a GIF of tens of megabytes in
-    the event file, held in memory as a whole before, and would need an old moviepy.
+    W&B's logger gets the film, TensorBoard's its last picture.
 
     Args:
         every_frames: environment frames between films; >= 1.
@@ -89,10 +87,9 @@ class Video(Periodic):
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
         data = OnlineData.of(trainer)
         file = Path(trainer.default_root_dir) / "videos" / f"frames={data.env_frames}.mp4"
-        env = data.make_environment(self.episodes, seed)
         policy = policy_of(agent, self.deterministic)
-        last = film(env, policy, file, None, self.height, self.width, self.fps, self.max_steps).last
-        env.close(raise_if_closed=False)
+        with closing(data.make_environment(self.episodes, seed)) as env:
+            last = film(env, policy, file, None, self.height, self.width, self.fps, self.max_steps).last
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("video", last, trainer.global_step, dataformats="HWC")
@@ -111,17 +108,17 @@ def film(
     max_steps: int | None = None,
     step_limit: int = STEP_LIMIT,
 ) -> Film:
-    """Run the first episode of each member and write a picture after each step, side by side, as square as possible.
+    """Films the first episode of each member: one picture a step, the members side by side, as square as possible.
 
     Args:
         env: batch size [num_envs], with `render(index, height, width)` -> uint8 [height, width, 3]; it is reset first.
         policy: None acts uniformly at random.
         file: an mp4; it appears there when it is whole.
         episodes: film so many of the members, the first ones; None: all. The others run unseen.
-        height: of one member's picture, in pixels; even.
-        width: of one member's picture, in pixels; even.
-        fps: pictures per second of playback.
-        max_steps: stop after so many steps; None: when all episodes are over.
+        height: as `width`, `fps` and `max_steps`, see `Video`.
+        width: of one member's picture.
+        fps: of playback.
+        max_steps: of the film.
         step_limit: see `episode_returns`.
     """
     running = torch.ones(env.batch_size, dtype=torch.bool)
@@ -144,37 +141,25 @@ def film(
 
 
 def check_films(data: OnlineData, height: int = 240, width: int = 320) -> None:
-    """Draw one picture of a run's environment, apart from all others; the random state is left as it was.
-
-    Raises:
-        CannotFilmError: when its class has no method `render`, or when that fails or gives something else.
-    """
-    with isolate_rng():
-        env = data.make_environment(1, seed=0)
+    """Draws one picture in an environment of its own, with an isolated random state; a CannotFilmError if it cannot."""
+    with isolate_rng(), closing(data.make_environment(1, seed=0)) as env:
         env.reset()
+        # Of the class: some of TorchRL's environments answer for attributes that they do not have.
+        if not callable(getattr(type(env.inner), "render", None)):
+            name = type(env.inner).__name__
+            raise CannotFilmError(f"{env.label} has no pictures: {name} has no method render(index, height, width)")
         try:
-            _check_picture(env, height, width)
-        except CannotFilmError as error:
-            raise CannotFilmError(f"{env.label} {error}") from error
-        finally:
-            env.close(raise_if_closed=False)
-
-
-def _check_picture(env: Watched, height: int, width: int) -> None:
-    # Of the class: some of TorchRL's environments answer for attributes that they do not have.
-    if not callable(getattr(type(env.inner), "render", None)):
-        name = type(env.inner).__name__
-        raise CannotFilmError(f"has no pictures: {name} has no method render(index, height, width)")
-    try:
-        picture = env.render(0, height, width)
-    except Exception as error:
-        text, renderer = " ".join(str(error.__cause__ or error).split()), os.environ.get("MUJOCO_GL")
-        reason = text[:200].rstrip(".")
-        hint = "" if renderer == "egl" else "; for MuJoCo, set MUJOCO_GL=egl before the command"
-        raise CannotFilmError(f"cannot be drawn with MUJOCO_GL={renderer}: {reason}{hint}") from error
-    found = (getattr(picture, "shape", None), str(getattr(picture, "dtype", type(picture).__name__)))
-    if found != ((height, width, 3), "uint8"):
-        raise CannotFilmError(f"cannot be filmed: render gave {found}, not {((height, width, 3), 'uint8')}")
+            picture = env.render(0, height, width)
+        except Exception as error:
+            reason, renderer = " ".join(str(error.__cause__ or error).split()), os.environ.get("MUJOCO_GL")
+            hint = "" if renderer == "egl" else "; for MuJoCo, set MUJOCO_GL=egl before the command"
+            raise CannotFilmError(
+                f"{env.label} cannot be drawn with MUJOCO_GL={renderer}: {reason[:200].rstrip('.')}{hint}"
+            ) from error
+        found = (getattr(picture, "shape", None), str(getattr(picture, "dtype", type(picture).__name__)))
+        expected = ((height, width, 3), "uint8")
+        if found != expected:
+            raise CannotFilmError(f"{env.label} cannot be filmed: render gave {found}, not {expected}")
 
 
 @contextmanager

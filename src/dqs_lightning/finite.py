@@ -1,4 +1,4 @@
-"""The numbers that a run refuses, and checks of what is collected before anything uses it."""
+"""The numbers that a run refuses, and checks of transitions before they are used."""
 
 import math
 from collections.abc import Iterable
@@ -43,16 +43,14 @@ def first_refused(named: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def check_step(source: str, values: Tensor, when: str = "") -> None:
-    """Checks what one step gives for each environment, [..., n]; a message begins with `when`.
-
-    Raises:
-        NonFiniteError: naming the first environment with a refused number.
-    """
+def check_step(source: str, values: Tensor, when: str = "", where: str = "") -> None:
+    """Raises a NonFiniteError that names the first environment with a refused number in one step's values [..., n]."""
     rows = values.flatten(0, -2)
     if places := refused(rows).nonzero().tolist():
         env, component = places[0]
-        raise NonFiniteError(f"{when}{_entry(source, rows, env, component)}; {ALLOWED}. The last checkpoint is kept")
+        name = f"{source}[{component}]" if rows.shape[-1] > 1 else source
+        found = f"{name} of environment {env} is {rows[env, component].item():.4g}"
+        raise NonFiniteError(f"{when}{found}{where}; {ALLOWED}. The last checkpoint is kept")
 
 
 def check_block(block: TensorDictBase, frames: int, frames_per_step: int, rank: int = 0) -> None:
@@ -69,32 +67,15 @@ def check_block(block: TensorDictBase, frames: int, frames_per_step: int, rank: 
     """
     if torch.stack(torch._foreach_norm([block[key] for key in SOURCES], math.inf)).amax() <= MAX_MAGNITUDE:
         return
-    numbers = {name: block[key].flatten(0, block.ndim - 2) for key, name in SOURCES.items()}  # [environments, T, n]
     steps = block.shape[-1]
-    step, place, env, component = min(
-        (step, place, env, component)
-        for place, values in enumerate(numbers.values())
-        for env, step, component in refused(values).nonzero().tolist()
-    )
-    source, values = list(numbers.items())[place]
-    raise NonFiniteError(
-        f"frame {frames + (step + 1) * frames_per_step:,}{f', rank {rank}' if rank else ''}: "
-        f"{_entry(source, values[:, step], env, component)}, at step {step + 1} of {steps} in the block, of which "
-        f"none is used; {ALLOWED}. The last checkpoint is kept"
-    )
+    for step in range(steps):
+        when = f"frame {frames + (step + 1) * frames_per_step:,}{f', rank {rank}' if rank else ''}: "
+        where = f", at step {step + 1} of {steps} in the block, of which none is used"
+        for key, source in SOURCES.items():
+            check_step(source, block[key][..., step, :], when, where)
 
 
 def check_replay(replay: TensorDictBase) -> None:
-    """Checks the transitions [N] of a checkpoint.
-
-    Raises:
-        NonFiniteError: naming the source of the first refused number.
-    """
+    """Raises a NonFiniteError that names the source of the first refused number in a checkpoint's transitions [N]."""
     if found := first_refused((f"{name} in the replay buffer", replay[key]) for key, name in SOURCES.items()):
         raise NonFiniteError(f"{found}, so this checkpoint cannot be continued; {ALLOWED}")
-
-
-def _entry(source: str, rows: Tensor, env: int, component: int) -> str:
-    """An entry of rows [environments, n] in words."""
-    name = f"{source}[{component}]" if rows.shape[-1] > 1 else source
-    return f"{name} of environment {env} is {rows[env, component].item():.4g}"

@@ -42,14 +42,10 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """A choice of values, declared as a `Literal`."""
+    """A choice of values, declared as a `Literal`; `text` as in `Range`."""
 
+    text: str
     values: tuple[Any, ...]
-
-    @property
-    def text(self) -> str:
-        """Describes the choice in messages, after "must be"."""
-        return f"one of {', '.join(map(str, self.values))}"
 
     def contains(self, value: Any) -> bool:
         """Whether a value is one of them."""
@@ -74,13 +70,9 @@ Finite = Annotated[float, Range("a finite number")]
 Positive = Annotated[float, Range("a finite number > 0", low=0, open_low=True)]
 NonNegative = Annotated[float, Range("a finite number >= 0", low=0)]
 Fraction = Annotated[float, Range("in [0, 1]", 0, 1)]
-"""In [0, 1], such as a discount."""
 Share = Annotated[float, Range("in (0, 1]", 0, 1, open_low=True)]
-"""In (0, 1]."""
 OpenShare = Annotated[float, Range("in (0, 1)", 0, 1, open_low=True, open_high=True)]
-"""In (0, 1)."""
 HalfOpenShare = Annotated[float, Range("in [0, 1)", 0, 1, open_high=True)]
-"""In [0, 1), such as the decay of a moving average."""
 Count = Annotated[int, at_least(1)]
 CountOrZero = Annotated[int, at_least(0)]
 
@@ -130,7 +122,8 @@ def check(name: str, value: Any, allowed: Range | OneOf, kind: Callable[[Any], A
 def _declared(hint: Any) -> tuple[Callable[[Any], Any], Range | OneOf] | None:
     """Conversion and range in a hint such as `Positive | None`, `tuple[Positive, ...]` or `Literal["a", "b"]`."""
     if get_origin(hint) is Literal:
-        choice = OneOf(get_args(hint))
+        values = get_args(hint)
+        choice = OneOf(f"one of {', '.join(map(str, values))}", values)
         return choice.member, choice
     if metadata := getattr(hint, "__metadata__", ()):
         return next(((hint.__origin__, item) for item in metadata if isinstance(item, Range)), None)

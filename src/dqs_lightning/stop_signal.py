@@ -35,9 +35,9 @@ class StopSignal:
     """Receives stop signals; what they do depends on the phase.
 
     A second SIGINT raises KeyboardInterrupt in every phase. Signals are also read by a thread, through
-    `signal.set_wakeup_fd`, because a Python handler does not run while the main thread waits in C++: a rank that
-    Lightning started forwards the signal to the first rank, which may be evaluating while the others wait for it; and
-    before training begins the thread ends a process whose main thread does not react.
+    `signal.set_wakeup_fd`, because a Python handler does not run while the main thread waits in C++. In a rank that
+    Lightning started, the thread forwards the signal to the first rank, for which the others may be waiting. Before
+    training begins, it ends a process whose main thread does not react.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from dqs_lightning.checkpoint.atomic import write_atomically
+from dqs_lightning.checkpoint.atomic import atomic_file
 
 PREFIX = b"sha256:"
 COMMENT_BYTES = len(PREFIX) + hashlib.sha256().digest_size * 2
@@ -53,27 +53,23 @@ def atomic_save(value: Any, path: str | os.PathLike[str]) -> str:
     Returns:
         The digest.
     """
-    digests: list[str] = []
-
-    def write(file: IO[bytes]) -> None:
+    with atomic_file(Path(path)) as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:  # torch closes its archive after a failed write, and fails again
             raise _cause(error) from error
         file.seek(-2, os.SEEK_END)  # the length of the archive's comment, which is empty
         file.write(COMMENT_BYTES.to_bytes(2, "little"))
-        digests.append(_digest(file, file.tell()))
-        file.write(PREFIX + digests[0].encode())
-
-    write_atomically(Path(path), write)
-    return digests[0]
+        digest = _digest(file, file.tell())
+        file.write(PREFIX + digest.encode())
+    return digest
 
 
 def verified_digest(path: str | os.PathLike[str]) -> str | None:
     """The digest of a file that `atomic_save` wrote, after comparing it with the content; None: it has none.
 
     Raises:
-        CheckpointError: when the content has another digest: the file is damaged.
+        CheckpointError: when the content has another digest.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -88,7 +84,7 @@ def verified_digest(path: str | os.PathLike[str]) -> str | None:
 
 
 def safe_load(path: str | os.PathLike[str], map_location: Any = "cpu", digest: str | None = None) -> Any:
-    """Tensors and plain values from a file; never runs code from it.
+    """Loads tensors and plain values from a file, without running code from it.
 
     Args:
         path: the file.

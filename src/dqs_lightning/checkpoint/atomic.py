@@ -3,20 +3,21 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Call `write` with a file that replaces `path` once it is whole and on disk."""
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that replaces `path` once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w+b") as file:  # with the permissions that the umask leaves
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -33,11 +34,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def atomic_write(content: bytes, path: Path) -> None:
     """Replace a file by new content so that it is whole at any time."""
-
-    def write(file: IO[bytes]) -> None:
+    with atomic_file(path) as file:
         file.write(content)
-
-    write_atomically(path, write)
 
 
 def append_lines(text: str, path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Objects from the plain values of a checkpoint, without running anything else that the file names.
+"""Constructs objects from the plain values of a checkpoint, without running anything else that the file names.
 
-`registry.describe` writes a component as {class_path, init_args}; `construct` is its inverse. A file may name any
-class, so the name is looked up among what is imported already and must be a registered component. Only for a package
-that `trust` was called with is a module imported because a file names it.
+`registry.describe` writes a component as {class_path, init_args}; `construct` is its inverse. The class must be a
+registered component that is imported already, or one of a package that `trust` was called with.
 """
 
 import importlib
@@ -66,7 +65,7 @@ def named_class(path: Any) -> type:
 
 
 def construct(value: Any) -> Any:
-    """Build what `registry.describe` described: each {class_path, init_args} becomes an object; the rest is kept.
+    """The inverse of `registry.describe`: each {class_path, init_args} becomes an object; the rest is kept.
 
     Raises:
         UntrustedNameError: see `named_class`.
@@ -90,11 +89,7 @@ def construct(value: Any) -> Any:
 
 
 def check_types(cls: type, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that are not of the types that a constructor is annotated with.
-
-    Raises:
-        TypeError: it names the argument, its value and its type.
-    """
+    """Raises a TypeError for the first argument that is not of the type that a constructor is annotated with."""
     try:
         hints = get_type_hints(inspect.getattr_static(cls, "__init__"))
     except NameError:  # another package's, imported for its type checker alone
@@ -106,7 +101,7 @@ def check_types(cls: type, arguments: Mapping[str, Any]) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a file is of an annotated type; types that no file can hold are not checked."""
+    """Whether a value of a file is of an annotated type; types that files cannot contain are not checked."""
     inner = get_args(hint)
     match get_origin(hint) or hint:
         case origin if origin in (Union, UnionType):

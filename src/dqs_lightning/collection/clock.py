@@ -3,12 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from dqs_lightning.agents.base import Rollout
-
-if TYPE_CHECKING:
-    from dqs_lightning.collection.data import OnlineData
 
 
 @dataclass
@@ -65,49 +59,3 @@ class Clock:
         before = self.updates
         self.frames += self.frames_per_block
         return self.updates - before
-
-
-def replay_clock(data: "OnlineData", world_size: int) -> Clock:
-    """Returns the clock of an off-policy agent: `updates_per_step` updates for each step of a rank.
-
-    Raises:
-        ValueError: when the numbers do not fit together; the message names them.
-    """
-    steps = data.num_envs * data.steps_per_collect
-    clock = Clock(
-        steps,
-        steps * data.environment.action_repeat * world_size,
-        data.total_frames,
-        lambda blocks: math.floor(data.updates_per_step * blocks * steps),
-        data.init_random_frames,
-        data.learning_starts,
-    )
-    before_update = (clock.waiting_frames // clock.frames_per_block + 1) * data.steps_per_collect
-    if data.n_steps > 1 and data.n_steps >= before_update:
-        raise ValueError(
-            f"n_steps={data.n_steps}: must be < {before_update}, the steps of each environment before the first update"
-        )
-    if clock.total_updates < 1:
-        raise ValueError(
-            f"total_frames={data.total_frames}: leaves no update after init_random_frames={data.init_random_frames} "
-            f"and learning_starts={data.learning_starts} at updates_per_step={data.updates_per_step}"
-        )
-    return clock
-
-
-def rollout_clock(data: "OnlineData", rollout: Rollout, world_size: int) -> Clock:
-    """Returns the clock of an on-policy agent: a block is a rollout, followed by `epochs` passes through it.
-
-    Raises:
-        ValueError: when the numbers do not fit together; the message names them.
-    """
-    each = rollout.steps // data.num_envs
-    steps = data.num_envs * each
-    if steps < rollout.batch_size:
-        raise ValueError(
-            f"num_envs={data.num_envs}: a rollout of {rollout.steps} steps has {each} for each environment, together "
-            f"fewer than batch_size={rollout.batch_size}"
-        )
-    frames = steps * data.environment.action_repeat * world_size
-    updates = rollout.epochs * (steps // rollout.batch_size)
-    return Clock(steps, frames, data.total_frames, lambda blocks: blocks * updates)

@@ -12,20 +12,17 @@ from dqs_lightning.finite import MAX_MAGNITUDE, check_step, magnitude
 
 
 class Behaviour(nn.Module):
-    """Computes a collector's actions [..., d] for observations [..., o], and refuses what is not finite.
+    """Computes a collector's actions [..., d] for observations [..., o].
 
-    An environment may fail at such an action, and an agent at such an observation; the error then names the cause.
-    On a GPU it waits for the actions, as the environments would do next.
+    For a non-finite action or observation it raises a NonFiniteError that names the environment, so that the cause is
+    reported and not a failure of the environment or the agent that follows from it.
 
     Args:
-        agent: acts.
-        frames: gives the environment frames before the present block, for the message; None: they are not known.
-
-    Raises:
-        NonFiniteError: naming the environment, for an action that is not finite, or the observation that led to it.
+        agent: chooses the actions.
+        frames: returns the environment frames before the present block, for the message.
     """
 
-    def __init__(self, agent: Agent, frames: Callable[[], int] | None = None) -> None:
+    def __init__(self, agent: Agent, frames: Callable[[], int]) -> None:
         super().__init__()
         self.agent, self.frames = agent, frames
 
@@ -41,17 +38,10 @@ class Behaviour(nn.Module):
         return action
 
     def _check(self, source: str, values: Tensor) -> None:
-        check_step(source, values, f"after frame {self.frames():,}: " if self.frames else "")
+        check_step(source, values, f"after frame {self.frames():,}: ")
 
 
-def behaviour(agent: Agent, frames: Callable[[], int] | None = None) -> TensorDictModule:
-    """The agent as a collector's policy; `frames` as in `Behaviour`."""
-    return TensorDictModule(Behaviour(agent, frames), in_keys=["observation"], out_keys=["action"])
-
-
-def collector_of(
-    env: EnvBase, agent: Agent, steps: int, random_steps: int, frames: Callable[[], int] | None = None
-) -> Collector:
+def collector_of(env: EnvBase, agent: Agent, steps: int, random_steps: int, frames: Callable[[], int]) -> Collector:
     """Collects blocks of `steps` steps of all environments together, the first `random_steps` of uniform actions.
 
     It closes the environments, also when it cannot be constructed. `frames` as in `Behaviour`.
@@ -59,7 +49,7 @@ def collector_of(
     try:
         return Collector(
             env,
-            behaviour(agent, frames),
+            TensorDictModule(Behaviour(agent, frames), in_keys=["observation"], out_keys=["action"]),
             frames_per_batch=steps,
             total_frames=-1,
             init_random_frames=random_steps or None,

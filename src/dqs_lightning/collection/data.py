@@ -1,7 +1,8 @@
 """LightningDataModule for online RL: environment, run length, updates per environment step."""
 
 import warnings
-from functools import partial
+from contextlib import closing
+from functools import cached_property, partial
 from typing import Any, Self
 
 import lightning as L
@@ -29,9 +30,9 @@ class OnlineData(L.LightningDataModule):
     """Collects transitions with the agent that is being trained, and yields one batch for each update.
 
     Frames are counted over all ranks: agent steps x action repeat x environments x ranks. Each rank has its own
-    environments with seeds of their own, its own buffer, and draws its own batches. An on-policy agent
-    (`Agent.rollout`) decides itself how much is collected and how often it is used: then steps_per_collect,
-    batch_size, replay_size, n_steps, init_random_frames, learning_starts and updates_per_step have no effect.
+    environments and seeds, its own buffer, and its own batches. For an on-policy agent (`Agent.rollout`)
+    steps_per_collect, batch_size, replay_size, n_steps, init_random_frames, learning_starts and updates_per_step have
+    no effect.
 
     Args:
         environment: the task.
@@ -41,20 +42,16 @@ class OnlineData(L.LightningDataModule):
         steps_per_collect: steps of each environment in a block, after which the updates that are due are made; >= 1.
         batch_size: transitions in one batch, on each rank; >= 1.
         replay_size: capacity of each rank's buffer in transitions; >= 1.
-        replay_on_device: whether the buffer is in the memory of the training device: 4 bytes a number, 220 MB for a
-            million transitions of walker-walk.
+        replay_on_device: whether the buffer is in the memory of the training device; 4 bytes a number.
         n_steps: steps of a transition in the buffer: their summed rewards, and the state after the last (`MultiStep`);
             >= 1.
         init_random_frames: frames of uniformly random actions, over all ranks, before the first update.
         learning_starts: frames, over all ranks, before the first update. Those beyond init_random_frames are collected
-            with the policy, which helps where it is already trained (`StartFrom`). 0: the random ones alone.
+            with the policy, such as one that is already trained (`StartFrom`).
         updates_per_step: gradient updates for each agent step of one rank; > 0, may be a fraction.
         step_timeout_s: seconds after which a step of the environments counts as hanging; > 0. Workers are then
             replaced, up to three times in a run; without workers, or after that, the run ends with
             `EnvironmentFailure`. Construction and the first reset have 300 s.
-
-    Raises:
-        ValueError: when a number is out of its range; the message names it.
     """
 
     @checked
@@ -85,11 +82,9 @@ class OnlineData(L.LightningDataModule):
         self.steps_per_collect, self.batch_size, self.n_steps = steps_per_collect, batch_size, n_steps
         self.replay_size, self.updates_per_step, self.step_timeout_s = replay_size, updates_per_step, step_timeout_s
         self.init_random_frames, self.learning_starts = init_random_frames, learning_starts
-        self.workers = workers
-        self.replay_on_device = replay_on_device
+        self.workers, self.replay_on_device = workers, replay_on_device
         self.restarts = Restarts()
         """Counts replaced worker processes."""
-        self._dims: tuple[int, int] | None = None
         self._loader: OnlineLoader | None = None
         self._restored: dict[str, Any] | None = None
         self._continues = False
@@ -105,12 +100,10 @@ class OnlineData(L.LightningDataModule):
     ) -> Self:
         """Return the data of a run's `last.ckpt`, without its replay; no code that the file names is run.
 
-        `kwargs` replace saved arguments. `map_location` and `weights_only` have no effect.
+        `kwargs` replace saved arguments. `map_location` and `weights_only` have no effect; `hparams_file` is refused.
 
         Raises:
-            CheckpointError: when the file is no run's checkpoint, or names a class that is neither registered nor of a
-                package that `restore.trust` was called with.
-            ValueError: for a `hparams_file`.
+            CheckpointError: when the file is no run's checkpoint, or names a class that `restore.named_class` refuses.
         """
         if hparams_file is not None:
             raise ValueError(f"hparams_file={hparams_file}: must be left out")
@@ -125,30 +118,24 @@ class OnlineData(L.LightningDataModule):
 
     @staticmethod
     def of(trainer: L.Trainer) -> "OnlineData":
-        """The data of a running trainer.
-
-        Raises:
-            TypeError: when the trainer was given other data.
-        """
+        """The data of a running trainer; a TypeError where it has other data."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, OnlineData):
             raise TypeError(f"this needs a Trainer that fits OnlineData, not {type(data).__name__}")
         return data
 
+    @cached_property
     def _dimensions(self) -> tuple[int, int]:
-        if self._dims is None:
-            env = self.make_environment(1, seed=0)
-            self._dims = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
-            env.close(raise_if_closed=False)
-        return self._dims
+        with closing(self.make_environment(1, seed=0)) as env:
+            return env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
 
     @property
     def observation_dim(self) -> int:
-        return self._dimensions()[0]
+        return self._dimensions[0]
 
     @property
     def action_dim(self) -> int:
-        return self._dimensions()[1]
+        return self._dimensions[1]
 
     @property
     def env_frames(self) -> int:
@@ -163,7 +150,7 @@ class OnlineData(L.LightningDataModule):
     @property
     def pending(self) -> int:
         """Updates that are still to come before more is collected."""
-        return self._loader.pending if self._loader else 0
+        return len(self._loader.pending) if self._loader else 0
 
     @property
     def train_return(self) -> float | None:
@@ -171,7 +158,7 @@ class OnlineData(L.LightningDataModule):
         return self._loader.returns.last if self._loader else None
 
     def make_environment(self, num_envs: int, seed: int) -> Watched:
-        """Environments in this process, for evaluation: what goes wrong in them raises `EnvironmentFailure`."""
+        """Environments in this process, whose failures raise `EnvironmentFailure`."""
         name, make = self.environment.name, partial(self.environment.make, num_envs, seed)
         step = Deadline(f"{name}: a step", self.step_timeout_s)
         return Watched(make, name, step, Deadline(f"{name}: construction", START_LIMIT_S))
@@ -193,7 +180,7 @@ class OnlineData(L.LightningDataModule):
         trainer, agent, self.restarts = self.trainer, self.trainer.lightning_module, Restarts()
         assert isinstance(agent, Agent)
         source = self.source(agent, trainer.world_size)
-        self._loader = OnlineLoader(self, agent, source, trainer.global_rank, self._after_block, self.any_rank)
+        self._loader = OnlineLoader(self, agent, source, trainer.global_rank)
         if self._restored is not None:
             self._loader.restore(self._restored)
         elif self._continues:
@@ -207,9 +194,10 @@ class OnlineData(L.LightningDataModule):
             warnings.simplefilter("ignore", FutureWarning)
             return CombinedLoader(self._loader, "max_size_cycle")
 
-    def _after_block(self) -> bool:
-        """Calls `on_block_collected` of the callbacks; returns whether the run is to stop."""
-        assert self.trainer is not None
+    def after_block(self) -> bool:
+        """Calls `on_block_collected` of the callbacks; returns whether collection is to end."""
+        if self.trainer is None:
+            return False
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CollectionHook):
                 callback.on_block_collected(self.trainer, self.trainer.lightning_module)
@@ -217,8 +205,7 @@ class OnlineData(L.LightningDataModule):
 
     def any_rank(self, value: int) -> int:
         """The largest of a small number >= 0 over all ranks, which must all call it."""
-        assert self.trainer is not None
-        if self.trainer.world_size == 1:
+        if self.trainer is None or self.trainer.world_size == 1:
             return value
         own = torch.tensor(float(value), device=self.trainer.strategy.root_device)
         return int(self.trainer.strategy.reduce(own, reduce_op="max"))
@@ -231,7 +218,7 @@ class OnlineData(L.LightningDataModule):
         self._continues = True
 
     def rank_state(self) -> dict[str, Any]:
-        """Returns the state with which this rank continues exactly, such as its replay; plain values."""
+        """Returns the state with which this rank continues exactly, such as its replay, as plain values."""
         assert self._loader is not None
         return self._loader.snapshot()
 

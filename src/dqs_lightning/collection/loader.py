@@ -12,8 +12,7 @@ from torchrl.collectors import Collector
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.collectors import collector_of
 from dqs_lightning.collection.episode_returns import EpisodeReturns
-from dqs_lightning.collection.source import Source
-from dqs_lightning.collection.transition import TRANSITION
+from dqs_lightning.collection.source import TRANSITION, Source
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
@@ -35,35 +34,20 @@ class OnlineLoader:
         agent: the behaviour policy.
         source: turns blocks of transitions into batches.
         rank: of this process; ranks have different seeds.
-        after_block: called after a block after which no update is due; True ends the iteration.
-        any_rank: returns the largest of a small number >= 0 over all ranks.
     """
 
-    def __init__(
-        self,
-        data: "OnlineData",
-        agent: Agent,
-        source: Source,
-        rank: int = 0,
-        after_block: Callable[[], bool] = lambda: False,
-        any_rank: Callable[[int], int] = lambda value: value,
-    ) -> None:
+    def __init__(self, data: "OnlineData", agent: Agent, source: Source, rank: int = 0) -> None:
         self.data, self.agent, self.source, self.rank = data, agent, source, rank
-        self.after_block, self.any_rank = after_block, any_rank
         self.clock, self.returns = source.clock, EpisodeReturns()
-        self._pending: list[TensorDictBase] = []
+        self.pending: list[TensorDictBase] = []
+        """Batches that are drawn and not yet returned."""
         self._env: Watched | WorkerBatch | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
-    def pending(self) -> int:
-        """Batches that are drawn and not yet returned."""
-        return len(self._pending)
-
-    @property
     def finished(self) -> bool:
         """Whether all updates of the run have been made."""
-        return self.clock.updates >= self.clock.total_updates and not self._pending
+        return self.clock.updates >= self.clock.total_updates and not self.pending
 
     def __len__(self) -> int:
         return self.clock.total_updates
@@ -78,8 +62,8 @@ class OnlineLoader:
                 due = self.clock.advance()
                 self.agent.env_frames = self.clock.frames
                 self.returns.add(block)
-                self._pending = self.source.batches(block, due)
-                if not self._pending and self.after_block():
+                self.pending = self.source.batches(block, due)
+                if not self.pending and self.data.after_block():
                     return
                 yield from self._drain()
         finally:
@@ -100,13 +84,13 @@ class OnlineLoader:
         except (EnvironmentFailure, NonFiniteError) as error:
             failure = error
         kinds = (EnvironmentFailure, NonFiniteError)
-        if kind := self.any_rank(0 if failure is None else 1 + isinstance(failure, NonFiniteError)):
+        if kind := self.data.any_rank(0 if failure is None else 1 + isinstance(failure, NonFiniteError)):
             raise failure or kinds[kind - 1]("another rank has failed and gives the cause")
         return result
 
     def _drain(self) -> Iterator[TensorDictBase]:
-        while self._pending:
-            yield self._pending.pop(0)
+        while self.pending:
+            yield self.pending.pop(0)
 
     def _start(self) -> Collector:
         """Builds environments and collector. Ranks have different seeds, so that they explore differently."""
@@ -136,7 +120,7 @@ class OnlineLoader:
         return {
             **self.source.snapshot(),
             "frames": self.clock.frames,
-            "pending": [batch.cpu().to_dict() for batch in self._pending],
+            "pending": [batch.cpu().to_dict() for batch in self.pending],
             "returns": self.returns.running,
             "last_return": self.returns.last,
             "envs": None if self._env is None else self._env.snapshot(),
@@ -148,7 +132,7 @@ class OnlineLoader:
         """Continues from a snapshot; environments and random state are restored when iteration starts."""
         self.source.restore(state)
         self.clock.frames = state["frames"]
-        self._pending = [TensorDict.from_dict(batch, auto_batch_size=True, batch_dims=1) for batch in state["pending"]]
+        self.pending = [TensorDict.from_dict(batch, auto_batch_size=True, batch_dims=1) for batch in state["pending"]]
         self.returns.running, self.returns.last = state["returns"], state["last_return"]
         self._restored = state
 

@@ -11,9 +11,8 @@ class MultiStep:
     """Makes transitions over n steps of blocks [E, T] that follow one another; TorchRL's transform, but resumable.
 
     Rewards are summed and discounted up to the end of an episode; the state that follows, and whether it was the last,
-    are those of the last step summed. Transitions whose n steps are not all there wait in `tail` for the next block.
-    Actions of intermediate steps are those of the policy that collected, for which nothing corrects; and a backup with
-    an entropy term does not include that of the intermediate states.
+    are those of the last step summed. Transitions whose n steps are not complete wait in `tail` for the next block. The
+    actions of intermediate steps are off-policy without a correction, and have no entropy term in a backup.
 
     Args:
         n_steps: n; >= 1.

@@ -1,21 +1,34 @@
 """Batches for off-policy agents, from a TorchRL replay buffer."""
 
+import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import TensorDictReplayBuffer
+from torchrl import torchrl_logger
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from dqs_lightning.agents.base import STEPS
-from dqs_lightning.collection.clock import replay_clock
+from dqs_lightning.collection.clock import Clock
 from dqs_lightning.collection.n_step import MultiStep
-from dqs_lightning.collection.source import Source
-from dqs_lightning.collection.storage import Storage
-from dqs_lightning.collection.transition import TRANSITION
+from dqs_lightning.collection.source import TRANSITION, Source
 from dqs_lightning.finite import check_replay
 
 if TYPE_CHECKING:
     from dqs_lightning.collection.data import OnlineData
+
+
+class Storage(LazyTensorStorage):  # type: ignore[misc]  # torchrl has no types
+    """TorchRL's storage in memory, without the log line that it writes when the first transitions arrive."""
+
+    def _init(self, data: Any) -> None:
+        level = torchrl_logger.level
+        torchrl_logger.setLevel(max(level, logging.WARNING))
+        try:
+            super()._init(data)
+        finally:
+            torchrl_logger.setLevel(level)
 
 
 class Replay(Source):
@@ -26,13 +39,34 @@ class Replay(Source):
         discount: gamma of the agent, for transitions over several steps.
         device: of the agent; the buffer is there where `data.replay_on_device` is set, and on the CPU otherwise.
         world_size: number of ranks.
+
+    Raises:
+        ValueError: when the numbers do not fit together; the message names them.
     """
 
     def __init__(self, data: "OnlineData", discount: float, device: torch.device, world_size: int) -> None:
-        self.clock = replay_clock(data, world_size)
+        steps = data.num_envs * data.steps_per_collect
+        self.clock = clock = Clock(
+            steps,
+            steps * data.environment.action_repeat * world_size,
+            data.total_frames,
+            lambda blocks: math.floor(data.updates_per_step * blocks * steps),
+            data.init_random_frames,
+            data.learning_starts,
+        )
+        before = (clock.waiting_frames // clock.frames_per_block + 1) * data.steps_per_collect
+        if data.n_steps > 1 and data.n_steps >= before:
+            raise ValueError(
+                f"n_steps={data.n_steps}: must be < {before}, the steps of each environment before the first update"
+            )
+        if clock.total_updates < 1:
+            raise ValueError(
+                f"total_frames={data.total_frames}: leaves no update after init_random_frames="
+                f"{data.init_random_frames} and learning_starts={data.learning_starts} at "
+                f"updates_per_step={data.updates_per_step}"
+            )
         self.batch_size = data.batch_size
-        steps = self.clock.steps_per_block
-        capacity = min(data.replay_size, self.clock.total_frames // self.clock.frames_per_block * steps)
+        capacity = min(data.replay_size, clock.total_frames // clock.frames_per_block * steps)
         storage = Storage(capacity, device=device if data.replay_on_device else "cpu")
         self.buffer = TensorDictReplayBuffer(storage=storage)
         self.multi_step = MultiStep(data.n_steps, discount) if data.n_steps > 1 else None

@@ -7,7 +7,7 @@ from tensordict import TensorDictBase
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.agents.base import Rollout
-from dqs_lightning.collection.clock import rollout_clock
+from dqs_lightning.collection.clock import Clock
 from dqs_lightning.collection.source import Source
 
 if TYPE_CHECKING:
@@ -15,17 +15,29 @@ if TYPE_CHECKING:
 
 
 class Rollouts(Source):
-    """Goes several times through the latest block, which is the agent's rollout.
+    """Goes `rollout.epochs` times through the latest block, which is the agent's rollout.
 
     Args:
         data: the run's numbers.
         agent: prepares each block, for example by computing advantages.
         rollout: its sizes.
         world_size: number of ranks.
+
+    Raises:
+        ValueError: when the numbers do not fit together; the message names them.
     """
 
     def __init__(self, data: "OnlineData", agent: Agent, rollout: Rollout, world_size: int) -> None:
-        self.clock = rollout_clock(data, rollout, world_size)
+        each = rollout.steps // data.num_envs
+        steps = data.num_envs * each
+        if steps < rollout.batch_size:
+            raise ValueError(
+                f"num_envs={data.num_envs}: a rollout of {rollout.steps} steps has {each} for each environment, "
+                f"together fewer than batch_size={rollout.batch_size}"
+            )
+        frames = steps * data.environment.action_repeat * world_size
+        updates = rollout.epochs * (steps // rollout.batch_size)
+        self.clock = Clock(steps, frames, data.total_frames, lambda blocks: blocks * updates)
         self.agent, self.rollout = agent, rollout
 
     def batches(self, block: TensorDictBase, due: int) -> list[TensorDictBase]:

@@ -1,11 +1,18 @@
-"""Interface of the two sources of batches: a replay buffer and the latest rollout."""
+"""The keys of transitions, and the interface of what makes batches of them: a replay buffer or the latest rollout."""
 
 from abc import ABC, abstractmethod
 from typing import Any
 
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 
 from dqs_lightning.collection.clock import Clock
+
+TRANSITION: tuple[NestedKey, ...] = (
+    "observation",
+    "action",
+    *(("next", key) for key in ("observation", "reward", "terminated", "truncated")),
+)
+"""Keys of the transitions that are collected."""
 
 
 class Source(ABC):

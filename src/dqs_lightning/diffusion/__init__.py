@@ -1,6 +1,6 @@
 """Sampling from exp(log_prob) by diffusion, from an energy alone. Imports torch, and rich for a progress bar.
 
-`process` holds the model as a whole; `boltzmann` fits it to an energy. Its parts: `schedules` (noise levels), `support`
+`process` has the model as a whole; `boltzmann` fits it to an energy. Its parts: `schedules` (noise levels), `support`
 (the action set), `estimators`, `importance`, `guided` and `biased` (moments of the denoised distribution, from the
 energy) with their `proposals`, `denoiser` (the network that learns them), `samplers` (from noise to samples),
 `training_points` (where the network is trained), `entropy` (entropy and likelihood of the samples).

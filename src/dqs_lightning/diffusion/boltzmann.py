@@ -2,22 +2,18 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from dqs_lightning.diffusion.denoiser import Preconditioning
 from dqs_lightning.diffusion.entropy import entropy
-from dqs_lightning.diffusion.estimators import EnergyEstimator
 from dqs_lightning.diffusion.finite_steps import FiniteSteps
 from dqs_lightning.diffusion.process import Diffusion
-from dqs_lightning.diffusion.samplers import Noise, Sampler
-from dqs_lightning.diffusion.schedules import NoiseSchedule
+from dqs_lightning.diffusion.samplers import Noise
 from dqs_lightning.diffusion.support import Box, LogProb, Support
-from dqs_lightning.diffusion.training_points import TrainingPoints
-from dqs_lightning.nn.backbones import Backbone
 from dqs_lightning.registry import component
 
 CHECK_EVERY = 100
@@ -33,28 +29,15 @@ class BoltzmannSampler(nn.Module):
         dim: dimension of x; >= 1.
         support: of x: Box(low, high), Tanh(low, high) or Unbounded(); an object or a registered name. Default: Box.
         condition_dim: dimension of the condition; 0 for none.
-        noise_schedule: sigma(t) in standard units; like the other components, see `Diffusion`.
-        energy_estimator: the denoiser's target.
-        training_points: where the denoiser is trained.
-        sampler: from noise to samples.
-        backbone: hidden layers of the denoiser.
-        preconditioning: how the network's output becomes the denoised mean.
+        components: noise_schedule, energy_estimator, training_points, sampler, backbone and preconditioning, as in
+            `Diffusion`.
 
     Raises:
         ValueError: for a dimension below 1 or a name that is not registered.
     """
 
     def __init__(
-        self,
-        dim: int,
-        support: Support | str | None = None,
-        condition_dim: int = 0,
-        noise_schedule: NoiseSchedule | str | None = None,
-        energy_estimator: EnergyEstimator | str | None = None,
-        training_points: TrainingPoints | str | None = None,
-        sampler: Sampler | str | None = None,
-        backbone: Backbone | str | None = None,
-        preconditioning: Preconditioning | str | None = None,
+        self, dim: int, support: Support | str | None = None, condition_dim: int = 0, **components: Any
     ) -> None:
         super().__init__()
         if dim < 1 or condition_dim < 0:
@@ -62,17 +45,7 @@ class BoltzmannSampler(nn.Module):
         self.dim, self.condition_dim = dim, condition_dim
         self.support = component("support", support, Support, Box)
         standard, self._center, self._scale = self.support.standard()
-        self.diffusion = Diffusion(
-            dim,
-            condition_dim,
-            noise_schedule,
-            energy_estimator,
-            training_points,
-            sampler,
-            standard,
-            backbone,
-            preconditioning,
-        )
+        self.diffusion = Diffusion(dim, condition_dim, support=standard, **components)
 
     def fit(
         self,
@@ -81,7 +54,7 @@ class BoltzmannSampler(nn.Module):
         batch_size: int = 256,
         conditions: Tensor | None = None,
         lr: float = 6e-3,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
         progress: bool = True,
     ) -> "BoltzmannSampler":
         """Trains on the energy; a further call continues. Returns self.
@@ -114,7 +87,17 @@ class BoltzmannSampler(nn.Module):
         finite_steps = FiniteSteps(optimizer)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: max(0.02, min(1.0, 2 * (1 - i / steps))))
         like = next(self.parameters()).new_empty(batch_size // points.points, self.dim)
-        for step in self._progress(steps, progress):
+
+        def uniform() -> Tensor:
+            """Latents of uniform samples."""
+            return diffusion.support.from_action(diffusion.support.uniform(1, like, generator)[0])
+
+        updates: Iterable[int] = range(steps)
+        if progress:
+            from rich.progress import track  # the only import beyond torch, for the bar alone
+
+            updates = track(updates, description="fitting", total=steps)
+        for step in updates:
             condition = like.new_empty(len(like), 0)
             if conditions is not None:
                 row = torch.randint(len(conditions), like.shape[:1], device=conditions.device, generator=generator)
@@ -123,7 +106,7 @@ class BoltzmannSampler(nn.Module):
             if points.trajectories:
                 trajectory = diffusion.trajectory(condition, points.trajectories, _noise(generator))
             energy = finite_steps.watch(self._standard(log_prob, condition))
-            loss, _ = diffusion.loss(energy, condition, trajectory, lambda: self._uniform(like, generator), generator)
+            loss, _ = diffusion.loss(energy, condition, trajectory, uniform, generator)
             optimizer.zero_grad()
             loss.backward()
             finite_steps.step()
@@ -135,11 +118,7 @@ class BoltzmannSampler(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self,
-        n: int,
-        condition: Tensor | None = None,
-        steps: int | None = None,
-        generator: torch.Generator | None = None,
+        self, n: int, condition: Tensor | None = None, steps: int | None = None, generator: Generator | None = None
     ) -> Tensor:
         """n samples, [n, dim].
 
@@ -154,27 +133,17 @@ class BoltzmannSampler(nn.Module):
         return self._center + self._scale * diffusion.sample(condition, noise=_noise(generator))
 
     @torch.no_grad()
-    def entropy(
-        self, condition: Tensor | None = None, num: int = 4096, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Differential entropy of the samples in nats, a scalar: `diffusion.entropy` from `num` of them.
-
-        Args:
-            condition: one condition, [c].
-            num: samples that are drawn for it.
-            generator: source of randomness.
-        """
+    def entropy(self, condition: Tensor | None = None, num: int = 4096, generator: Generator | None = None) -> Tensor:
+        """Differential entropy of the samples at one condition [c] in nats, a scalar, from `num` of them."""
         actions = (self.sample(num, condition, generator=generator) - self._center) / self._scale
         denoise, diffusion = self.diffusion.bind(self._rows(condition, num)), self.diffusion
         value = entropy(denoise, diffusion.noise_schedule, diffusion.support, actions, generator)
         return value + self.dim * math.log(self._scale)
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Normalised log density of the samples' distribution at x [B, dim], [B]: `diffusion.log_prob`, no noise.
+        """Normalised log density of the samples' distribution, [B], at points x [B, dim] in the support.
 
-        Args:
-            x: points in the support.
-            condition: one for all, [c], or one for each, [B, c].
+        The condition is one for all, [c], or one for each, [B, c]. See `entropy.log_prob`.
         """
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"x of shape {list(x.shape)}: must be [B, {self.dim}]")
@@ -186,11 +155,6 @@ class BoltzmannSampler(nn.Module):
         bound = (condition,) if self.condition_dim else ()
         return lambda u: energy(self._center + self._scale * u, *bound)
 
-    def _uniform(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Latents of uniform samples, of like's shape."""
-        support = self.diffusion.support
-        return support.from_action(support.uniform(1, like, generator)[0])
-
     def _rows(self, condition: Tensor | None, num: int) -> Tensor:
         """A condition for each of `num` samples, [num, c]."""
         checked = self._checked(condition)
@@ -199,24 +163,17 @@ class BoltzmannSampler(nn.Module):
     def _checked(self, condition: Tensor | None) -> Tensor | None:
         shape = None if condition is None else list(condition.shape)
         if (condition is None) != (self.condition_dim == 0) or (shape and shape[-1] != self.condition_dim):
-            wanted = f"of dimension {self.condition_dim}" if self.condition_dim else "none"
-            raise ValueError(f"conditions of shape {shape}: must be {wanted}")
+            allowed = f"of dimension {self.condition_dim}" if self.condition_dim else "none"
+            raise ValueError(f"conditions of shape {shape}: must be {allowed}")
         return condition
 
-    def _probe(
-        self, energy: Callable[..., Tensor], conditions: Tensor | None, generator: torch.Generator | None
-    ) -> None:
-        """Call the energy once as `fit` will, before any work.
-
-        Raises:
-            ValueError: naming what is wrong with it.
-        """
-        wanted = 2 if conditions is not None else 1
+    def _probe(self, energy: Callable[..., Tensor], conditions: Tensor | None, generator: Generator | None) -> None:
+        """Calls the energy once as `fit` will; raises a ValueError that names what is wrong with it."""
+        arguments = ("x",) if conditions is None else ("x", "condition")
         try:
-            inspect.signature(energy).bind(*range(wanted))
+            inspect.signature(energy).bind(*arguments)
         except TypeError:
-            call = "log_prob(x, condition)" if wanted == 2 else "log_prob(x)"
-            raise ValueError(f"log_prob cannot be called as {call}") from None
+            raise ValueError(f"log_prob cannot be called as log_prob({', '.join(arguments)})") from None
         rows = 5
         condition = torch.empty(rows, 0) if conditions is None else conditions[torch.arange(rows) % len(conditions)]
         like = next(self.parameters())
@@ -231,13 +188,6 @@ class BoltzmannSampler(nn.Module):
             x = (self._center + self._scale * u)[bad][0]
             raise ValueError(f"log_prob is {value[bad][0].item()} at x={x.tolist()}: must be finite")
 
-    def _progress(self, steps: int, show: bool) -> Sequence[int]:
-        if not show:
-            return range(steps)
-        from rich.progress import track  # the only import beyond torch, for the bar alone
 
-        return track(range(steps), description="fitting")  # type: ignore[return-value]  # an iterable of the same ints
-
-
-def _noise(generator: torch.Generator | None) -> Noise:
+def _noise(generator: Generator | None) -> Noise:
     return partial(torch.randn_like, generator=generator)

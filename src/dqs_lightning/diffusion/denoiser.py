@@ -35,7 +35,7 @@ class Preconditioning(ABC):
 
     @abstractmethod
     def prior_variance(self, sigma: Tensor) -> Tensor:
-        """Var[a | x] of a normal a, sigma's shape: what the network's variance is measured by."""
+        """Var[a | x] of a normal a, sigma's shape: the unit of the network's variance."""
 
 
 class EDM(Preconditioning):
@@ -117,9 +117,7 @@ class Denoiser(nn.Module):
     def bind(self, condition: Tensor, dtype: torch.dtype | None = None) -> Denoise:
         """Returns the denoiser for conditions [..., c], whose part of the first layer is computed only once.
 
-        Args:
-            condition: what the distribution depends on.
-            dtype: in which inner layers are multiplied, for inference; None: that of the parameters.
+        For inference, inner layers are multiplied in `dtype`, if it is given.
 
         Raises:
             ValueError: for conditions of another dimension.
@@ -161,11 +159,10 @@ class Denoiser(nn.Module):
     def loss(self, moments: Moments, estimate: Estimate, sigma: Tensor) -> Tensor:
         """Score matching, lambda(sigma) |D - D_K|^2, and with it the variance's likelihood, log V + S_K / V.
 
-        S_K is the estimator's second moment around the network's own mean, so that its minimum is at the mean of S_K,
-        which is Var[a | x] once D is exact, and larger before. The gradients of the two terms are independent. Where a
-        narrow distribution shifts, S_K / V may exceed 10^3 in one entry, and the gradient be hundreds of times larger
-        than usual, after which Adam's steps are ten times smaller for thousands of updates. So above `RATIO_LIMIT` = L
-        the ratio r is replaced by L (1 + log(r / L)), whose slope in log V is at least -L.
+        S_K is the estimator's second moment around the network's own mean, so that the minimum is at V = Var[a | x]
+        once D is exact, and larger before. Where a narrow distribution shifts, S_K / V may exceed 10^3 in one entry,
+        after whose gradient Adam's steps are ten times smaller for thousands of updates. So above `RATIO_LIMIT` = L the
+        ratio r is replaced by L (1 + log(r / L)), whose slope in log V is at least -L.
 
         Args:
             moments: of this network at the noised points, which were the estimator's guide.
@@ -176,5 +173,4 @@ class Denoiser(nn.Module):
         mean_loss = (weight * (moments.mean - estimate.denoised).square()).mean()
         ratio = estimate.second_moment / moments.variance
         limited = ratio.clamp_max(RATIO_LIMIT) + RATIO_LIMIT * torch.log(ratio.clamp_min(RATIO_LIMIT) / RATIO_LIMIT)
-        variance_loss = (torch.log(moments.variance) + limited).mean()
-        return mean_loss + VARIANCE_WEIGHT * variance_loss
+        return mean_loss + VARIANCE_WEIGHT * (torch.log(moments.variance) + limited).mean()

@@ -1,9 +1,8 @@
 """Energy estimators: the denoised mean D(x, sigma) = E[a | x] from an energy alone, without samples.
 
-With x = a + sigma eps and a ~ exp(log_prob), Tweedie gives score(x, sigma) = (D - x) / sigma^2. Every
-estimator is a Monte-Carlo target for D: a denoiser regresses on it, it is bounded on a bounded set, and the score
-follows from it. This file has the interface and the estimators that use the energy's gradient; `importance` has those
-that weight proposals, and `biased` those that converge to something else.
+With x = a + sigma eps and a ~ exp(log_prob), Tweedie gives score(x, sigma) = (D - x) / sigma^2. An estimator is a
+Monte-Carlo target for D, on which a denoiser regresses. This file has the interface and the estimators that use the
+energy's gradient; `importance` has those that weight proposals, and `biased` those that converge to something else.
 """
 
 from abc import ABC, abstractmethod
@@ -40,10 +39,7 @@ def score(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def softmax_weights(log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Self-normalised weights [K, ...] over the first axis, and their ESS [...].
-
-    In float32 or better, whatever the precision of log_weight.
-    """
+    """Self-normalised weights [K, ...] over the first axis, in float32 or better, and their ESS [...]."""
     log_weight = log_weight - log_weight.amax(0)
     if log_weight.dtype in (torch.float16, torch.bfloat16):
         log_weight = log_weight.float()
@@ -61,19 +57,17 @@ def weighted(weight: Tensor, ess: Tensor, points: Tensor, guide: Tensor | None) 
 
 def gradient_of(log_prob: LogProb, points: Tensor, support: Support) -> tuple[Tensor, Tensor]:
     """Log density of latents [..., B, d] and its gradient in them; gradients into parameters are stopped."""
-    # The compiler breaks its graph at autograd.grad, and torch.func's transforms refuse it. A vjp works in both,
-    # slower.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        with torch.enable_grad():
-            pulled = torch.func.vjp(lambda x: support.log_prob(log_prob, x), points.detach())
-            value, pull_back = pulled[0], pulled[1]
-            (gradient,) = pull_back(torch.ones_like(value))
-        return value.detach(), gradient.detach()
     with torch.enable_grad():
-        points = points.detach().requires_grad_()
-        value = support.log_prob(log_prob, points)
-        (gradient,) = torch.autograd.grad(value.sum(), points)
-    return value.detach(), gradient
+        # The compiler breaks its graph at autograd.grad, and torch.func's transforms refuse it. A vjp works in both,
+        # slower.
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            value, pull_back, *_ = torch.func.vjp(lambda x: support.log_prob(log_prob, x), points.detach())
+            (gradient,) = pull_back(torch.ones_like(value))
+        else:
+            points = points.detach().requires_grad_()
+            value = support.log_prob(log_prob, points)
+            (gradient,) = torch.autograd.grad(value.sum(), points)
+    return value.detach(), gradient.detach()
 
 
 class Posterior(NamedTuple):
@@ -106,9 +100,6 @@ class EnergyEstimator(ABC):
 
     Args:
         num_samples: K, evaluations of log_prob for each noised point; >= 1.
-
-    Raises:
-        ValueError: when num_samples < 1.
     """
 
     @checked
@@ -133,22 +124,26 @@ class _Pathwise(EnergyEstimator):
     def cost(self, points: int = 1) -> int:
         return points * GRADIENT_COST * self.num_samples
 
-    def _terms(self, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points and each one's share of the score, both [K, ..., d], with weights [K, ...] and ESS [...]."""
-        log_prob, x, sigma, support, generator, _ = posterior
-        proposals = support.propose(x, sigma, self.num_samples, generator)
-        log_weight, gradient = gradient_of(log_prob, proposals.points, support)
+    @abstractmethod
+    def denoised(self, posterior: Posterior, points: Tensor, pulled_back: Tensor, weight: Tensor) -> Tensor:
+        """Returns D from points, each one's share of the score, both [K, ..., d], and weights [K, ..., 1]."""
+
+    def estimate(self, posterior: Posterior) -> Estimate:
+        log_prob, x, sigma, support, generator, guide = posterior
+        points, dpoint_dx, dlog_mass_dx = support.propose(x, sigma, self.num_samples, generator)
+        log_weight, gradient = gradient_of(log_prob, points, support)
         weight, ess = softmax_weights(log_weight)
-        return proposals.points, gradient * proposals.dpoint_dx + proposals.dlog_mass_dx, weight, ess
+        column = weight.to(x.dtype).unsqueeze(-1)
+        denoised = self.denoised(posterior, points, gradient * dpoint_dx + dlog_mass_dx, column)
+        return weighted(weight, ess, points, guide)._replace(denoised=denoised)
 
 
 class TargetScore(_Pathwise):
     """D = x + sigma^2 s_K, s_K = grad_x log (1/K) sum_k exp(log_prob(a_k)), a_k = x + sigma eps_k: the paper.
 
-    This is iDEM's estimator (arXiv 2402.06121, equation 8; arXiv 2410.01312): s_K = sum_k w_k grad log_prob(a_k).
-    On a box the same gradient is taken through proposals truncated at the bounds, which adds da_k/dx and the
-    gradient of the log mass inside; without bounds both vanish and the formula is the paper's. Best where sigma
-    is far below the width of a mode; above it the variance grows without limit.
+    iDEM's estimator (arXiv 2402.06121, equation 8; arXiv 2410.01312): s_K = sum_k w_k grad log_prob(a_k). On a box the
+    gradient is taken through proposals truncated at the bounds, which adds da_k/dx and the gradient of the log mass
+    inside. Best where sigma is far below the width of a mode; above it the variance grows without limit.
 
     Args:
         num_samples: K; >= 1. The paper uses 1000.
@@ -160,37 +155,33 @@ class TargetScore(_Pathwise):
         super().__init__(num_samples)
         self.max_norm = max_norm
 
-    def estimate(self, posterior: Posterior) -> Estimate:
-        points, pulled_back, weight, ess = self._terms(posterior)
-        x, sigma, guide = posterior.x, posterior.sigma, posterior.guide
-        target = (weight.to(x.dtype).unsqueeze(-1) * pulled_back).sum(0)
+    def denoised(self, posterior: Posterior, points: Tensor, pulled_back: Tensor, weight: Tensor) -> Tensor:
+        target = (weight * pulled_back).sum(0)
         if self.max_norm is not None:
-            norm = target.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+            norm = target.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
             target = target * (self.max_norm / norm).clamp_max(1)
-        return weighted(weight, ess, points, guide)._replace(denoised=x + sigma**2 * target)
+        return posterior.x + posterior.sigma**2 * target
 
 
 class ControlVariate(_Pathwise):
     """The denoising and the target-score identities, combined in each dimension for the least variance.
 
-    D = (1 - eta) sum_k w_k a_k + eta (x + sigma^2 s_K), both from the same K proposals: the mean is the same for
-    every eta (Stein's identity, with the boundary term of the bounds), and eta in [0, 1] minimises the variance of a
-    self-normalised mean, estimated from the same weights. Far better than either at small sigma, like
-    importance weights at large. (Reverse flow matching, arXiv 2601.08136.)
+    D = (1 - eta) sum_k w_k a_k + eta (x + sigma^2 s_K), both from the same K proposals: the mean is the same for every
+    eta (Stein's identity), and eta in [0, 1] minimises the variance of a self-normalised mean, estimated from the same
+    weights. Far better than either at small sigma, like importance weights at large. (Reverse flow matching, arXiv
+    2601.08136.)
     """
 
-    def estimate(self, posterior: Posterior) -> Estimate:
-        points, pulled_back, weight, ess = self._terms(posterior)
-        x, sigma, guide = posterior.x, posterior.sigma, posterior.guide
-        column = weight.to(x.dtype).unsqueeze(-1)
-        by_weights = (column * points).sum(0)
-        by_score = x + sigma**2 * (column * pulled_back).sum(0)
+    def denoised(self, posterior: Posterior, points: Tensor, pulled_back: Tensor, weight: Tensor) -> Tensor:
+        x, sigma = posterior.x, posterior.sigma
+        by_weights = (weight * points).sum(0)
+        by_score = x + sigma**2 * (weight * pulled_back).sum(0)
         # The variance of sum_k w_k f_k is sum_k w_k^2 (f_k - mean)^2 to first order.
         first = points - by_weights
         change = (x + sigma**2 * pulled_back - by_score) - first
-        square = (column.square() * change.square()).sum(0).clamp_min(torch.finfo(x.dtype).tiny)
-        eta = (-(column.square() * first * change).sum(0) / square).clamp(0, 1)
-        return weighted(weight, ess, points, guide)._replace(denoised=torch.lerp(by_weights, by_score, eta))
+        square = (weight.square() * change.square()).sum(0).clamp_min(torch.finfo(x.dtype).tiny)
+        eta = (-(weight.square() * first * change).sum(0) / square).clamp(0, 1)
+        return torch.lerp(by_weights, by_score, eta)
 
 
 class NoiseSplit(EnergyEstimator):
@@ -215,8 +206,5 @@ class NoiseSplit(EnergyEstimator):
     def estimate(self, posterior: Posterior) -> Estimate:
         low, high = (estimator.estimate(posterior) for estimator in (self.below, self.above))
         is_low = (posterior.sigma < self.at).expand(*posterior.x.shape[:-1], 1)
-        return Estimate(
-            torch.where(is_low, low.denoised, high.denoised),
-            torch.where(is_low, low.second_moment, high.second_moment),
-            torch.where(is_low.squeeze(-1), low.ess, high.ess),
-        )
+        masks = is_low, is_low, is_low.squeeze(-1)
+        return Estimate(*(torch.where(mask, a, b) for mask, a, b in zip(masks, low, high, strict=True)))

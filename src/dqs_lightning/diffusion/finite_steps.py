@@ -1,4 +1,4 @@
-"""Optimizer steps that no non-finite energy reaches."""
+"""Optimizer steps that are left out after a non-finite value."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from dqs_lightning.diffusion.support import LogProb
 class FiniteSteps:
     """Takes the steps of an optimizer as long as the watched energy and all gradients are finite, and then none.
 
-    The device decides, without a device-to-host sync; `check` reads what it has decided.
+    There is no device-to-host sync except in `check`.
 
     Args:
         optimizer: a fused one, which makes no step where its `found_inf` is 1, as `torch.amp.GradScaler` uses it.
@@ -45,11 +45,7 @@ class FiniteSteps:
         self.optimizer.step()
 
     def check(self) -> None:
-        """Synchronises with the device.
-
-        Raises:
-            ValueError: when a step was left out; the message names the first, counted from 0, and the cause.
-        """
+        """Raises a ValueError that names the first step that was left out, and the cause. One device-to-host sync."""
         values, gradients = self.finite.tolist()
         if not (values and gradients):
             cause = "the gradient of the loss" if values else "a value of log_prob"

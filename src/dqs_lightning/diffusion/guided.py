@@ -65,11 +65,10 @@ class GuidedDefensive(Defensive):
 class MultiStart(GuidedDefensive):
     """`GuidedDefensive` with some candidates at the ends of gradient ascents from uniform starts: the default.
 
-    Guided candidates are near the present policy, and those around x find no narrow mode in six dimensions: the smaller
-    of two modes soon receives no candidates and is never recovered. So some of the points also start a gradient ascent
-    at a uniform action, in clipped steps that shrink from sigma_data to the smallest sigma_q of the distribution, and
-    candidates of all points, each with its own width, are drawn around the ends. These find every mode at a rate that
-    does not depend on the policy; the exact density of the mixture gives each mode its mass.
+    Guided candidates are near the present policy, and those around x find no narrow mode in six dimensions, so that the
+    smaller of two modes soon receives no candidates and is never recovered. So some of the points also start a gradient
+    ascent at a uniform action, in clipped steps that shrink from sigma_data to the smallest sigma_q of the
+    distribution, and candidates of all points are drawn around the ends, each with its own width.
 
     Args:
         num_samples: K; >= 1.

@@ -5,7 +5,7 @@ around each noised point; their weights are w_k ~ exp(log_prob(a_k)) N(a_k; x, s
 whole mixture. A bad component costs variance, never bias, as long as another covers the posterior.
 
 Noised points of one distribution, x [M, B, d], pool their candidates: each uses those of all M, and q is the mixture of
-all their components. At equal cost a point has M times the candidates, and a mode that one point finds is used by all.
+all their components.
 """
 
 from abc import abstractmethod
@@ -47,9 +47,8 @@ class MixtureImportance(EnergyEstimator):
 class Importance(MixtureImportance):
     """D = sum_k w_k a_k with a_k ~ N(x, sigma^2) within the support and w = softmax(log_prob(a_k)).
 
-    Self-normalised importance sampling of the posterior. No gradient of the energy is needed; truncated proposals
-    make it exact at the bounds of a box; antithetic pairs lower its variance. (MaxEntDP, arXiv 2502.11612;
-    truncation and pairs.)
+    Self-normalised importance sampling of the posterior, without the energy's gradient (MaxEntDP, arXiv 2502.11612),
+    from truncated proposals in antithetic pairs.
     """
 
     def components(self, posterior: Posterior) -> list[Component]:

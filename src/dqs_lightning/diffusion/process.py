@@ -15,7 +15,7 @@ from dqs_lightning.diffusion.guided import MultiStart
 from dqs_lightning.diffusion.samplers import Denoise, MomentMatched, Moments, Noise, Sampler, Trajectory
 from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
-from dqs_lightning.diffusion.training_points import OnTrajectory, TrainingPoints
+from dqs_lightning.diffusion.training_points import Clean, OnTrajectory, TrainingPoints
 from dqs_lightning.nn.backbones import MLP, Backbone
 from dqs_lightning.registry import component, replace
 
@@ -61,10 +61,8 @@ class Diffusion(nn.Module):
         self.training_points = component("training_points", training_points, TrainingPoints, OnTrajectory)
         self.sampler = component("sampler", sampler, Sampler, MomentMatched)
         self.support = component("support", support, Support, Box)
-        self.add_network(
-            component("backbone", backbone, Backbone, MLP),
-            component("preconditioning", preconditioning, Preconditioning, EDM),
-        )
+        layers = component("backbone", backbone, Backbone, MLP)
+        self.add_network(layers, component("preconditioning", preconditioning, Preconditioning, EDM))
 
     def add_network(self, backbone: Backbone, preconditioning: Preconditioning) -> None:
         """Builds the denoiser."""
@@ -93,13 +91,13 @@ class Diffusion(nn.Module):
         noise: Noise | None = torch.randn_like,
         dtype: torch.dtype | None = None,
     ) -> Trajectory:
-        """Draws actions, and returns them with the points through which the sampler reached them.
+        """Draws actions, and returns them with the points that the sampler visited.
 
         Args:
             condition: [..., c].
             num: independent actions for each condition, [num, ..., d]; None: one, [..., d].
             noise: source of standard normals; None: deterministic.
-            dtype: in which inner layers are multiplied; None: that of the parameters.
+            dtype: see `Denoiser.bind`.
         """
         like = condition.new_empty(*(() if num is None else (num,)), *condition.shape[:-1], self.dim)
         return self.sampler.trajectory(self.bind(condition, dtype), self.noise_schedule, self.support, like, noise)
@@ -113,7 +111,7 @@ class Diffusion(nn.Module):
         log_prob: LogProb,
         condition: Tensor,
         trajectory: Trajectory | None,
-        clean: Callable[[], Tensor],
+        clean: Clean,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Score matching, E_sigma[lambda(sigma) |D(x, sigma, s) - D_K|^2]; gradients into the energy are stopped.
@@ -121,8 +119,8 @@ class Diffusion(nn.Module):
         Args:
             log_prob: log density of actions given the condition, unnormalised: [..., B, d] -> [..., B].
             condition: [B, c].
-            trajectory: see `TrainingPoints`.
-            clean: see `TrainingPoints`.
+            trajectory: as the following ones, see `TrainingPoints`.
+            clean: of each condition.
             generator: source of randomness.
 
         Returns:
@@ -157,28 +155,19 @@ class EnergyDiffusion(Diffusion):
 
     Args:
         energy: returns log_prob(a | condition) for conditions [B, c].
-        dim: as in `Diffusion`.
-        condition_dim: as in `Diffusion`.
-        components: as in `Diffusion`; backbone, preconditioning and training points are not used.
+        arguments: those of `Diffusion`; backbone, preconditioning and training points are not used.
     """
 
     training_states = 0
 
-    def __init__(self, energy: Callable[[Tensor], LogProb], dim: int, condition_dim: int, *components: Any) -> None:
-        super().__init__(dim, condition_dim, *components)
+    def __init__(self, energy: Callable[[Tensor], LogProb], *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.energy = energy
 
     def add_network(self, backbone: Backbone, preconditioning: Preconditioning) -> None:
         """Builds none."""
 
-    def loss(
-        self,
-        log_prob: LogProb,
-        condition: Tensor,
-        trajectory: Trajectory | None,
-        clean: Callable[[], Tensor],
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, log_prob: LogProb, condition: Tensor, *_: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns 0, and no metrics."""
         return condition.new_zeros(()), {}
 

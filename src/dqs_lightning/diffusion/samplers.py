@@ -1,7 +1,7 @@
 """Samplers: integrate the reverse diffusion from noise to an action.
 
-A sampler knows the posterior p(a | x) by its first two moments, the denoised mean D(x, sigma) and the variance in each
-dimension. With the exact moments the distribution of its samples converges to the target as steps grow.
+A sampler uses the first two moments of p(a | x): the denoised mean D(x, sigma) and the variance in each dimension. With
+the exact moments the distribution of its samples converges to the target as steps grow.
 """
 
 import math
@@ -60,14 +60,13 @@ class Trajectory(NamedTuple):
 
     def split(self, shapes: Sequence[tuple[int, ...]]) -> list["Trajectory"]:
         """Splits trajectories whose action is [rows, d] into consecutive parts of [*shape, d] for each shape."""
-        sizes = [math.prod(shape) for shape in shapes]
-        parts = (self.action.split(sizes), self.end.split(sizes), self.x.split(sizes, 1), self.mean.split(sizes, 1))
-        return [
-            Trajectory(
-                action.unflatten(0, to), end.unflatten(0, to), x.unflatten(1, to), self.sigma, mean.unflatten(1, to)
-            )
-            for to, action, end, x, mean in zip(shapes, *parts, strict=True)
-        ]
+
+        def parts(values: Tensor, axis: int) -> list[Tensor]:
+            pieces = values.split([math.prod(shape) for shape in shapes], axis)
+            return [piece.unflatten(axis, shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+        action, end, x, mean = parts(self.action, 0), parts(self.end, 0), parts(self.x, 1), parts(self.mean, 1)
+        return [Trajectory(a, e, at, self.sigma, m) for a, e, at, m in zip(action, end, x, mean, strict=True)]
 
 
 class Sampler(ABC):
@@ -77,9 +76,6 @@ class Sampler(ABC):
 
     Args:
         steps: evaluations of the denoiser for one sample; >= 1.
-
-    Raises:
-        ValueError: when steps < 1.
     """
 
     stochastic: ClassVar[bool] = True
@@ -161,18 +157,14 @@ class Ancestral(Sampler):
 class MomentMatched(Ancestral):
     """The normal distribution with the first two moments of p(x' | x); `Ancestral` matches only the first.
 
-    Given x and a, x' is normal with mean r^2 x + (1 - r^2) a. Since a is unknown, its variance V adds (1 - r^2)^2 V to
-    that of x'. `Ancestral` lacks this term, which in a long step is the variance over the modes; with it, ten steps
-    give the mode masses that otherwise take fifty. (The optimal covariance of Analytic-DPM, arXiv 2201.06503, for each
-    dimension and each x.)
+    Given x and a, x' is normal with mean r^2 x + (1 - r^2) a, so that the variance V of a adds (1 - r^2)^2 V to that of
+    x'. In a long step this term is the variance over the modes. (The optimal covariance of Analytic-DPM, arXiv
+    2201.06503, for each dimension and each x.)
 
     Args:
         steps: evaluations of the denoiser for one sample; >= 1.
         max_ratio: largest factor by which a step lowers sigma, on average; > 1. With too few steps to reach sigma_min
             the last level is above it, which is closer to the target with five steps.
-
-    Raises:
-        ValueError: when steps < 1 or max_ratio <= 1.
     """
 
     @checked

@@ -1,8 +1,7 @@
-"""Noise schedules: how much noise there is at each diffusion time.
+"""Noise schedules: the noise level at each diffusion time.
 
-The corruption is variance exploding, x_t = a + sigma(t) eps with t in [0, 1] and eps ~ N(0, I)
-(arXiv 2410.01312, section 3; arXiv 2402.06121). A schedule is the function sigma(t); everything else
-(the sampling grid, the training draw, the diffusion coefficient) follows from it.
+The corruption is variance exploding, x_t = a + sigma(t) eps with t in [0, 1] and eps ~ N(0, I) (arXiv 2410.01312,
+section 3; arXiv 2402.06121). A schedule is the function sigma(t).
 """
 
 import math
@@ -22,9 +21,6 @@ class NoiseSchedule(ABC):
     Args:
         sigma_min: smallest noise, in units of the action; > 0.
         sigma_max: largest noise, in units of the action; > sigma_min.
-
-    Raises:
-        ValueError: when 0 < sigma_min < sigma_max does not hold.
     """
 
     @checked
@@ -48,8 +44,6 @@ class NoiseSchedule(ABC):
     def grid(self, steps: int, like: Tensor, end: float = 0.0) -> Tensor:
         """Noise levels of a sampler: sigma at `steps` even times from 1 to 0, then 0. Shape [steps + 1].
 
-        Dtype and device are those of `like`. One step goes from sigma_max to 0.
-
         Args:
             steps: >= 1.
             like: gives dtype and device.
@@ -62,10 +56,7 @@ class NoiseSchedule(ABC):
         return torch.cat([self.sigma(1 - span), span.new_zeros(1)])
 
     def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Training noise levels for the rows of `like` [B, d]: t ~ U(0, 1), stratified. Shape [B, 1].
-
-        One draw in each of B equal strata of t: uniform like B independent draws, with less variance.
-        """
+        """Training noise levels for the rows of `like` [B, d]: t ~ U(0, 1), one in each of B equal strata. [B, 1]."""
         size = like.shape[0]
         u = torch.rand(size, 1, dtype=like.dtype, device=like.device, generator=generator)
         strata = torch.arange(size, dtype=like.dtype, device=like.device).unsqueeze(1)
@@ -75,8 +66,7 @@ class NoiseSchedule(ABC):
 class Geometric(NoiseSchedule):
     """sigma = sigma_min (sigma_max / sigma_min)^t: even steps in log sigma. The paper's schedule.
 
-    The paper writes sigma^2 = sigma_min^2 (d^{2t} - 1), d = sigma_max / sigma_min, which starts at 0. The
-    d(sigma^2)/dt is the same to the letter; the noise differs by the constant sigma_min^2.
+    The paper's sigma^2 is lower by the constant sigma_min^2, so that it starts at 0; d(sigma^2)/dt is the same.
     """
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -50,11 +50,7 @@ class Support(ABC):
         return self.log_prob(lambda action: action.new_zeros(action.shape[:-1]), x)
 
     def log_volume(self, dim: int) -> float:
-        """Log volume of the action set in `dim` dimensions; that of [-1, 1]^d is d log 2.
-
-        Raises:
-            ValueError: when the volume is not finite.
-        """
+        """Log volume of the action set in `dim` dimensions; a ValueError where it is not finite."""
         raise ValueError(f"support={type(self).__name__}: must have a finite volume, as Box and Tanh have")
 
     def draw(self, x: Tensor, sigma: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -83,24 +79,17 @@ class Support(ABC):
         return self.draw(x, sigma, 1, generator)[0]
 
     def uniform(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform actions, [num, *like.shape].
-
-        Raises:
-            ValueError: when the set has no finite volume.
-        """
+        """Uniform actions, [num, *like.shape]; a ValueError where the set has no finite volume."""
         raise ValueError(f"{type(self).__name__} has no uniform distribution: its volume is not finite")
 
     def cover(self, num: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Returns evenly spread `uniform` actions: each alone is uniform, but those of one row are not independent.
 
-        Means over them are unbiased and have less variance, most of all in few dimensions. They are the points
-        frac(shift + j alpha), j = 1..num, with one uniform shift for each row and alpha_i = phi^-i, phi^(d + 1) =
-        phi + 1: the R_d sequence (Roberts, 2018) under a Cranley-Patterson rotation.
-
-        Raises:
-            ValueError: when the set has no finite volume.
+        Means over them are unbiased and have less variance. They are the points frac(shift + j alpha), j = 1..num, with
+        one uniform shift for each row and alpha_i = phi^-i, phi^(d + 1) = phi + 1: the R_d sequence (Roberts, 2018)
+        under a Cranley-Patterson rotation. Raises as `uniform` does.
         """
-        raise ValueError(f"{type(self).__name__} has no uniform distribution: its volume is not finite")
+        return self.uniform(num, like, generator)
 
 
 class Unbounded(Support):

@@ -4,11 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dqs_lightning.diffusion.samplers import Trajectory
 from dqs_lightning.diffusion.schedules import NoiseSchedule
 from dqs_lightning.ranges import Count, checked
+
+Clean = Callable[[], Tensor]
+"""Returns a latent of each distribution, [B, d], to which noise may be added."""
 
 
 class TrainingPoints(ABC):
@@ -32,18 +35,13 @@ class TrainingPoints(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        trajectory: Trajectory | None,
-        clean: Callable[[], Tensor],
-        schedule: NoiseSchedule,
-        generator: torch.Generator | None = None,
+        self, trajectory: Trajectory | None, clean: Clean, schedule: NoiseSchedule, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns noised latents x [M, B, d] and their levels sigma [M, B, 1].
 
         Args:
-            trajectory: `trajectories` of the sampler for each distribution, x [steps, trajectories, B, d]; None where
-                that is 0.
-            clean: returns a latent of each distribution, [B, d], to which noise may be added.
+            trajectory: x [steps, `trajectories`, B, d]; None where `trajectories` is 0.
+            clean: see `Clean`.
             schedule: noise levels.
             generator: source of randomness.
         """
@@ -53,11 +51,7 @@ class AroundReplayActions(TrainingPoints):
     """x = a + sigma eps around actions a of the replay buffer, t ~ U(0, 1): the paper's choice."""
 
     def __call__(
-        self,
-        trajectory: Trajectory | None,
-        clean: Callable[[], Tensor],
-        schedule: NoiseSchedule,
-        generator: torch.Generator | None = None,
+        self, trajectory: Trajectory | None, clean: Clean, schedule: NoiseSchedule, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         latents = clean()
         like = latents.expand(self.points, *latents.shape)
@@ -70,9 +64,8 @@ class AroundReplayActions(TrainingPoints):
 class OnTrajectory(TrainingPoints):
     """Points of the sampler's own trajectories, at several noise levels of each.
 
-    The network is then trained where samples pass, and nowhere else. Noise levels between two of the sampler's are
-    reached by adding noise: x + sqrt(sigma'^2 - sigma^2) eps is at sigma' where x is at sigma. Those below the
-    sampler's last level start from the sample itself, at sigma = 0, so that more steps can be taken later.
+    Noise levels between two of the sampler's are reached by adding noise: x + sqrt(sigma'^2 - sigma^2) eps is at sigma'
+    where x is at sigma. Those below the sampler's last level start from the sample itself, at sigma = 0.
 
     Args:
         states: number of distributions of a batch that are used, the first ones; None: all.
@@ -89,11 +82,7 @@ class OnTrajectory(TrainingPoints):
         self.trajectories = points // levels
 
     def __call__(
-        self,
-        trajectory: Trajectory | None,
-        clean: Callable[[], Tensor],
-        schedule: NoiseSchedule,
-        generator: torch.Generator | None = None,
+        self, trajectory: Trajectory | None, clean: Clean, schedule: NoiseSchedule, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         assert trajectory is not None
         x = torch.cat([trajectory.x, trajectory.end.unsqueeze(0)])

@@ -1,9 +1,14 @@
-"""Interface of an environment's configuration."""
+"""Interface of an environment factory, and the base class of the environments that it makes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from dqs_lightning.ranges import Count, checked
@@ -29,15 +34,12 @@ def refused_by(name: str) -> Iterator[None]:
 
 
 class Environment(ABC):
-    """A recipe for batched TorchRL environments. Cheap to construct; nothing starts before `make`.
+    """Factory of batched TorchRL environments. Cheap to construct; nothing starts before `make`.
 
     Subclass it and write `name` and `make`; the subclass can then be named in a config.
 
     Args:
         action_repeat: environment frames for each action; >= 1. Rewards are summed over them.
-
-    Raises:
-        ValueError: when action_repeat < 1.
     """
 
     @checked
@@ -59,3 +61,56 @@ class Environment(ABC):
         Raises:
             ValueError: when it cannot be constructed or has other spaces; one line that names it and the cause.
         """
+
+
+class Batch(EnvBase):
+    """Base class of batched environments on the CPU. Subclass it and write `_begin`, `_observed` and `_step`.
+
+    Args:
+        num_envs: batch size.
+        observation_dim: dimension of the observation.
+        action_dim: dimension of the action.
+        further: specs of further entries beside the observation, by key.
+    """
+
+    batch_locked = True
+
+    def __init__(self, num_envs: int, observation_dim: int, action_dim: int, **further: Any) -> None:
+        super().__init__(device="cpu", batch_size=[num_envs])
+        self._restored = False
+        """Whether the next reset returns to a snapshot and starts no episodes."""
+        observation = Unbounded(shape=(num_envs, observation_dim))
+        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
+        self.observation_spec = Composite(observation=observation, **further, shape=(num_envs,))
+        self.action_spec = Bounded(-1, 1, shape=(num_envs, action_dim), dtype=torch.float32)
+        self.reward_spec = Unbounded(shape=(num_envs, 1))
+        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,))
+
+    @abstractmethod
+    def _begin(self, members: list[int]) -> None:
+        """Starts a new episode of each of these members."""
+
+    @abstractmethod
+    def _observed(self) -> dict[str, Tensor]:
+        """Returns the observations of all members, and further entries, by key."""
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        if not self._restored:
+            self._begin(chosen(tensordict, self.batch_size[0]).nonzero().flatten().tolist())
+        self._restored = False
+        running = torch.zeros(*self.batch_size, 1, dtype=torch.bool)
+        return self._transition(running, running.clone())
+
+    def _transition(self, terminated: Tensor, truncated: Tensor, **entries: Tensor) -> TensorDictBase:
+        """Returns the result of a step or a reset: the observations, the entries given, and the flags."""
+        flags = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
+        # Without checks of shapes and devices: they take as long as a step of a cheap environment.
+        return TensorDict._new_unsafe({**self._observed(), **entries, **flags}, self.batch_size, self.device)
+
+
+def chosen(tensordict: TensorDictBase | None, num_envs: int) -> Tensor:
+    """Returns a mask [num_envs] of the members that a call of `_reset` is for."""
+    if tensordict is not None and "_reset" in tensordict:
+        mask: Tensor = tensordict["_reset"].reshape(-1)
+        return mask
+    return torch.ones(num_envs, dtype=torch.bool)

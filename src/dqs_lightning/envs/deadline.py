@@ -49,14 +49,20 @@ class Patience:
         self.waited_s = self.waited_s + TICK_S if now == self.seen else 0.0
         self.seen = now
 
+    def wait(self) -> None:
+        """Count one tick, and raise a TimeoutError where it was the last one allowed."""
+        self.tick()
+        if self.over:
+            raise TimeoutError
+
 
 class Deadline:
     """Limits the time of a block of code: a context manager that can be entered again and again.
 
     In the main thread, `Overdue` is raised inside the block when it has taken longer; this interrupts Python code,
-    sleeping, and waiting for locks, files and processes. Where nothing can be raised (another thread, or code in C
-    that does not return) the process ends with exit code ENVIRONMENT_FAILED and one line on stderr, GRACE_S later.
-    Code in C that never gives up the interpreter lock cannot be limited.
+    sleeping, and waiting for locks, files and processes. In another thread, or in C code that does not return, the
+    process ends GRACE_S later with exit code ENVIRONMENT_FAILED. C code that never releases the interpreter lock cannot
+    be limited.
 
     Args:
         what: for the message.
@@ -94,14 +100,12 @@ class Deadline:
 
 
 _running: set[Deadline] = set()
-_watcher: threading.Thread | None = None
 
 
 def _start_watching() -> None:
-    global _watcher
-    if _watcher is None or not _watcher.is_alive():  # threads do not survive a fork
-        _watcher = threading.Thread(target=_watch, name="deadlines", daemon=True)
-        _watcher.start()
+    """Starts the thread that counts ticks, unless it runs; threads do not survive a fork."""
+    if all(thread.name != "deadlines" for thread in threading.enumerate()):
+        threading.Thread(target=_watch, name="deadlines", daemon=True).start()
 
 
 def _watch() -> None:

@@ -8,20 +8,15 @@ import numpy as np
 import torch
 from dm_env import StepType, TimeStep
 from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtState
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from tensordict import TensorDictBase
 
-from dqs_lightning.envs.base import Environment, one_line, refused_by
+from dqs_lightning.envs.base import Batch, Environment, one_line, refused_by
 from dqs_lightning.registry import nearest
 
 with warnings.catch_warnings():  # dm_control tries every renderer; GLFW warns where there is no display
     warnings.filterwarnings("ignore", module="glfw")
     from dm_control import suite
     from dm_control.rl.control import PhysicsError
-
-NEEDS_RENDERER = ("quadruped", "escape")
-"""The one task that draws: it uploads the terrain of each episode to the renderer."""
 
 
 class DMControl(Environment):
@@ -59,69 +54,52 @@ class DMControl(Environment):
             return DMControlBatch(self.domain, self.task, num_envs, seed, self.action_repeat)
 
 
-class DMControlBatch(EnvBase):
+class DMControlBatch(Batch):
     """num_envs copies of one suite task, stepped in turn, written into one TensorDict.
 
     One loop and one TensorDict for all copies is several times cheaper than one wrapped environment each.
     Members are independent: each has its own random stream, seeded with seed + index.
 
     A step in which the simulation diverges (`PhysicsError`) ends its member's episode as terminated, with reward 0 and
-    the observation of the step before. The first one of a process is a warning.
-
-    Args:
-        domain: suite domain.
-        task: suite task.
-        num_envs: batch size.
-        seed: of the first member.
-        action_repeat: frames for each action.
+    the observation of the step before. The first one of a process is a warning. Arguments are those of `DMControl` and
+    `Environment.make`.
 
     Attributes:
         physics_errors: steps in which the simulation diverged, of all members.
     """
 
-    batch_locked = True
     physics_errors = 0
     _warned = False
 
     def __init__(self, domain: str, task: str, num_envs: int = 1, seed: int = 0, action_repeat: int = 1) -> None:
-        super().__init__(device="cpu", batch_size=[num_envs])
-        self._envs = [_load(domain, task, seed + i) for i in range(num_envs)]
-        if (domain, task) == NEEDS_RENDERER:
-            _require_renderer(self._envs[0])
-        self._name, self._repeat = f"{domain}-{task}", action_repeat
-        spec = self._envs[0].action_spec()
+        envs = [_load(domain, task, seed + i) for i in range(num_envs)]
+        if (domain, task) == ("quadruped", "escape"):  # uploads the terrain of each episode to the renderer
+            _require_renderer(envs[0])
+        spec, parts = envs[0].action_spec(), envs[0].observation_spec().values()
+        width = sum(int(np.prod(part.shape)) for part in parts)
+        super().__init__(num_envs, width, *spec.shape)
+        self._envs, self._name, self._repeat = envs, f"{domain}-{task}", action_repeat
         self._low = spec.minimum.astype(np.float64)
         self._half = (spec.maximum.astype(np.float64) - self._low) / 2
-        width = sum(int(np.prod(part.shape)) for part in self._envs[0].observation_spec().values())
         self._observation = np.zeros((num_envs, width), np.float32)
-        self._restored: list[dict[str, Any]] | None = None
-
-        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
-        self.observation_spec = Composite(observation=Unbounded(shape=(num_envs, width)), shape=(num_envs,))
-        self.action_spec = Bounded(-1, 1, shape=(num_envs, *spec.shape), dtype=torch.float32)
-        self.reward_spec = Unbounded(shape=(num_envs, 1))
-        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,))
+        self._saved: list[dict[str, Any]] = []
 
     def _write(self, index: int, step: TimeStep) -> None:
-        at = 0
-        for part in step.observation.values():
-            size = np.size(part)
-            self._observation[index, at : at + size] = np.ravel(part)
-            at += size
+        self._observation[index] = np.concatenate([np.ravel(part) for part in step.observation.values()])
+
+    def _begin(self, members: list[int]) -> None:
+        for index in members:
+            self._write(index, self._envs[index].reset())
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        chosen = np.ones(len(self._envs), bool)
-        if tensordict is not None and "_reset" in tensordict:
-            chosen = tensordict["_reset"].reshape(-1).numpy()
-        if self._restored is not None:
-            states, self._restored = self._restored, None
-            for env, state in zip(self._envs, states, strict=True):
-                _restore(env, state)
-        else:
-            for index in np.flatnonzero(chosen):
-                self._write(int(index), self._envs[index].reset())
-        flags = torch.zeros(len(self._envs), 1, dtype=torch.bool)
-        return self._tensordict(done=flags, terminated=flags.clone(), truncated=flags.clone())
+        if self._restored:
+            for env, saved in zip(self._envs, self._saved, strict=True):
+                _restore(env, saved)
+            self._saved = []
+        return super()._reset(tensordict, **kwargs)
+
+    def _observed(self) -> dict[str, torch.Tensor]:
+        return {"observation": torch.from_numpy(self._observation.copy())}
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = self._low + self._half * (tensordict["action"].double().numpy().clip(-1, 1) + 1)
@@ -137,11 +115,11 @@ class DMControlBatch(EnvBase):
                 terminated[index] = True
                 continue
             if step.step_type == StepType.LAST:
-                # The suite tells a true end by discount 0; a time limit keeps discount 1.
+                # Discount 0 marks a true end in the suite; a time limit keeps discount 1.
                 terminated[index], truncated[index] = step.discount == 0, step.discount != 0
             self._write(index, step)
-        ended, cut = torch.from_numpy(terminated), torch.from_numpy(truncated)
-        return self._tensordict(reward=torch.from_numpy(reward), done=ended | cut, terminated=ended, truncated=cut)
+        flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        return self._transition(*flags, reward=torch.from_numpy(reward))
 
     def _advance(self, env: Any, action: np.ndarray) -> tuple[TimeStep, float]:
         total = 0.0
@@ -163,22 +141,18 @@ class DMControlBatch(EnvBase):
                 stacklevel=1,
             )
 
-    def _tensordict(self, **entries: torch.Tensor) -> TensorDictBase:
-        observation = torch.from_numpy(self._observation.copy())
-        return TensorDict({"observation": observation, **entries}, batch_size=self.batch_size)
-
     def _set_seed(self, seed: int | None) -> None:
         for index, env in enumerate(self._envs):
             env.task.random.seed(None if seed is None else seed + index)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the next steps depend on, as tensors and plain values: simulators, clocks, random streams."""
-        return {"observation": torch.from_numpy(self._observation.copy()), "envs": [_save(env) for env in self._envs]}
+        return {**self._observed(), "envs": [_save(env) for env in self._envs]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
         self._observation[:] = state["observation"].numpy()
-        self._restored = state["envs"]
+        self._saved, self._restored = state["envs"], True
 
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
         """RGB picture [height, width, 3], uint8, of one member; needs MUJOCO_GL=egl or osmesa."""

@@ -1,19 +1,18 @@
 """Gymnasium environments as one batched TorchRL environment."""
 
 import copy
-import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 
-from dqs_lightning.envs.base import Environment, EnvironmentFailure, one_line, refused_by
+from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, one_line, refused_by
 from dqs_lightning.envs.spaces import ActionBox, FlatObservation
 from dqs_lightning.registry import nearest
 
@@ -49,7 +48,7 @@ class Gym(Environment):
     ) -> None:
         super().__init__(action_repeat)
         for key, bound in (("action_low", action_low), ("action_high", action_high)):
-            if not all(math.isfinite(number) for number in (bound if isinstance(bound, Sequence) else [bound or 0])):
+            if not np.isfinite(bound or 0).all():
                 raise ValueError(f"{key}={bound}: must be finite")
         module, _, registered = id.rpartition(":")
         if registered not in gymnasium.registry:
@@ -70,73 +69,53 @@ class Gym(Environment):
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
         with refused_by(f"id={self.id}"), ExitStack() as opened:
-            envs = []
-            for _ in range(num_envs):
-                envs.append(gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})))
-                opened.callback(envs[-1].close)
-            observation = FlatObservation(envs[0].observation_space)
-            action = ActionBox(envs[0].action_space, self.action_low, self.action_high)
-            batch = GymBatch(self.id, envs, observation, action, seed, self.action_repeat)
+            made = (gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})) for _ in range(num_envs))
+            batch = GymBatch(self, [opened.enter_context(closing(env)) for env in made], seed)
             opened.pop_all()
         return batch
 
 
-class GymBatch(EnvBase):
+class GymBatch(Batch):
     """Copies of one Gymnasium environment, stepped in turn, written into one TensorDict.
 
     The step that ends an episode returns its final observation. The member then rests, with reward 0, until it is
     reset. Its first reset is seeded with seed + index, later ones continue its random stream.
 
     Args:
-        name: of the environment, for messages.
-        envs: the copies, all of the same spaces.
-        observation: flattens observations.
-        action: maps actions from [-1, 1].
+        gym: what the copies are of.
+        envs: the copies.
         seed: of the first member.
-        action_repeat: frames for each action, fewer where the episode ends.
 
     Raises:
         EnvironmentFailure: when a member raises, or returns an observation that its space does not have.
     """
 
-    batch_locked = True
-
-    def __init__(
-        self,
-        name: str,
-        envs: Sequence[gymnasium.Env[Any, Any]],
-        observation: FlatObservation,
-        action: ActionBox,
-        seed: int = 0,
-        action_repeat: int = 1,
-    ) -> None:
-        count = len(envs)
-        super().__init__(device="cpu", batch_size=[count])
-        self._name, self._envs, self._repeat = name, envs, action_repeat
+    def __init__(self, gym: Gym, envs: Sequence[gymnasium.Env[Any, Any]], seed: int) -> None:
+        observation = FlatObservation(envs[0].observation_space)
+        action = ActionBox(envs[0].action_space, gym.action_low, gym.action_high)
+        super().__init__(len(envs), observation.size, action.size)
+        self._name, self._envs, self._repeat = gym.id, envs, gym.action_repeat
         self._flat, self._box = observation, action
-        self._observation = np.zeros((count, observation.size), np.float32)
-        self._terminated, self._truncated = np.zeros((count, 1), bool), np.zeros((count, 1), bool)
+        self._observation = np.zeros((len(envs), observation.size), np.float32)
+        self._terminated, self._truncated = torch.zeros(2, len(envs), 1, dtype=torch.bool)
         self._set_seed(seed)
         self.is_closed = False
 
-        flag = Categorical(2, shape=(count, 1), dtype=torch.bool)
-        self.observation_spec = Composite(observation=Unbounded(shape=(count, observation.size)), shape=(count,))
-        self.action_spec = Bounded(-1, 1, shape=(count, action.size), dtype=torch.float32)
-        self.reward_spec = Unbounded(shape=(count, 1))
-        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(count,))
-
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        chosen = list(range(len(self._envs)))
-        if tensordict is not None and "_reset" in tensordict:
-            chosen = tensordict["_reset"].reshape(-1).nonzero().flatten().tolist()
-        for index in chosen:
+    def _begin(self, members: list[int]) -> None:
+        for index in members:
             seed, self._seeds[index] = self._seeds[index], None
             try:
                 self._observation[index] = self._flat(self._envs[index].reset(seed=seed)[0])
             except Exception as error:
                 raise self._failure(index, "reset", error) from error
             self._terminated[index] = self._truncated[index] = False
-        return self._tensordict()
+
+    def _observed(self) -> dict[str, Tensor]:
+        return {"observation": torch.from_numpy(self._observation.copy())}
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        self._begin(chosen(tensordict, len(self._envs)).nonzero().flatten().tolist())
+        return self._transition(self._terminated.clone(), self._truncated.clone())
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
         return next_tensordict_out  # TorchRL completes flags and shapes here; `_step` has them all
@@ -144,13 +123,13 @@ class GymBatch(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = self._box(tensordict.get("action"))
         reward = np.zeros((len(self._envs), 1), np.float32)
-        for index, resting in enumerate((self._terminated | self._truncated).ravel().tolist()):
+        for index, resting in enumerate((self._terminated | self._truncated).flatten().tolist()):
             if not resting:
                 try:
                     reward[index] = self._advance(index, actions[index, ...])
                 except Exception as error:
                     raise self._failure(index, "step", error) from error
-        return self._tensordict(reward=torch.from_numpy(reward))
+        return self._transition(self._terminated.clone(), self._truncated.clone(), reward=torch.from_numpy(reward))
 
     def _advance(self, index: int, action: np.ndarray) -> float:
         """Rewards of the frames of one action, summed."""
@@ -161,19 +140,11 @@ class GymBatch(EnvBase):
             if terminated or truncated:
                 break
         self._observation[index] = self._flat(observation)
-        self._terminated[index], self._truncated[index] = terminated, truncated
+        self._terminated[index], self._truncated[index] = bool(terminated), bool(truncated)
         return total
 
     def _failure(self, index: int, call: str, error: Exception) -> EnvironmentFailure:
         return EnvironmentFailure(f"{self._name}: environment {index} failed in {call}: {one_line(error)}")
-
-    def _tensordict(self, **entries: torch.Tensor) -> TensorDictBase:
-        entries["observation"] = torch.from_numpy(self._observation.copy())
-        entries["terminated"] = torch.from_numpy(self._terminated.copy())
-        entries["truncated"] = torch.from_numpy(self._truncated.copy())
-        entries["done"] = torch.from_numpy(self._terminated | self._truncated)
-        # Without checks of shapes and devices, which are as the specs say: they take as long as a cheap environment.
-        return TensorDict._new_unsafe(entries, batch_size=self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:
         self._seeds = [None if seed is None else seed + index for index in range(len(self._envs))]

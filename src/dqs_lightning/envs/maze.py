@@ -30,18 +30,15 @@ class Maze(Navigation):
     a goal in each corner, all equally far, each by two paths.
 
     Args:
-        walls: segments (x1, y1, x2, y2); the box itself is walled.
-        goals: centers (x, y), one or more.
+        walls: segments (x1, y1, x2, y2) within the box, which is itself walled.
+        goals: centers (x, y) within the box, one or more.
         rewards: of each goal; None: 1 each.
         goal_radius: > 0.
-        start: where episodes begin.
+        start: where episodes begin, within the box.
         start_noise: half the side of the square around it from which the start is drawn; >= 0.
         step: longest move in each dimension; > 0.
-        horizon: steps until an episode is cut; >= 1.
+        horizon: steps until an episode is truncated; >= 1.
         label: name of the layout, for run directories.
-
-    Raises:
-        ValueError: for arguments out of these ranges, or points outside the box.
     """
 
     extent = (-1.0, 1.0, -1.0, 1.0)
@@ -72,10 +69,6 @@ class Maze(Navigation):
         self.step, self.horizon, self.label = step, horizon, label
         self.obstacles = _pieces(walls)
 
-    @property
-    def name(self) -> str:
-        return self.label
-
     def make(self, num_envs: int, seed: int) -> "MazeBatch":
         return MazeBatch(self, num_envs, seed)
 
@@ -90,7 +83,7 @@ class Maze(Navigation):
         area = _cross(along, wall)  # 0 for parallel ones, which never meet: the quotients are then not finite
         share, place = _cross(to_first, wall) / area, _cross(to_first, along) / area
         meets = (share >= 0) & (share <= 1) & (place >= -1e-9) & (place <= 1 + 1e-9)
-        # So that the end is GAP away from the wall, whatever the angle.
+        # The end is then GAP away from the wall at any angle.
         back = GAP * wall.norm(dim=-1) / area.abs()
         share = torch.where(meets, (share - back).clamp_min(0), 1.0).amin(-1, keepdim=True)
         return start + share * (end - start)

@@ -23,26 +23,22 @@ BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class MixtureNavigation(Navigation):
-    """A point in the box [-50, 50]^2 that chooses a direction, rewarded by a mixture's log-density where it gets.
+    """A point in the box [-50, 50]^2 that chooses a direction. Its reward is a mixture's log-density at its position.
 
     The action is divided by its length, so each move is `step` long; the zero action stays. Moves end at the box. The
-    observation is the position over 50. Episodes never terminate and are cut after `horizon` steps. The mixture has
-    equally weighted modes of standard deviation 1.31; its means, drawn once from `means_seed`, are the goals, and a
+    observation is the position over 50. Episodes never terminate; they are truncated after `horizon` steps. The mixture
+    has equally weighted modes of standard deviation 1.31; its means, drawn once from `means_seed`, are the goals, and a
     goal's radius is three standard deviations, which holds 99 % of its samples.
 
     Args:
         num_modes: 1 to 10,000.
         means_seed: of the draw of the means.
-        start: uniform in the box, or center, (0, 0). Only from uniform starts can the mixture be reached: the
-            optimum of Q then ends at every mode. The log-density is paid all along the way, so from the center the
-            modes nearby are worth so much more that even the optimum ends at a quarter of them, or fewer.
+        start: uniform in the box, or center, (0, 0). The log-density is paid all along the way, so that from the
+            center even the optimal policy ends at a quarter of the modes, or fewer.
         reward_scale: factor of the log-density, which is about -5 at a mean, -30 at most places and below -250 in the
             emptiest corner; > 0.
         step: length of a move; > 0.
-        horizon: steps until an episode is cut; >= 1.
-
-    Raises:
-        ValueError: for arguments out of these ranges.
+        horizon: steps until an episode is truncated; >= 1.
     """
 
     extent = (-HALF_SIDE, HALF_SIDE, -HALF_SIDE, HALF_SIDE)
@@ -60,13 +56,9 @@ class MixtureNavigation(Navigation):
     ) -> None:
         super().__init__(action_repeat=1)
         self.num_modes, self.means_seed, self.start = num_modes, means_seed, start
-        self.reward_scale, self.step, self.horizon = reward_scale, step, horizon
+        self.reward_scale, self.step, self.horizon, self.label = reward_scale, step, horizon, f"mixture-{num_modes}"
         draws = torch.rand(num_modes, 2, generator=torch.Generator().manual_seed(means_seed))
         self.goals = (MEANS_WITHIN * (2 * draws - 1)).tolist()
-
-    @property
-    def name(self) -> str:
-        return f"mixture-{self.num_modes}"
 
     def make(self, num_envs: int, seed: int) -> "MixtureBatch":
         return MixtureBatch(self, num_envs, seed)
@@ -100,13 +92,11 @@ class MixtureBatch(PlaneBatch):
 
 
 def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of two distributions, from samples x [n, d] and y [m,
-    d].
+    """Unbiased estimate of the squared maximum mean discrepancy of two distributions, from samples [n, d] and [m, d].
 
         1/(n(n-1)) sum_{i != j} k(x_i, x_j) + 1/(m(m-1)) sum_{i != j} k(y_i, y_j) - 2/(nm) sum_{i, j} k(x_i, y_j)
 
-    with k(a, b) = sum over bandwidths h of exp(-|a - b|^2 / (2 h^2)). Symmetric in x and y; its mean is 0 when the
-    distributions are equal and positive otherwise, so that single estimates may be slightly negative.
+    with k(a, b) = sum over bandwidths h of exp(-|a - b|^2 / (2 h^2)). An estimate may be slightly negative.
 
     Raises:
         ValueError: for fewer than two samples of either, or bandwidths that are not > 0.

@@ -1,16 +1,15 @@
-"""A point on a plane with several goals: what such environments tell of themselves, and one batched in torch alone."""
+"""A point on a plane with several goals: what such environments describe, and one batched in torch alone."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.data import Bounded, Unbounded
 
-from dqs_lightning.envs.base import Environment
+from dqs_lightning.envs.base import Batch, Environment
 
 Points = Sequence[Sequence[float]]
 
@@ -28,6 +27,7 @@ class Navigation(Environment):
         walls: segments (x1, y1, x2, y2) that cannot be crossed, those around the plane left out.
         blocks: solid squares (x low, x high, y low, y high).
         obstacles: a point (x, y) of each piece of wall that paths can go around, by which paths are distinguished.
+        label: name, for run directories.
     """
 
     goals: Points
@@ -36,6 +36,11 @@ class Navigation(Environment):
     walls: Points = ()
     blocks: Points = ()
     obstacles: Points = ()
+    label: str
+
+    @property
+    def name(self) -> str:
+        return self.label
 
     def goal_of(self, position: Tensor) -> Tensor:
         """The nearest goal within reach of positions [n, 2]: int64 [n, 1], -1 where there is none."""
@@ -49,33 +54,42 @@ class Navigation(Environment):
         return None
 
 
-class NavigationBatch(EnvBase):
-    """Base class of the environments of a `Navigation`: their specs, and a random stream for each member.
+class NavigationBatch(Batch):
+    """Base class of the environments of a `Navigation`, with a random stream for each member.
+
+    Subclass it and write `_place`, `_state` and `_step`.
 
     Args:
-        navigation: says where goals are.
+        navigation: defines the goals.
         num_envs: batch size.
         seed: of the first member's stream; that of member i is seed + i.
-        observation_dim: dimension of the observation.
+        unit: by which each dimension of the state is divided for the observation.
     """
 
-    batch_locked = True
-
-    def __init__(self, navigation: Navigation, num_envs: int, seed: int, observation_dim: int) -> None:
-        super().__init__(device="cpu", batch_size=[num_envs])
-        self.navigation = navigation
+    def __init__(self, navigation: Navigation, num_envs: int, seed: int, unit: Sequence[float]) -> None:
+        goal = Bounded(-1, len(navigation.goals) - 1, shape=(num_envs, 1), dtype=torch.int64)
+        super().__init__(num_envs, len(unit), 2, position=Unbounded(shape=(num_envs, 2)), goal=goal)
+        self.navigation, self._unit = navigation, torch.tensor(unit, dtype=torch.float64)
         self._streams = [torch.Generator().manual_seed(seed + index) for index in range(num_envs)]
-        self._restored = False
-        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
-        self.observation_spec = Composite(
-            observation=Unbounded(shape=(num_envs, observation_dim)),
-            position=Unbounded(shape=(num_envs, 2)),
-            goal=Bounded(-1, len(navigation.goals) - 1, shape=(num_envs, 1), dtype=torch.int64),
-            shape=(num_envs,),
-        )
-        self.action_spec = Bounded(-1, 1, shape=(num_envs, 2), dtype=torch.float32)
-        self.reward_spec = Unbounded(shape=(num_envs, 1))
-        self.full_done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,))
+
+    @abstractmethod
+    def _place(self, members: list[int], uniform: Tensor) -> None:
+        """Starts episodes of k members, from uniform draws [k, 2] in [0, 1)."""
+
+    @abstractmethod
+    def _state(self) -> Tensor:
+        """Returns the state of all members, float64: [n, 2], or more columns after the position."""
+
+    def _begin(self, members: list[int]) -> None:
+        if members:
+            draws = [torch.rand(2, generator=self._streams[index], dtype=torch.float64) for index in members]
+            self._place(members, torch.stack(draws))
+
+    def _observed(self) -> dict[str, Tensor]:
+        state = self._state()
+        position = state[:, :2]
+        goal = self.navigation.goal_of(position)
+        return {"observation": (state / self._unit).float(), "position": position.float(), "goal": goal}
 
     def _set_seed(self, seed: int | None) -> None:
         for index, stream in enumerate(self._streams):
@@ -84,30 +98,30 @@ class NavigationBatch(EnvBase):
             else:
                 stream.manual_seed(seed + index)
 
-    def _saved_streams(self) -> Tensor:
-        return torch.stack([stream.get_state() for stream in self._streams])
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, as tensors and plain values."""
+        return {"streams": torch.stack([stream.get_state() for stream in self._streams])}
 
-    def _restore_streams(self, saved: Tensor) -> None:
-        for stream, state in zip(self._streams, saved, strict=True):
-            stream.set_state(state.clone())  # a view into the stack would crash torch
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
+            stream.set_state(saved.clone())  # a view into the stack would crash torch
+        self._restored = True
 
 
 class PlaneBatch(NavigationBatch):
     """`num_envs` points, stepped together by tensor operations. The observation is the position over `scale`.
 
-    Subclass it and write `begin` and `move`.
+    Subclass it and write `begin` and `move`. Further arguments are those of `NavigationBatch`.
 
     Args:
-        navigation: says where goals are.
-        num_envs: batch size.
-        seed: see `NavigationBatch`.
-        horizon: steps until an episode is cut.
+        horizon: steps until an episode is truncated.
         scale: of the observation.
     """
 
     def __init__(self, navigation: Navigation, num_envs: int, seed: int, horizon: int, scale: float = 1.0) -> None:
-        super().__init__(navigation, num_envs, seed, observation_dim=2)
-        self.horizon, self.scale = horizon, scale
+        super().__init__(navigation, num_envs, seed, unit=(scale, scale))
+        self.horizon = horizon
         self._position = torch.zeros(num_envs, 2, dtype=torch.float64)
         self._steps = torch.zeros(num_envs, 1, dtype=torch.int64)
 
@@ -119,42 +133,21 @@ class PlaneBatch(NavigationBatch):
     def move(self, position: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next position [n, 2], the reward [n, 1] and whether it ends there [n, 1]; float64, float64, bool."""
 
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        chosen = torch.ones(len(self._streams), dtype=torch.bool)
-        if tensordict is not None and "_reset" in tensordict:
-            chosen = tensordict["_reset"].reshape(-1)
-        if self._restored:
-            self._restored = False
-        elif chosen.any():
-            streams = (self._streams[index] for index in chosen.nonzero().flatten().tolist())
-            uniform = torch.stack([torch.rand(2, generator=stream, dtype=torch.float64) for stream in streams])
-            self._position[chosen] = self.begin(uniform)
-            self._steps[chosen] = 0
-        flags = torch.zeros(len(self._streams), 1, dtype=torch.bool)
-        return self._tensordict(done=flags, terminated=flags.clone(), truncated=flags.clone())
+    def _place(self, members: list[int], uniform: Tensor) -> None:
+        self._position[members], self._steps[members] = self.begin(uniform), 0
+
+    def _state(self) -> Tensor:
+        return self._position
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict["action"].double().clamp(-1, 1)
         self._position, reward, terminated = self.move(self._position, action)
         self._steps += 1
-        truncated = (self._steps >= self.horizon) & ~terminated
-        return self._tensordict(
-            reward=reward.float(), done=terminated | truncated, terminated=terminated, truncated=truncated
-        )
-
-    def _tensordict(self, **entries: Tensor) -> TensorDictBase:
-        entries["observation"] = (self._position / self.scale).float()
-        entries["position"] = self._position.float()
-        entries["goal"] = self.navigation.goal_of(self._position)
-        return TensorDict(entries, batch_size=self.batch_size)
+        return self._transition(terminated, (self._steps >= self.horizon) & ~terminated, reward=reward.float())
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
-        streams = self._saved_streams()
-        return {"position": self._position.clone(), "steps": self._steps.clone(), "streams": streams}
+        return {**super().snapshot(), "position": self._position.clone(), "steps": self._steps.clone()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
+        super().restore(state)
         self._position, self._steps = state["position"].clone(), state["steps"].clone()
-        self._restore_streams(state["streams"])
-        self._restored = True

@@ -1,4 +1,4 @@
-"""The point maze of gymnasium-robotics, without telling the policy where the goals are."""
+"""The point maze of gymnasium-robotics, in which goals are not observed."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtState
 from scipy.ndimage import label
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.envs.navigation import Navigation, NavigationBatch, Points
@@ -33,7 +33,9 @@ WALL, FREE, START, GOAL = "10rg"
 START_NOISE = 0.25
 """Episodes start within a square of twice this side around the start cell's center, as gymnasium-robotics has it."""
 TOP_SPEED = 5.0
-"""To which gymnasium-robotics cuts each dimension's velocity before a frame, in cells/s."""
+"""To which gymnasium-robotics clips each dimension's velocity before a frame, in cells/s."""
+WHOLE_STATE = mjtState.mjSTATE_INTEGRATION
+"""MuJoCo's state with the solver's warm start."""
 
 
 class PointMaze(Navigation):
@@ -44,13 +46,12 @@ class PointMaze(Navigation):
     on arrival within 0.45 of the center of any goal, which ends the episode, and 0 before; gymnasium-robotics itself
     has one goal, drawn for each episode, which is not used here.
 
-    A frame is 0.01 s, and a goal of the default map about 6 cells off: 1.5 s or more. The default horizon is
-    gymnasium-robotics' for mazes of about this size, and the default repeat of 10 makes 60 decisions of it, each of
-    which moves the ball by at most half a cell.
+    A frame is 0.01 s, and a goal of the default map is about 6 cells away: 1.5 s or more. With the default repeat an
+    episode has 60 decisions, each of which moves the ball by at most half a cell.
 
     Args:
         maze_map: rows of equally many characters, from the top: 1 wall, 0 free, r start (one), g goal (one or more).
-        horizon: frames until an episode is cut; >= 1.
+        horizon: frames until an episode is truncated; >= 1.
         action_repeat: frames for each action; >= 1. A goal reached within them ends the step.
         label: name of the map, for run directories.
 
@@ -80,10 +81,6 @@ class PointMaze(Navigation):
         self.start = self._cells(START)[0]
         self.blocks = [(x - 0.5, x + 0.5, y - 0.5, y + 0.5) for x, y in walls]
         self.obstacles = self._islands()
-
-    @property
-    def name(self) -> str:
-        return self.label
 
     def make(self, num_envs: int, seed: int) -> "PointMazeBatch":
         return PointMazeBatch(self, num_envs, seed)
@@ -125,58 +122,42 @@ def _check(maze_map: Sequence[str]) -> None:
 
 
 class PointMazeBatch(NavigationBatch):
-    """num_envs balls, simulated in turn on one model, written into one TensorDict.
+    """num_envs balls of a `PointMaze`, simulated in turn on one model, written into one TensorDict.
 
     Bitwise the dynamics of gymnasium-robotics, at about half its cost: MuJoCo is called directly.
-
-    Args:
-        maze: see `PointMaze`.
-        num_envs: batch size.
-        seed: see `NavigationBatch`.
     """
 
     def __init__(self, maze: PointMaze, num_envs: int, seed: int) -> None:
-        super().__init__(maze, num_envs, seed, observation_dim=4)
+        super().__init__(maze, num_envs, seed, unit=(*maze.half_size, TOP_SPEED, TOP_SPEED))
         self.maze = maze
         self._model = maze.model()
         self._balls = [MjData(self._model) for _ in range(num_envs)]
         self._frames = [0] * num_envs
-        self._unit = torch.tensor([*maze.half_size, TOP_SPEED, TOP_SPEED], dtype=torch.float64)
 
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        chosen = np.ones(len(self._balls), bool)
-        if tensordict is not None and "_reset" in tensordict:
-            chosen = tensordict["_reset"].reshape(-1).numpy()
-        if self._restored:
-            self._restored = False
-        else:
-            for index in np.flatnonzero(chosen).tolist():
-                self._begin(index)
-        flags = torch.zeros(len(self._balls), 1, dtype=torch.bool)
-        return self._tensordict(done=flags, terminated=flags.clone(), truncated=flags.clone())
+    def _place(self, members: list[int], uniform: Tensor) -> None:
+        for index, noise in zip(members, uniform.numpy(), strict=True):
+            ball = self._balls[index]
+            mujoco.mj_resetData(self._model, ball)
+            ball.qpos[:] = np.array(self.maze.start) + START_NOISE * (2 * noise - 1)
+            mujoco.mj_forward(self._model, ball)
+            self._frames[index] = 0
 
-    def _begin(self, index: int) -> None:
-        ball, noise = self._balls[index], torch.rand(2, generator=self._streams[index], dtype=torch.float64)
-        mujoco.mj_resetData(self._model, ball)
-        ball.qpos[:] = np.array(self.maze.start) + START_NOISE * (2 * noise.numpy() - 1)
-        mujoco.mj_forward(self._model, ball)
-        self._frames[index] = 0
+    def _state(self) -> Tensor:
+        return torch.from_numpy(np.array([(*ball.qpos, *ball.qvel) for ball in self._balls]))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         for index, force in enumerate(tensordict["action"].double().numpy().clip(-1, 1)):
             self._push(index, force)
-        stepped = self._tensordict()
-        terminated = stepped["goal"] >= 0
+        terminated = self.maze.goal_of(self._state()[:, :2]) >= 0
         truncated = torch.tensor([[frames >= self.maze.horizon] for frames in self._frames]) & ~terminated
-        done = terminated | truncated
-        return stepped.update(dict(reward=terminated.float(), done=done, terminated=terminated, truncated=truncated))
+        return self._transition(terminated, truncated, reward=terminated.float())
 
     def _push(self, index: int, force: np.ndarray) -> None:
         model, ball, reach = self._model, self._balls[index], self.maze.goal_radius**2
         position, velocity, control = ball.qpos, ball.qvel, ball.ctrl
         for _ in range(self.maze.action_repeat):
-            # As gymnasium-robotics: a forward pass with the cut velocity and the old force, which moves the solver's
-            # warm start, then the step, without its first half, which the pass has just done.
+            # As gymnasium-robotics: a forward pass with the clipped velocity and the old force, which changes the
+            # solver's warm start, then the step, without its first half, which the pass has just done.
             velocity.clip(-TOP_SPEED, TOP_SPEED, out=velocity)
             mujoco.mj_forward(model, ball)
             control[:] = force
@@ -187,28 +168,17 @@ class PointMazeBatch(NavigationBatch):
             if arrived or self._frames[index] >= self.maze.horizon:
                 break
 
-    def _tensordict(self, **entries: Tensor) -> TensorDictBase:
-        state = torch.from_numpy(np.array([(*ball.qpos, *ball.qvel) for ball in self._balls]))
-        entries["observation"] = (state / self._unit).float()
-        entries["position"] = state[:, :2].float()
-        entries["goal"] = self.maze.goal_of(state[:, :2])
-        return TensorDict(entries, batch_size=self.batch_size)
-
     def snapshot(self) -> dict[str, Any]:
-        """Everything that the next steps depend on: simulators with their warm starts, clocks, random streams."""
-        kind = mjtState.mjSTATE_INTEGRATION
-        states = np.zeros((len(self._balls), mj_stateSize(self._model, kind)))
-        for ball, state in zip(self._balls, states, strict=True):
-            mj_getState(self._model, ball, state, kind)
-        physics = torch.from_numpy(states)
-        return {"physics": physics, "frames": list(self._frames), "streams": self._saved_streams()}
+        states = torch.zeros(len(self._balls), mj_stateSize(self._model, WHOLE_STATE), dtype=torch.float64)
+        for ball, state in zip(self._balls, states.numpy(), strict=True):
+            mj_getState(self._model, ball, state, WHOLE_STATE)
+        return {**super().snapshot(), "physics": states, "frames": list(self._frames)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a snapshot: the next `reset` returns to it, in mid-episode, instead of starting anew."""
+        super().restore(state)
         for ball, physics in zip(self._balls, state["physics"].numpy(), strict=True):
-            mj_setState(self._model, ball, physics, mjtState.mjSTATE_INTEGRATION)
-        self._restore_streams(state["streams"])
-        self._frames, self._restored = list(state["frames"]), True
+            mj_setState(self._model, ball, physics, WHOLE_STATE)
+        self._frames = list(state["frames"])
 
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
         """RGB picture [height, width, 3], uint8, of one member from above; needs MUJOCO_GL=egl or osmesa."""

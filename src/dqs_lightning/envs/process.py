@@ -3,8 +3,10 @@
 import ctypes
 import multiprocessing
 import os
-import random
+import pickle
+import select
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,12 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from dqs_lightning.envs.base import EnvironmentFailure
-from dqs_lightning.envs.deadline import INTERRUPT, Overdue, Patience
-from dqs_lightning.envs.messages import read, write
+from dqs_lightning.envs.deadline import INTERRUPT, TICK_S, Overdue, Patience
 from dqs_lightning.envs.watched import describe
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,6 +29,9 @@ CLOSE_LIMIT_S = 1.0
 RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that a shell or a scheduler sends to all processes of a run, and that only the run itself obeys."""
 PR_SET_PDEATHSIG = 1
+LENGTH = struct.Struct("!Q")
+"""Length of a message, in front of it."""
+CHUNK_BYTES = 1 << 16
 
 
 class ProcessFailure(RuntimeError):
@@ -71,15 +74,8 @@ class Child:
         self._finish = util.Finalize(self, _finish, (self._process, self._pipe), exitpriority=100)
 
     def send(self, request: Any, patience: Patience) -> None:
-        """Send a request; its answer must be received before the next one.
-
-        Raises:
-            ProcessFailure: when it cannot be sent within the limit.
-        """
-        try:
-            write(self._pipe.fileno(), request, lambda: self._wait(patience))
-        except OSError as error:
-            raise ProcessFailure(self._death()) from error
+        """Send a request; its answer must be received before the next one. Raises as `receive` does."""
+        self._transfer(patience, write, request)
 
     def receive(self, patience: Patience) -> Any:
         """The answer to the last request.
@@ -87,16 +83,18 @@ class Child:
         Raises:
             ProcessFailure: when the service raised, the process died, or there was no progress within the limit.
         """
-        try:
-            found = read(self._pipe.fileno(), lambda: self._wait(patience))
-        except OSError as error:
-            raise ProcessFailure(self._death()) from error
-        if found is None:
-            raise ProcessFailure(self._death())
-        well, answer = found
+        well, answer = self._transfer(patience, read) or (False, self._death())
         if not well:
             raise ProcessFailure(answer)
         return answer
+
+    def _transfer(self, patience: Patience, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(self._pipe.fileno(), *arguments, wait=patience.wait)
+        except TimeoutError as error:
+            raise ProcessFailure(f"no answer within {patience.limit_s:g} s{self._place()}") from error
+        except OSError as error:
+            raise ProcessFailure(self._death()) from error
 
     def ask(self, request: Any, limit_s: float) -> Any:
         """Send a request and receive its answer."""
@@ -104,27 +102,15 @@ class Child:
         self.send(request, patience)
         return self.receive(patience)
 
-    def _wait(self, patience: Patience) -> None:
-        patience.tick()
-        if patience.over:
-            raise ProcessFailure(f"no answer within {patience.limit_s:g} s{self._place()}")
-
     def _place(self) -> str:
-        """Interrupt a process that hangs, so that it says where."""
+        """Interrupts a process that hangs, so that it answers where; returns the end of the message."""
         if _is_stopped(self.pid):
             return "; it has been stopped by a signal"
-        last = Patience(CLOSE_LIMIT_S)
-
-        def wait() -> None:
-            last.tick()
-            if last.over:
-                raise TimeoutError
-
         with suppress(Exception):  # it may die, or be interrupted within a message
             os.kill(self.pid, INTERRUPT)
-            found = read(self._pipe.fileno(), wait)
-            if found is not None and not found[0]:
-                return f": {found[1]}"
+            well, answer = read(self._pipe.fileno(), Patience(CLOSE_LIMIT_S).wait)
+            if not well:
+                return f": {answer}"
         return ""
 
     def _death(self) -> str:
@@ -154,11 +140,44 @@ class Child:
             self._finish()
 
 
-def seed_process(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def write(file: int, value: Any, wait: Callable[[], None] | None = None) -> None:
+    """Send a value.
+
+    Args:
+        file: descriptor of a socket or pipe.
+        value: what pickle can take; tensors are copied.
+        wait: called at each tick in which nothing could be sent; may raise. None: there is no time limit.
+
+    Raises:
+        OSError: when the other side has closed.
+    """
+    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    rest = memoryview(LENGTH.pack(len(data)) + data)
+    os.set_blocking(file, False)
+    while rest:
+        try:
+            rest = rest[os.write(file, rest) :]
+        except BlockingIOError:
+            if not select.select([], [file], [], TICK_S)[1] and wait is not None:
+                wait()
+
+
+def read(file: int, wait: Callable[[], None] | None = None) -> Any:
+    """Receive a value; None when the other side has closed. See `write`."""
+    ready = select.poll()
+    ready.register(file, select.POLLIN)
+    data, length = bytearray(), LENGTH.size
+    while len(data) < length:
+        if not ready.poll(None if wait is None else 1000 * TICK_S):
+            assert wait is not None
+            wait()
+        elif piece := os.read(file, max(length - len(data), CHUNK_BYTES)):
+            data += piece
+            if length == LENGTH.size <= len(data):
+                length += LENGTH.unpack_from(data)[0]
+        else:
+            return None
+    return pickle.loads(memoryview(data)[LENGTH.size :])
 
 
 def _start_server(module: str) -> None:

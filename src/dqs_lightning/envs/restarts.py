@@ -25,11 +25,7 @@ class Restarts:
         self.lost_episodes = 0
 
     def spend(self, who: str, cause: str, episodes: int) -> int:
-        """Count one more, with a warning; returns what is to be added to the seeds of the new process.
-
-        Raises:
-            EnvironmentFailure: when none is left.
-        """
+        """Counts one more, with a warning, or raises an EnvironmentFailure; returns what is added to the seeds."""
         if self.used >= RESTARTS:
             raise EnvironmentFailure(f"{who} failed: {cause}; {RESTARTS} processes have been replaced before")
         self.used += 1

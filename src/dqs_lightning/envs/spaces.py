@@ -38,11 +38,7 @@ class FlatObservation:
         self._shape: tuple[int, ...] = space.shape if isinstance(space, Box) else (self.size,)
 
     def __call__(self, observation: Any) -> NDArray[Any]:
-        """The numbers of one observation, [size].
-
-        Raises:
-            ValueError: when the observation does not have the shape of the space, or holds something else than numbers.
-        """
+        """The numbers of one observation, [size]; a ValueError for another shape than the space's, or no numbers."""
         values = np.asarray(observation if self._is_box else flatten(self.space, observation))
         if values.shape != self._shape or values.dtype.kind not in "fiub":
             raise ValueError(f"observation of shape {values.shape} and {values.dtype}; must be numbers {self._shape}")
@@ -52,12 +48,12 @@ class FlatObservation:
 class ActionBox:
     """Maps actions in [-1, 1] onto a Box: -1 to its low and 1 to its high, in each dimension.
 
-    The result has the dtype of the space and is cut to its bounds in that dtype, so that the space contains it.
+    The result has the dtype of the space and is clipped to its bounds in that dtype, so that the space contains it.
 
     Args:
         space: a Box of floats.
-        low: lower bounds, one number or one for each dimension; of these and the space's own, the larger one holds.
-        high: upper bounds likewise, of which the smaller one holds.
+        low: lower bounds, one number or one for each dimension; the larger of these and the space's own is used.
+        high: upper bounds likewise, of which the smaller is used.
 
     Attributes:
         size: how many numbers an action has.
@@ -115,10 +111,7 @@ def _check_observation(space: Space[Any], name: str) -> None:
     elif not isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
         allowed = "Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
         raise ValueError(f"{name} is a {type(space).__name__}; must be {allowed}")
-    elif isinstance(space, Box) and _is_image(space):
-        raise ValueError(f"{name} is an image {space.shape} of uint8; must be numbers without images")
-
-
-def _is_image(space: Box) -> bool:
-    whole = bool((space.low == 0).all() and (space.high == 255).all())
-    return space.dtype == np.uint8 and len(space.shape) >= 3 and whole
+    elif isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) >= 3:
+        whole_range = not space.low.any() and (space.high == 255).all()
+        if whole_range:
+            raise ValueError(f"{name} is an image {space.shape} of uint8; must be numbers without images")

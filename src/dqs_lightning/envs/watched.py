@@ -13,16 +13,15 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.data import Composite
 from torchrl.envs import EnvBase, TransformedEnv
 
-from dqs_lightning.envs.base import EnvironmentFailure
+from dqs_lightning.envs.base import EnvironmentFailure, one_line
 from dqs_lightning.envs.deadline import Overdue
 
 NO_LIMIT: AbstractContextManager[None] = nullcontext()
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its type, its text, and the last line of its traceback."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    frames = traceback.extract_tb(error.__traceback__)
+    """`one_line`, with the place of the last call in the traceback."""
+    text, frames = one_line(error)[:500], traceback.extract_tb(error.__traceback__)
     return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else text
 
 
@@ -59,7 +58,7 @@ class Watched(EnvBase):
         self.label, self.inner = name, inner
         self._limits = {"step": step, "reset": start}
         self._later = step
-        self._expected = {"step": _expected(inner, reward=True), "reset": _expected(inner, reward=False)}
+        self._expected = {call: _expected(inner, call) for call in ("step", "reset")}
         self._nested = any(isinstance(key, tuple) for key, *_ in self._expected["step"])
         self._inner_step, self._inner_reset = inner._step, inner._reset
         self.is_closed = False
@@ -145,7 +144,7 @@ def _base_of(env: EnvBase) -> EnvBase:
 
 
 def specs_of(env: EnvBase) -> dict[str, Composite]:
-    """An environment's specs, by the names under which `EnvBase` has them."""
+    """An environment's specs by their names in `EnvBase`."""
     names = ("full_observation_spec", "full_action_spec", "full_reward_spec", "full_done_spec")
     return {name: getattr(env, name).clone() for name in names}
 
@@ -156,9 +155,16 @@ def adopt_specs(env: EnvBase, specs: dict[str, Composite]) -> None:
         setattr(env, name, spec)
 
 
-def _expected(env: EnvBase, reward: bool) -> list[tuple[NestedKey, Any, Any, bool]]:
+def keys_of(env: EnvBase) -> tuple[list[NestedKey], list[NestedKey]]:
+    """Keys that a reset and a step write: those of the observation, in a step then the reward and the flags."""
+    specs = (env.full_observation_spec, env.full_reward_spec, env.full_done_spec)
+    observed, reward, flags = (list(spec.keys(True, True)) for spec in specs)
+    return observed, [*observed, *reward, *flags]
+
+
+def _expected(env: EnvBase, call: str) -> list[tuple[NestedKey, Any, Any, bool]]:
     """Key, shape, dtype, and whether it must be there; TorchRL completes flags that are missing."""
     specs = [(env.full_observation_spec, True), (env.full_done_spec, False)]
-    if reward:
+    if call == "step":
         specs.append((env.full_reward_spec, True))
     return [(key, spec[key].shape, spec[key].dtype, needed) for spec, needed in specs for key in spec.keys(True, True)]

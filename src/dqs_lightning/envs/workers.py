@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import seed_everything
 from tensordict import TensorDict, TensorDictBase
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.data.utils import CloudpickleWrapper
 from torchrl.envs import EnvBase
 
-from dqs_lightning.envs.base import Environment, EnvironmentFailure
+from dqs_lightning.envs.base import Environment, EnvironmentFailure, chosen
 from dqs_lightning.envs.deadline import Patience
-from dqs_lightning.envs.process import Child, ProcessFailure, seed_process
+from dqs_lightning.envs.process import Child, ProcessFailure
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
-from dqs_lightning.envs.watched import Watched, adopt_specs, specs_of
+from dqs_lightning.envs.watched import Watched, adopt_specs, keys_of, specs_of
 
 Arrays = list[np.ndarray]
 """One for each key: first those of the observation, in a step also the reward and the flags."""
@@ -45,13 +46,7 @@ class WorkerBatch(EnvBase):
     batch_locked = True
 
     def __init__(
-        self,
-        environment: Environment,
-        num_envs: int,
-        workers: int,
-        seed: int,
-        step_limit_s: float,
-        restarts: Restarts,
+        self, environment: Environment, num_envs: int, workers: int, seed: int, step_limit_s: float, restarts: Restarts
     ) -> None:
         super().__init__(device="cpu", batch_size=[num_envs])
         self._environment, self._seed, self._restarts = environment, seed, restarts
@@ -69,12 +64,7 @@ class WorkerBatch(EnvBase):
         except BaseException:
             self.close()
             raise
-        self._observed = list(self.full_observation_spec.keys(True, True))
-        self._returned = [
-            *self._observed,
-            *self.full_reward_spec.keys(True, True),
-            *self.full_done_spec.keys(True, True),
-        ]
+        self._observed, self._returned = keys_of(self)
 
     def _start(self, index: int, further: int = 0) -> Child:
         seed = self._seed + index * self._each + further
@@ -131,17 +121,19 @@ class WorkerBatch(EnvBase):
         action = tensordict["action"].numpy()
         requests = {index: ("step", action[self._rows(index)]) for index in range(len(self._workers))}
         answers = self._ask(requests, self._step_limit_s)
-        if self._lost.any():
-            ended = self._ended()
-            rows = [answers.get(index, [a[self._rows(index)] for a in ended]) for index in requests]
-            found = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-            for array, last in zip(found, ended, strict=True):
-                array[self._lost] = last[self._lost]
-            self._lost[:] = False
-        else:
-            found = [np.concatenate(parts) for parts in zip(*(answers[index] for index in requests), strict=True)]
+        found = self._joined(answers, self._ended() if self._lost.any() else [])
+        self._lost[:] = False
         self._last = found[: len(self._observed)]
         return self._tensordict(self._returned, found)
+
+    def _joined(self, answers: dict[int, Arrays], instead: Arrays) -> Arrays:
+        """The arrays of all members; those in `instead` for workers without an answer and for lost members."""
+        rows = [answers.get(i) or [array[self._rows(i)] for array in instead] for i in range(len(self._workers))]
+        joined = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        if self._lost.any():
+            for array, other in zip(joined, instead, strict=True):
+                array[self._lost] = other[self._lost]
+        return joined
 
     def _ended(self) -> Arrays:
         """Values of a step for members whose episodes are lost."""
@@ -151,23 +143,16 @@ class WorkerBatch(EnvBase):
         return [*self._last, *(array | flags[key] if key in flags else array for key, array in zeros)]
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        chosen = np.ones(len(self._lost), bool)
-        if tensordict is not None and "_reset" in tensordict:
-            chosen = tensordict["_reset"].reshape(-1).numpy()
-        masks = {index: chosen[self._rows(index)] for index in range(len(self._workers))}
+        of_reset = chosen(tensordict, len(self._lost)).numpy()
+        masks = {index: of_reset[self._rows(index)] for index in range(len(self._workers))}
         requests = {index: ("reset", None if mask.all() else mask) for index, mask in masks.items() if mask.any()}
         answers: dict[int, Arrays] = {}
         while missing := requests.keys() - answers.keys():
             answers |= self._ask({index: requests[index] for index in missing}, self._reset_limit_s)
         self._reset_limit_s = self._step_limit_s
-        rows = [answers.get(i, [last[self._rows(i)] for last in self._last]) for i in masks]
-        seen = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-        self._lost &= ~chosen
-        if self._lost.any():  # of a worker that was replaced just now, members whose turn it is not
-            for array, last in zip(seen, self._last, strict=True):
-                array[self._lost] = last[self._lost]
-        self._last = seen
-        return self._tensordict(self._observed, seen).update(self.full_done_spec.zero())
+        self._lost &= ~of_reset  # true for members of a worker that was replaced just now, which this is not for
+        self._last = self._joined(answers, self._last)
+        return self._tensordict(self._observed, self._last).update(self.full_done_spec.zero())
 
     def _tensordict(self, keys: list[Any], arrays: Arrays) -> TensorDictBase:
         tensors = {key: torch.from_numpy(array) for key, array in zip(keys, arrays, strict=True)}
@@ -208,10 +193,9 @@ class _Members:
     """The environments of one worker, in its process."""
 
     def __init__(self, make: Callable[[], EnvBase], name: str, seed: int) -> None:
-        seed_process(seed)
+        seed_everything(seed, verbose=False)
         self.env = env = Watched(make, name)
-        self._observed = list(env.full_observation_spec.keys(True, True))
-        self._returned = [*self._observed, *env.full_reward_spec.keys(True, True), *env.full_done_spec.keys(True, True)]
+        self._observed, self._returned = keys_of(env)
 
     def __call__(self, request: tuple[Any, ...]) -> Any:
         call, *arguments = request

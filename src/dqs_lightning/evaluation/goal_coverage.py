@@ -63,8 +63,8 @@ def path_words(position: Tensor, obstacles: Points) -> list[Word]:
     """Returns the homotopy class of each path [T + 1, n, 2] around the obstacles, as a reduced word.
 
     From each obstacle a ray goes upward; a path's word lists the rays that it crosses, i + 1 to the right and
-    -(i + 1) to the left, without crossings that are undone at once. Paths with the same ends are homotopic exactly
-    when their words are equal, if the obstacles are all there is to go around.
+    -(i + 1) to the left, without crossings that are undone at once. Paths with the same ends are homotopic if and only
+    if their words are equal.
     """
     if not len(obstacles):
         return [()] * position.shape[1]
@@ -77,9 +77,8 @@ def path_words(position: Tensor, obstacles: Points) -> list[Word]:
     sign = (rightward.int() - leftward.int()) * above
     words: list[list[int]] = [[] for _ in range(position.shape[1])]
     # Within a step in the order of crossing; rays at one x in the order of their numbers, backwards when going back.
-    crossings = [(step, path, ray) for step, path, ray in sign.nonzero().tolist()]
-    crossings.sort(key=lambda at: (at[0], float(share[at]), int(sign[at]) * at[2]))
-    for step, path, ray in crossings:
+    crossings = map(tuple, sign.nonzero().tolist())
+    for step, path, ray in sorted(crossings, key=lambda at: (at[0], float(share[at]), int(sign[at]) * at[2])):
         letter = int(sign[step, path, ray]) * (ray + 1)
         if words[path] and words[path][-1] == -letter:
             words[path].pop()

@@ -45,7 +45,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         self.dirpath = Path(dirpath)
         self.every_n_updates = every_n_updates
         self._failures = 0
-        self._own: tuple[Path, str] | None = None  # this rank's file that `last.ckpt` names, and its digest
+        self._own: dict[Path, str] = {}  # the digest of this rank's file that `last.ckpt` names
         self._digests: list[str] = []
         self._continued = self._saved = False  # whether this process has
 
@@ -58,12 +58,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         return self.rank_file(self.dirpath, trainer.global_step, OnlineData.of(trainer).env_frames, trainer.global_rank)
 
     def save(self, trainer: L.Trainer, last: bool = False) -> None:
-        """Write a checkpoint now; every rank must call it.
-
-        Args:
-            trainer: of the run.
-            last: of this process: attempt it several times.
-        """
+        """Write a checkpoint now; every rank must call it. The `last` one of a process is attempted several times."""
         for attempt in range(ATTEMPTS if last else 1):
             if attempt:
                 time.sleep(RETRY_S)
@@ -81,11 +76,9 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         data = OnlineData.of(trainer)
         for logger in trainer.loggers:
             logger.save()
-        own = self._own_file(trainer)
-        digest, error = "", None
-        if self._own is not None and self._own[0] == own:
-            digest = self._own[1]
-        else:
+        own, error = self._own_file(trainer), None
+        digest = self._own.get(own, "")
+        if not digest:
             try:
                 digest = atomic_save(data.rank_state(), own)
             except OSError as failed:
@@ -100,7 +93,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
         if self._failed(data, own, error):
             return False
-        self._own, self._saved = (own, digest), True
+        self._own, self._saved = {own: digest}, True
         for stale in self.dirpath.glob(f"step=*-rank={trainer.global_rank}.pt"):
             if stale != own:
                 with contextlib.suppress(OSError):
@@ -117,7 +110,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
                 stacklevel=2,
             )
         failed = bool(data.any_rank(error is not None))
-        if failed and (self._own is None or self._own[0] != own):
+        if failed and own not in self._own:
             with contextlib.suppress(OSError):
                 own.unlink(missing_ok=True)
         return failed
@@ -132,7 +125,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
             self.save(trainer, last)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the states of callbacks that had only to finish what a stop interrupted at the end of the run."""
+        """Saves the states of callbacks that have finished an evaluation which a stop at the end had interrupted."""
         if not self._continued or self._saved or not trainer.is_global_zero:
             return
         last = self.dirpath / "last.ckpt"
@@ -146,10 +139,9 @@ class RunCheckpoint(CollectionHook, Checkpoint):
             self.save(trainer, last=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, EnvironmentFailure) and OnlineData.of(trainer).env_frames:
-            saved = self._own is not None and self._own[0] == self._own_file(trainer)
-            if not saved:
-                self.save(trainer, last=True)
+        failed = isinstance(exception, EnvironmentFailure) and OnlineData.of(trainer).env_frames
+        if failed and self._own_file(trainer) not in self._own:
+            self.save(trainer, last=True)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.ckpt_path is None or not isinstance(trainer.datamodule, OnlineData):  # type: ignore[attr-defined]
@@ -162,7 +154,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         own, digest = own_file(Path(source), checkpoint, trainer.global_rank)
         data.load_rank_state(safe_load(own, digest=digest))
         if own.parent.resolve() == self.dirpath.resolve():
-            self._own, self._continued = (own, digest), True
+            self._own, self._continued = {own: digest}, True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data = OnlineData.of(trainer)
@@ -173,11 +165,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
 
 def own_file(last: Path, checkpoint: dict[str, Any], rank: int) -> tuple[Path, str]:
-    """The file of a rank that belongs to a `last.ckpt`, and the digest that it must have.
-
-    Raises:
-        CheckpointError: when it is not there.
-    """
+    """The file of a rank that belongs to a `last.ckpt`, and its digest; a CheckpointError where it is missing."""
     step, frames = checkpoint["global_step"], checkpoint["env_frames"]
     own = RunCheckpoint.rank_file(last.parent, step, frames, rank)
     if not own.is_file():

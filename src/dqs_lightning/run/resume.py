@@ -1,4 +1,4 @@
-"""Which settings of a run may change when it is continued, and what a checkpoint says of them."""
+"""The settings of a run: which of them may change when it is continued, and how they are saved."""
 
 import os
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ MAY_CHANGE: dict[str, str] = {
 All others of these must stay. The settings of `evaluate`, `checkpoint`, `trainer` and its callbacks may change, except
 the number of ranks.
 """
-SETTINGS, FRAMES, FINISHED = "settings", "env_frames", "finished"
+SETTINGS, FINISHED = "settings", "finished"
 """Keys of a run's checkpoint."""
 
 
@@ -61,21 +61,17 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any], source: str) -> di
     Raises:
         CheckpointError: when one of them must not change; it names the key and both values.
     """
-    differing = {
-        key: (saved.get(key, "missing"), now.get(key, "missing"))
-        for key in (*now, *(key for key in saved if key not in now))
-        if not _same(saved.get(key, "missing"), now.get(key, "missing"))
-    }
-    for key, (old, new) in differing.items():
+    differing = {}
+    for key in dict.fromkeys((*now, *saved)):
+        old, new = saved.get(key, "missing"), now.get(key, "missing")
+        if old == new or (old != old and new != new):  # both NaN
+            continue
         if key not in MAY_CHANGE:
             raise CheckpointError(
                 f"{source}: {key} is {old} in that run and {new} here; it must not change when a run is continued"
             )
+        differing[key] = old, new
     return differing
-
-
-def _same(one: Any, other: Any) -> bool:
-    return bool(one == other) or (one != one and other != other)  # both NaN
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], source: str, world_size: int) -> None:
@@ -105,11 +101,8 @@ def apply_changes(checkpoint: dict[str, Any], agent: Agent, changed: Mapping[str
         for group, own in zip(saved, optimizer.param_groups, strict=True):
             group["lr"] = own["lr"]
     if not checkpoint[FINISHED] or "data.total_frames" in changed:
-        reopen_epoch(checkpoint["loops"]["fit_loop"])
-
-
-def reopen_epoch(fit_loop: dict[str, Any]) -> None:
-    """Let Lightning's loop state be that of the middle of its one epoch, wherever it was saved."""
-    for count in (fit_loop["epoch_progress"]["current"], fit_loop["epoch_progress"]["total"]):
-        count.update(ready=1, started=1, processed=0, completed=0)
-    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+        # Lightning's loop state is set to the middle of its one epoch, wherever it was saved.
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        for count in (fit_loop["epoch_progress"]["current"], fit_loop["epoch_progress"]["total"]):
+            count.update(ready=1, started=1, processed=0, completed=0)
+        fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
