@@ -2,6 +2,7 @@ import copy
 import inspect
 import math
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -390,3 +391,26 @@ def test_bad_arguments_are_refused(cls: type[Temperature], arguments: dict[str, 
 def test_bad_controllers_are_refused(cls: type[Temperature], arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         cls(**arguments)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Relative(decay=0.9),
+        lambda: LogLinear(over_updates=20),
+        lambda: TargetEntropy(gain=0.0, decay=0.0, warmup=0, rate=0.01),
+        lambda: TargetESS(decay=0.0, warmup=0, rate=0.01),
+    ],
+    ids=["relative", "log-linear", "entropy", "ess"],
+)
+def test_a_step_of_several_updates_is_as_many_steps_with_the_same_measurement(make: Callable[[], Temperature]) -> None:
+    """So rates, decays and annealing are those of one update, however rarely an agent measures."""
+    each, at_once, measured = make(), make(), Measured(q_std=3.0, entropy=0.4, ess=0.1)
+    before = each().item()
+    for _ in range(3):
+        for _ in range(5):
+            each.step(measured)
+        at_once.step(measured, updates=5)
+        torch.testing.assert_close(at_once(), each())
+        assert at_once.updates == each.updates
+    assert each().item() != pytest.approx(before, rel=1e-3)

@@ -212,7 +212,7 @@ class DQS(Agent):
     def on_train_start(self) -> None:
         if self.cuda_graph:
             check_capturable(self.device, self.trainer.world_size)
-        self.fused_losses.start(int(self.trainer.num_training_batches))
+        self.fused_losses.start(self.trainer.num_training_batches)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with two parameter groups: critics and diffusion."""

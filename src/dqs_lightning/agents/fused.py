@@ -55,7 +55,7 @@ class Compilable:
         self._compiled: Losses | None = None
         self._called: set[bool] = set()
 
-    def start(self, updates: int) -> None:
+    def start(self, updates: float) -> None:
         """Decides whether a run of this many updates is compiled, and logs it."""
         if self.compile == "auto":
             self.compiles = updates >= self.UPDATES and cpp_compiler() is not None

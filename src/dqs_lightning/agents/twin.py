@@ -17,21 +17,9 @@ from dqs_lightning.ranges import Fraction, Positive, Share, checked
 
 
 class TwinCritic(Agent):
-    """An off-policy agent whose `loss` holds policy, two critics and their targets, as TorchRL has them.
+    """Base class of agents whose `loss` holds a policy, two critics and their targets, as TorchRL has them.
 
-    Args:
-        observation_dim: dimension of the flat observation.
-        action_dim: dimension of the action; actions are in [-1, 1].
-        learning_rate: Adam's step size; > 0.
-        discount: gamma, in [0, 1].
-        tau: weight of the online networks in each update of their targets, in (0, 1].
-        max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
-        best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
-
-    Raises:
-        ValueError: when a number is out of its range; the message names it.
+    Subclass it, make `loss`, and write `sample` and `learn`. The arguments are those of `SAC`.
     """
 
     TARGETS: tuple[str, ...] = ("qvalue",)
