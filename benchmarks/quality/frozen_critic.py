@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ CONFIGURATION = {"batch_size": 256, "K": 8}
 """As in an update of the default agent."""
 
 
-def variants() -> dict[str, dict[str, object]]:
+def variants() -> dict[str, dict[str, Any]]:
     """Components of `BoltzmannSampler` by the name of a row, and its batch size where that is another."""
     num = CONFIGURATION["K"]
     start = d.MultiStart(num)
@@ -172,11 +173,11 @@ def main() -> None:
             started = time.process_time()
             components = variants()[variant]
             batch_size = components.pop("batch_size", CONFIGURATION["batch_size"])
-            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)  # type: ignore[arg-type]  # by name
+            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)
             actor.fit(
                 lambda a, s: critics.bind(s, dtype)(a) / temperature,  # noqa: B023
                 steps=options.updates,
-                batch_size=batch_size,  # type: ignore[arg-type]  # an int
+                batch_size=batch_size,
                 conditions=observation,
                 progress=False,
             )

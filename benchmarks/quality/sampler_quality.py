@@ -13,6 +13,7 @@ seeds, holds all of it, and is written beside --out as Markdown. The last line h
 import argparse
 import json
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -38,7 +39,7 @@ ESTIMATORS = {
 }
 PUBLISHED = "Published"
 """The paper's choices together: TargetScore around noised actions, a raw score, its schedule, Euler-Maruyama, tanh."""
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[[], d.Sampler]] = {
     "MomentMatched": d.MomentMatched,
     "Ancestral": d.Ancestral,
     "DPMSolverSDE": d.DPMSolverSDE,
