@@ -39,6 +39,9 @@ STATES = 64
 
 CONFIGURATION = {"batch_size": 256, "K": 8}
 """As in an update of the default agent."""
+REFERENCES = ((64, 1000, True, 100), (64, 1000, True, 100), (32, 300, False, 0))
+"""Chains, temperatures, whether they are weighted, and further steps: the reference, the same again, a short run."""
+BRIEF_REFERENCES = ((8, 20, True, 2),) * 2 + ((8, 10, False, 0),)
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -136,9 +139,15 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(variants()), choices=list(variants()))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--brief", action="store_true", help="one critic, five updates, short references")
     parser.add_argument("--warmth", type=float, default=0.05, help="T in units of the spread of Q")
     parser.add_argument("--out", type=Path, help="where to write JSON; what it holds already is not measured again")
     options = parser.parse_args()
+    references = REFERENCES
+    if options.brief:
+        if options.out:
+            parser.error("--out: must be left out with --brief")
+        references, options.critics, options.updates = BRIEF_REFERENCES, options.critics[:1], 5
     torch.set_num_threads(1)
     results = (
         json.loads(options.out.read_text())
@@ -156,8 +165,7 @@ def main() -> None:
         if "reference_q_over_t" not in critic:
             energy = partial(lambda a, q, s, t: q(a, s) / t, q=q, s=judged, t=temperature)
             critic["reference_q_over_t"], again, short = (
-                reference(energy, STATES, dim, *settings)[0]
-                for settings in ((64, 1000, True, 100), (64, 1000, True, 100), (32, 300, False, 0))
+                reference(energy, STATES, dim, *settings)[0] for settings in references
             )
             critic["reference_repeated"] = critic["reference_q_over_t"] - again
             critic["short_langevin_gap"] = critic["reference_q_over_t"] - short

@@ -66,7 +66,7 @@ def load(run: Path) -> tuple[DQS, Environment, TensorDictBase, dict[str, Any]]:
     path = checkpoint_of(run)
     agent = load_agent(path)
     if not isinstance(agent, DQS):
-        raise SystemExit(f"{run}: holds a {type(agent).__name__}; allowed is a DQS")
+        raise SystemExit(f"{run}: holds {type(agent).__name__}; must be DQS")
     environment = OnlineData.load_from_checkpoint(path).environment
     shared = load_run(path)
     own = safe_load(RunCheckpoint.rank_file(path.parent, shared["global_step"], shared["env_frames"], 0))
@@ -174,7 +174,7 @@ def main() -> None:
     held = options.out and options.out.exists()
     results = json.loads(options.out.read_text()) if held else {"about": about(), "run": origin, "rows": {}}
     if results["run"] != origin:
-        raise SystemExit(f"{options.out}: holds rows of another run, {results['run']}; allowed is another file")
+        raise SystemExit(f"{options.out}: holds rows of another run, {results['run']}; must be another file")
     rows = results["rows"]
 
     torch.manual_seed(0)  # states, actions and noise are the same for every command

@@ -4,8 +4,8 @@
 
 Every row makes full updates (losses, gradients, Adam, target critics) on batches that lie on the device, and takes
 turns with the others; times are wall times of blocks between synchronisations. Before it is timed, a graph's losses are
-compared with the eager ones of the same random numbers. With `--device cpu` the rows run as they are, without graphs: a
-test of this script. The last line holds name=value pairs.
+compared with the eager ones of the same random numbers. On the CPU the rows run as they are, without graphs, to test
+this script. The last line holds name=value pairs.
 """
 
 import argparse
@@ -89,7 +89,7 @@ class Step:
 def main() -> None:
     """Check, time and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turns", type=int, default=20, help="blocks of each row")
     parser.add_argument("--block", type=int, default=50, help="updates of a block")
     parser.add_argument("--brief", action="store_true", help="two rows, two blocks of three updates")
