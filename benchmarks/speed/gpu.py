@@ -2,7 +2,7 @@
 
     python benchmarks/speed/gpu.py --out benchmarks/results/gpu.json
 
-Every row makes full updates (losses, gradients, Adam, target critics) on batches that lie on the device, and takes
+Every row makes full updates (losses, gradients, Adam, target critics) on batches that are on the device, and takes
 turns with the others; times are wall times of blocks between synchronisations. Before it is timed, a graph's losses are
 compared with the eager ones of the same random numbers. On the CPU the rows run as they are, without graphs, to test
 this script. The last line holds name=value pairs.
