@@ -44,8 +44,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types, strictly."""
-    session.install(*PINNED, "-e", ".", *group("types"))
+    """Check types, strictly, of the packages and of benchmarks/, which imports some of what the tests use."""
+    session.install(*PINNED, "-e", ".", *group("types"), *group("test"))
     session.run("mypy", *session.posargs)
 
 
@@ -79,25 +79,22 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--site-dir", "site", *session.posargs, env=quiet)
 
 
-BENCHMARKS = (
-    "speed/update",
-    "speed/acting",
-    "speed/collect",
-    "speed/overhead",
-    "speed/scaling",
-    "speed/seeds",
-)
-
-
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What updates, actions and collection cost, briefly; the README's figures are of the full runs."""
+    """Run every script of benchmarks/ that has --brief, to see that it works; published figures are of full runs."""
     session.install(*PINNED, "-e", ".[export]", *group("test"), *group("bench"))
-    for name in BENCHMARKS:
-        session.run("python", f"benchmarks/{name}.py", "--brief", env={"OMP_NUM_THREADS": "1"})
+    scripts = [path for path in sorted(Path("benchmarks").rglob("*.py")) if '"--brief"' in path.read_text()]
+    for path in scripts:
+        if path.parent.name != "faults":
+            session.run("python", str(path), "--brief", env={"OMP_NUM_THREADS": "1"})
+    for name in STUDIES:
+        env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "benchmarks"}
+        session.run("python", "-m", f"faults.{name}", "--brief", env=env)
 
 
 FAULTS = ("kills", "signals", "resume", "nonfinite", "environments", "payloads")
+STUDIES = ("kills", "signals", "resume", "nonfinite", "environments", "soak")
+"""Those that have --brief."""
 
 
 @nox.session

@@ -31,19 +31,22 @@ from dqs_lightning.evaluation.returns import episode_returns, mean_with_interval
 ALGORITHMS = {"sac": SAC, "td3": TD3}
 
 
-class AsGymnasium(gymnasium.Env):  # type: ignore[misc]  # its base is Any
+class AsGymnasium(gymnasium.Env[np.ndarray, np.ndarray]):
     """One environment of this project as Gymnasium has them."""
 
     def __init__(self, env: EnvBase) -> None:
         self.env = env
         size = env.observation_spec["observation"].shape[-1]
+        self.action_dim = env.action_spec.shape[-1]
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1, 1, (env.action_spec.shape[-1],), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (self.action_dim,), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         return self.env.reset()["observation"][0].numpy(), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         stepped = self.env.step(TensorDict({"action": torch.from_numpy(action)[None]}, [1]))["next"]
         flags = (bool(stepped[key]) for key in ("terminated", "truncated"))
         return stepped["observation"][0].numpy(), float(stepped["reward"]), *flags, {}
@@ -91,8 +94,7 @@ def train(name: str, seed: int, config: dict[str, Any], frames: int, folder: Pat
     task = DMControl(**config["environment"])
     torch.manual_seed(seed)
     env = AsGymnasium(task.make(1, seed))
-    size = env.action_space.shape[0]
-    noise = {"action_noise": NormalActionNoise(np.zeros(size), 0.1 * np.ones(size))} if name == "td3" else {}
+    noise = NormalActionNoise(np.zeros(env.action_dim), 0.1 * np.ones(env.action_dim)) if name == "td3" else None
     # As the loader here: random blocks of eight steps first, then eight updates after each block.
     model = ALGORITHMS[name](
         "MlpPolicy",
@@ -104,7 +106,7 @@ def train(name: str, seed: int, config: dict[str, Any], frames: int, folder: Pat
         policy_kwargs={"net_arch": config["hidden"]},
         seed=seed,
         device="cpu",
-        **noise,
+        action_noise=noise,
     )
     model.learn(frames // task.action_repeat, Scores(task, folder, config["every_frames"], config["episodes"]))
 

@@ -286,8 +286,13 @@ def edited(rng: Random, name: str) -> str:
 def each(make: Callable[[Random], Any], examples: int, see: Callable[[Any], None], start: int = SEED) -> None:
     """Call `see` with so many examples, each made with a random generator of its own; the same ones each time."""
     examined = given(st.integers(0, 2**64 - 1))(lambda number: see(make(Random(number))))
-    chosen = {"phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
-    settings(max_examples=examples, database=None, deadline=None, **chosen)(seed(start)(examined))()
+    settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )(seed(start)(examined))()
 
 
 def count_mutations(examples: int) -> tuple[Counter[str], list[dict[str, str]]]:

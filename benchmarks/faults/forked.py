@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import arbitrary_address
+from multiprocessing.connection import arbitrary_address  # type: ignore[attr-defined]  # typeshed lacks it
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -105,7 +105,7 @@ def _settle(cwd: str, env: Mapping[str, str]) -> None:
 
 def _start_forkserver() -> None:
     """Start the server of multiprocessing's `forkserver` method as a fork, now, while this process has no threads."""
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     address = arbitrary_address("AF_UNIX")
     resource_tracker.ensure_running()  # first, since it unblocks signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)

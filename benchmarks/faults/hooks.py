@@ -44,7 +44,9 @@ def note(name: str, text: str = "") -> None:
         file.write(f"{time.monotonic():.6f} {os.getpid()} {text}\n".encode())
 
 
-def wrap(target: str, ranks: Sequence[int], at: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]):
+def wrap(
+    target: str, ranks: Sequence[int], at: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+) -> None:
     """Replace `module:path.to.function` by a function that calls at(original, arguments, keywords)."""
     if rank() not in ranks:
         return

@@ -42,7 +42,7 @@ def cells(brief: bool) -> list[Cell]:
     """Two hundred kills, each with a seed of its own, and one of each kind of real processes; brief: two of them."""
     kinds = [("1 rank", 1, "all", KILLS // 2)]
     kinds += [(f"2 ranks, {whom}", 2, whom, n) for whom, n in (("all", 50), ("first", 25), ("second", 25))]
-    found = []
+    found: list[Cell] = []
     for kind, ranks, whom, number in kinds:
         for index in range(number):
             elsewhere = index % 2 == 0

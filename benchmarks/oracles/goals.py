@@ -116,6 +116,8 @@ def main() -> None:
     if options.exact:
         found = []
         for run in read_runs(options.exact):
+            if run.folder is None:
+                raise SystemExit(f"--exact: {run.task}, {run.method} is of a study; it must be a run directory")
             shares = {name: " ".join(map(str, values)) for name, values in exactly(run.folder).items()}
             found.append({"task": run.task, "method": run.method, "seed": run.seed, **shares})
         pd.DataFrame(found).to_csv(options.study / "exact.csv", index=False)

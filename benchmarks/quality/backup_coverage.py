@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class Correlated(Energy):
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         normal = torch.randn(dim, dim, dtype=DTYPE, generator=torch.Generator().manual_seed(5))
-        self.axes = torch.linalg.qr(normal)[0]
+        self.axes: Tensor = torch.linalg.qr(normal)[0]
         self.curvature = torch.logspace(math.log10(5), math.log10(80), dim, dtype=DTYPE)
 
     def __call__(self, a: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"{'policy':6} {'energy':10} {'d':>3} {'T':>5} " + " ".join(f"{name:>16}" for name in VARIANTS))
     for wide in (False, True):
         for name, make in ENERGIES.items():

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +39,12 @@ STATES = 64
 
 CONFIGURATION = {"batch_size": 256, "K": 8}
 """As in an update of the default agent."""
+REFERENCES = ((64, 1000, True, 100), (64, 1000, True, 100), (32, 300, False, 0))
+"""Chains, temperatures, whether they are weighted, and further steps: the reference, the same again, a short run."""
+BRIEF_REFERENCES = ((8, 20, True, 2),) * 2 + ((8, 10, False, 0),)
 
 
-def variants() -> dict[str, dict[str, object]]:
+def variants() -> dict[str, dict[str, Any]]:
     """Components of `BoltzmannSampler` by the name of a row, and its batch size where that is another."""
     num = CONFIGURATION["K"]
     start = d.MultiStart(num)
@@ -135,9 +139,15 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(variants()), choices=list(variants()))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--brief", action="store_true", help="one critic, five updates, short references")
     parser.add_argument("--warmth", type=float, default=0.05, help="T in units of the spread of Q")
     parser.add_argument("--out", type=Path, help="where to write JSON; what it holds already is not measured again")
     options = parser.parse_args()
+    references = REFERENCES
+    if options.brief:
+        if options.out:
+            parser.error("--out: must be left out with --brief")
+        references, options.critics, options.updates = BRIEF_REFERENCES, options.critics[:1], 5
     torch.set_num_threads(1)
     results = (
         json.loads(options.out.read_text())
@@ -155,8 +165,7 @@ def main() -> None:
         if "reference_q_over_t" not in critic:
             energy = partial(lambda a, q, s, t: q(a, s) / t, q=q, s=judged, t=temperature)
             critic["reference_q_over_t"], again, short = (
-                reference(energy, STATES, dim, *settings)[0]
-                for settings in ((64, 1000, True, 100), (64, 1000, True, 100), (32, 300, False, 0))
+                reference(energy, STATES, dim, *settings)[0] for settings in references
             )
             critic["reference_repeated"] = critic["reference_q_over_t"] - again
             critic["short_langevin_gap"] = critic["reference_q_over_t"] - short
@@ -172,11 +181,11 @@ def main() -> None:
             started = time.process_time()
             components = variants()[variant]
             batch_size = components.pop("batch_size", CONFIGURATION["batch_size"])
-            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)  # type: ignore[arg-type]  # by name
+            actor = d.BoltzmannSampler(dim, condition_dim=observation.shape[1], **components)
             actor.fit(
                 lambda a, s: critics.bind(s, dtype)(a) / temperature,  # noqa: B023
                 steps=options.updates,
-                batch_size=batch_size,  # type: ignore[arg-type]  # an int
+                batch_size=batch_size,
                 conditions=observation,
                 progress=False,
             )

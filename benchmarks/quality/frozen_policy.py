@@ -66,10 +66,10 @@ def load(run: Path) -> tuple[DQS, Environment, TensorDictBase, dict[str, Any]]:
     path = checkpoint_of(run)
     agent = load_agent(path)
     if not isinstance(agent, DQS):
-        raise SystemExit(f"{run}: holds a {type(agent).__name__}; allowed is a DQS")
+        raise SystemExit(f"{run}: holds {type(agent).__name__}; must be DQS")
     environment = OnlineData.load_from_checkpoint(path).environment
     shared = load_run(path)
-    own = safe_load(RunCheckpoint.rank_file(path.parent, shared["global_step"], 0))
+    own = safe_load(RunCheckpoint.rank_file(path.parent, shared["global_step"], shared["env_frames"], 0))
     replay = TensorDict.from_dict(own["replay"], auto_batch_size=True, batch_dims=1)
     begun = read_run(run)["starts"][0]
     origin = {"task": environment.name, "env_frames": shared["env_frames"], "updates": shared["global_step"]}
@@ -133,7 +133,7 @@ def learn(agent: DQS, replay: TensorDictBase, updates: int, batch_size: int = 25
         batch = replay[torch.randint(len(replay), (batch_size,))]
         observation = agent.observation_norm(batch["observation"])
         following, temperature = agent.observation_norm(batch["next", "observation"]), agent.temperature()
-        at_next, _ = agent.trajectories(observation, following, temperature)
+        at_next, _ = agent.trajectories(following, observation, temperature)
         target = agent.critic_target(batch, following, temperature, at_next)
         outputs = agent.critic.outputs(observation, batch["action"])
         optimizer.zero_grad()
@@ -144,8 +144,8 @@ def learn(agent: DQS, replay: TensorDictBase, updates: int, batch_size: int = 25
 
 def correlation(one: Tensor, other: Tensor) -> float:
     """Over actions [S, M], mean over states."""
-    centred = (value - value.mean(-1, keepdim=True) for value in (one, other))
-    return F.cosine_similarity(*centred, dim=-1).mean().item()
+    one, other = (value - value.mean(-1, keepdim=True) for value in (one, other))
+    return F.cosine_similarity(one, other, dim=-1).mean().item()
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def main() -> None:
     held = options.out and options.out.exists()
     results = json.loads(options.out.read_text()) if held else {"about": about(), "run": origin, "rows": {}}
     if results["run"] != origin:
-        raise SystemExit(f"{options.out}: holds rows of another run, {results['run']}; allowed is another file")
+        raise SystemExit(f"{options.out}: holds rows of another run, {results['run']}; must be another file")
     rows = results["rows"]
 
     torch.manual_seed(0)  # states, actions and noise are the same for every command

@@ -13,6 +13,7 @@ seeds, holds all of it, and is written beside --out as Markdown. The last line h
 import argparse
 import json
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from dqs_lightning import diffusion as d
 from dqs_lightning.cli.provenance import about
 
-NUM, CELLS = 20_000, 24
+UPDATES, NUM, CELLS = 3000, 20_000, 24
 EVALUATIONS = (5, 10, 20)
 ESTIMATORS = {
     "MultiStart": d.MultiStart,
@@ -38,7 +39,7 @@ ESTIMATORS = {
 }
 PUBLISHED = "Published"
 """The paper's choices together: TargetScore around noised actions, a raw score, its schedule, Euler-Maruyama, tanh."""
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[[], d.Sampler]] = {
     "MomentMatched": d.MomentMatched,
     "Ancestral": d.Ancestral,
     "DPMSolverSDE": d.DPMSolverSDE,
@@ -70,16 +71,16 @@ def judge(target: Target, temperature: float, samples: Tensor, condition: Tensor
     return row
 
 
-def measure(sampler: d.BoltzmannSampler, target: Target, temperature: float, steps: int) -> dict[str, float]:
-    """Mean of the distances over the conditions that are judged."""
+def measure(sampler: d.BoltzmannSampler, target: Target, temperature: float, steps: int, num: int) -> dict[str, float]:
+    """Distances of num samples; where there are conditions, the mean over those that are judged, of a fifth each."""
     if target.judged is None:
-        return judge(target, temperature, sampler.sample(NUM, steps=steps), None)
-    rows = [judge(target, temperature, sampler.sample(4000, c, steps=steps), c) for c in target.judged]
+        return judge(target, temperature, sampler.sample(num, steps=steps), None)
+    rows = [judge(target, temperature, sampler.sample(num // 5, c, steps=steps), c) for c in target.judged]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def fitted(target: Target, temperature: float, estimator: str, num: int, seed: int) -> d.BoltzmannSampler:
-    """A network of 3000 updates at batch 256."""
+def fitted(target: Target, temperature: float, estimator: str, num: int, seed: int, updates: int) -> d.BoltzmannSampler:
+    """A network after `updates` updates at batch 256."""
     torch.manual_seed(seed)
     condition_dim = 0 if target.conditions is None else target.conditions.shape[1]
     if estimator == PUBLISHED:
@@ -102,7 +103,7 @@ def fitted(target: Target, temperature: float, estimator: str, num: int, seed: i
             energy_estimator=ESTIMATORS.get(estimator, d.MultiStart)(num),
         )
     return sampler.fit(
-        lambda a, *condition: target.q(a, *condition) / temperature, 3000, 256, target.conditions, progress=False
+        lambda a, *condition: target.q(a, *condition) / temperature, updates, 256, target.conditions, progress=False
     )
 
 
@@ -157,8 +158,15 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", type=int, default=[32, 128], help="K")
     parser.add_argument("--estimators", nargs="+", default=[*ESTIMATORS, PUBLISHED], choices=[*ESTIMATORS, PUBLISHED])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--brief", action="store_true", help="one seed, K and T on a target or two, ten updates")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
+    updates, judged = UPDATES, NUM
+    if options.brief:
+        if options.out:
+            parser.error("--out: must be left out with --brief")
+        updates, judged, options.seeds = 10, 500, 1
+        options.targets, options.temperatures, options.samples = ["gm2d", "cond2d"], [0.1], [32]
     torch.set_num_threads(1)
     cells: list[tuple[str, str, float, int, int]] = []
     if options.part in ("main", "all"):
@@ -182,15 +190,15 @@ def main() -> None:
         if key in results:
             continue
         started, target = time.process_time(), targets[name]
-        sampler = fitted(target, temperature, estimator, num, seed)
+        sampler = fitted(target, temperature, estimator, num, seed, updates)
         rows: dict[str, object] = {"fit_cpu_s": round(time.process_time() - started, 1)}
         if estimator == "samplers":
             for kind, steps in product(SAMPLERS, (*EVALUATIONS, 50)):
                 sampler.diffusion.sampler = SAMPLERS[kind]()
-                rows[f"{kind} {steps}"] = measure(sampler, target, temperature, steps)
+                rows[f"{kind} {steps}"] = measure(sampler, target, temperature, steps, judged)
         else:
             evaluations = (*EVALUATIONS, 50, 500) if estimator == PUBLISHED else EVALUATIONS
-            rows |= {str(steps): measure(sampler, target, temperature, steps) for steps in evaluations}
+            rows |= {str(steps): measure(sampler, target, temperature, steps, judged) for steps in evaluations}
         results[key] = json.loads(json.dumps(rows), parse_float=lambda text: round(float(text), 4))
         print(key, json.dumps(results[key]), flush=True)
         if options.out:

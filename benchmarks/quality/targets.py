@@ -74,7 +74,8 @@ def edge2d() -> Target:
 def cond2d() -> Target:
     """Two modes on opposite sides of a circle; the condition turns them and shifts their heights."""
 
-    def centers(condition: Tensor) -> Tensor:
+    def centers(condition: Tensor | None) -> Tensor:
+        assert condition is not None
         angle = math.pi * condition[..., 0]
         there = 0.6 * torch.stack([torch.cos(angle), torch.sin(angle)], -1)
         return torch.stack([there, -there], -2)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dqs_lightning.agents import DQS
@@ -59,7 +60,7 @@ def sac() -> Row:
     import gymnasium
     import stable_baselines3
 
-    class Nothing(gymnasium.Env):
+    class Nothing(gymnasium.Env[np.ndarray, np.ndarray]):
         observation_space = gymnasium.spaces.Box(-10, 10, (OBSERVATION,))
         action_space = gymnasium.spaces.Box(-1, 1, (ACTION,))
 
@@ -129,8 +130,8 @@ def main() -> None:
                     start = time.process_time()
                     row(observation)
                     seconds[name].append(time.process_time() - start)
-        for name, values in seconds.items():
-            medians[name][f"batch_{size}_ms"] = 1e3 * statistics.median(values)
+        for name, taken in seconds.items():
+            medians[name][f"batch_{size}_ms"] = 1e3 * statistics.median(taken)
     sampler = f"{type(agent.diffusion.sampler).__name__}, {agent.diffusion.sampler.steps} steps"
     print(f"default sampler: {sampler}")
     print(f"{'row':16}" + "".join(f"{f'batch {size}, ms':>16}" for size in BATCHES))

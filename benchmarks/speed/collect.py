@@ -20,7 +20,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ PARTS: list[tuple[Any, str, str]] = [
     (TensorDictReplayBuffer, "sample", "replay"),
 ]
 REST = "collector_and_tensordict"
-Contender = Iterator[object]
+Contender = Generator[object, None, None]
 """Each `next` collects `STEPS` environment steps."""
 
 
 class Uniform(Agent):
     """A policy that costs nothing: uniformly random actions."""
+
+    discount = 0.99
 
     def sample(self, observation: torch.Tensor, num: int = 1, deterministic: bool = False) -> torch.Tensor:
         return torch.rand(num, *observation.shape[:-1], self.action_dim) * 2 - 1
@@ -92,7 +94,7 @@ def ours(num_envs: int, repeat: int, policy: Callable[[int, int], Agent]) -> Con
         updates_per_step=1 / STEPS,
     )
     agent = policy(data.observation_dim, data.action_dim)
-    return iter(OnlineLoader(data, agent, data.source(agent)))
+    yield from OnlineLoader(data, agent, data.source(agent))
 
 
 def torchrl_env(repeat: int) -> EnvBase:
@@ -190,7 +192,7 @@ def main() -> None:
     shares = profile(contenders[profiled], turns)
     print(f"\n{profiled}: " + ", ".join(f"{part} {share:.1%}" for part, share in shares.items()))
     for contender in contenders.values():
-        contender.close()  # type: ignore[attr-defined]  # all have one
+        contender.close()
     if options.out:
         content = {
             "steps_per_cpu_s": rate,

@@ -37,7 +37,6 @@ from torchrl.objectives import SACLoss, SoftUpdate
 from update import PLAIN, PUBLISHED
 
 from dqs_lightning.agents import DQS, SAC
-from dqs_lightning.agents.base import Agent
 from dqs_lightning.cli.provenance import about
 from dqs_lightning.diffusion import MomentMatched, MultiStart, TargetScore
 from dqs_lightning.envs import DMControl
@@ -45,7 +44,7 @@ from dqs_lightning.nn.critics import soft_update
 
 PARTS = ("environment", "acting", "trajectories", "critic", "score target", "policy", "optimizer")
 COLOURS = ("#999999", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#E69F00", "#CC79A7")
-ROWS: dict[str, tuple[type[Agent], dict[str, Any]]] = {
+ROWS: dict[str, tuple[type[DQS | SAC], dict[str, Any]]] = {
     "SAC": (SAC, {}),
     "DQS, default: K = 8, 6 steps": (DQS, {}),
     "K = 4": (DQS, {"energy_estimator": MultiStart(4)}),
@@ -66,17 +65,17 @@ def dqs_update(agent: DQS, optimizer: torch.optim.Optimizer, data: Any, clock: C
     with clock.part("trajectories"):
         observation = agent.observation_norm(data["observation"])
         following = agent.observation_norm(data["next", "observation"])
-        at_next, at_here = agent.trajectories(observation, following, temperature)
+        here = observation[: agent.diffusion.training_states]
+        at_next, at_here = agent.trajectories(following, here, temperature)
     with clock.part("critic"):
         outputs = agent.critic.outputs(observation, data["action"])
         agent.critic_loss.loss(outputs, agent.critic_target(data, following, temperature, at_next)).backward()
     with clock.around(type(agent.diffusion), "estimate", "score target"), clock.part("policy"):
-        states = slice(agent.diffusion.training_states)
         loss, _ = agent.diffusion.loss(
-            agent.log_prob(observation[states], temperature),
-            agent.condition(observation[states], temperature),
+            agent.log_prob(here, temperature),
+            agent.condition(here, temperature),
             at_here,
-            lambda: agent.diffusion.support.from_action(data["action"][states]),
+            lambda: agent.diffusion.support.from_action(data["action"][: len(here)]),
         )
         loss.backward()
     with clock.part("optimizer"):
@@ -104,7 +103,7 @@ class Row:
         spent: seconds of each part, a dictionary a turn.
     """
 
-    def __init__(self, cls: type[Agent], changes: dict[str, Any]) -> None:
+    def __init__(self, cls: type[DQS | SAC], changes: dict[str, Any]) -> None:
         critic = PLAIN if cls is DQS else {}  # the same for both agents
         self.agent, self.data, self.clock = cls(OBSERVATION, ACTION, **{**critic, **changes}), batch(), Clock()
         optimizer = self.agent.configure_optimizers()
@@ -113,7 +112,6 @@ class Row:
             targets = self.agent._make_target_updater()
             self.update = partial(sac_update, self.agent, optimizer, targets, self.data, self.clock)
         else:
-            assert isinstance(self.agent, DQS)
             self.update = partial(dqs_update, self.agent, optimizer, self.data, self.clock)
         self.env = DMControl("walker", "walk", action_repeat=2).make(1, seed=0)
         self.here = self.env.reset()
@@ -175,9 +173,9 @@ def main() -> None:
     sac = sum(table["SAC"].values())
     print("| ms of an environment step | " + " | ".join(PARTS) + " | sum | against SAC |")
     print("|---" * (len(PARTS) + 3) + "|")
-    for name, row in table.items():
-        cells = [f"{row[part]:.2f}" if part in row else "" for part in PARTS]
-        print(f"| {name} | " + " | ".join(cells) + f" | {sum(row.values()):.1f} | {sum(row.values()) / sac:.2f} |")
+    for name, parts in table.items():
+        cells = [f"{parts[part]:.2f}" if part in parts else "" for part in PARTS]
+        print(f"| {name} | " + " | ".join(cells) + f" | {sum(parts.values()):.1f} | {sum(parts.values()) / sac:.2f} |")
     if options.out:
         content = {"median_ms": table, "turns": options.turns, "batch": BATCH, "about": about()}
         options.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

@@ -122,7 +122,7 @@ def count(agent: DQS, batch_size: int) -> dict[str, float]:
 
 def by_dtype(agent: DQS, batch_size: int) -> dict[str, float]:
     """The same operations, by the type in which they are multiplied."""
-    short = str(inner_dtype(agent.inner_precision, agent.critic.members[0].first.weight)).removeprefix("torch.")
+    short = str(inner_dtype(agent.inner_precision, next(agent.critic.parameters()))).removeprefix("torch.")
     operations = {"float32": 0.0, short: 0.0}
     for product in products(agent, batch_size):
         operations[short if product.short else "float32"] += product.operations
@@ -132,7 +132,7 @@ def by_dtype(agent: DQS, batch_size: int) -> dict[str, float]:
 def touched(agent: DQS, batch_size: int) -> dict[str, float]:
     """Bytes of one update. `weights`: parameters, gradients, Adam's two moments and the target critics, once each;
     `activations`: the inputs and outputs of every product, once each, in the type in which it is multiplied."""
-    size = {True: inner_dtype(agent.inner_precision, agent.critic.members[0].first.weight).itemsize, False: 4}
+    size = {True: inner_dtype(agent.inner_precision, next(agent.critic.parameters())).itemsize, False: 4}
     critic, denoiser = (sum(p.numel() for p in net.parameters()) for net in (agent.critic, agent.diffusion))
     activations = sum(p.rows * (p.inputs + p.outputs) * p.times * size[p.short] for p in products(agent, batch_size))
     return {"weights": 4.0 * (4 * (critic + denoiser) + critic), "activations": activations}

@@ -24,7 +24,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from dqs_lightning.cli.provenance import about
 from dqs_lightning.cli.training import FitCLI
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.collection.loader import OnlineLoader
+from dqs_lightning.collection.replay import Replay
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 GROUP = 50
@@ -61,11 +61,10 @@ PARTS: list[tuple[Any, str, str]] = [
     (torch.optim.Adam, "step", ARITHMETIC),
     (LightningOptimizer, "step", "lightning_backward_and_optimizer"),
     (Agent, "manual_backward", "lightning_backward_and_optimizer"),
-    (Agent, "record", "record"),
-    (Agent, "on_train_batch_end", "logging"),
-    (Agent, "write", "logging"),
-    (OnlineLoader, "_replayed", "replay_sample"),
-    (OnlineData, "transfer_batch_to_device", "replay_sample"),
+    (Agent, "accumulate", "accumulate"),
+    (Agent, "log_metrics", "logging"),
+    (Replay, "batches", "replay"),
+    (OnlineData, "transfer_batch_to_device", "replay"),
     *(
         (callback, hook, callback.__name__)
         for callback in (*(getattr(dqs_callbacks, name) for name in dqs_callbacks.__all__), RunCheckpoint)
@@ -88,7 +87,7 @@ class Beside(L.Callback):
                 self.step = Step({})
                 self.step.agent.load_state_dict(pl_module.state_dict())
             self.step.batch = args[1]
-            self.step()
+            self.step.update((trainer.global_step - 1) % self.step.updates)
         if trainer.global_step % GROUP == 0:
             self.groups.append({**self.clock.seconds, "clock": time.process_time()})
 
@@ -106,19 +105,19 @@ def run(config: Path, folder: Path, updates: int) -> tuple[FitCLI, list[dict[str
     """The fit, and for each group of updates the CPU seconds of its parts, with all of them as `total`."""
     cli, clock = command_line(config, folder, updates), Clock()
     beside = Beside(clock)
-    cli.trainer.callbacks.append(beside)
+    cli.callbacks.append(beside)  # the Trainer's own list
     with contextlib.ExitStack() as stack, contextlib.redirect_stdout(sys.stderr):
         for owner, name, part in PARTS:
             stack.enter_context(clock.around(owner, name, part))
         stack.enter_context(clock.iterating(Collector, COLLECTING))
-        stack.enter_context(clock.iterating(OnlineLoader, "replay_sample"))
+        stack.enter_context(clock.iterating(OnlineLoader, "replay"))
         cli.fit()
     totals = beside.groups
     spent = []
     for before, after in pairwise(totals):
-        part = defaultdict(float, {name: after[name] - before.get(name, 0.0) for name in after})
-        part["total"] = part.pop("clock") - part.pop(BARE) - part.pop(COLLECTING, 0.0)
-        spent.append(dict(part) | {BARE: after[BARE] - before[BARE]})
+        group = {name: after[name] - before.get(name, 0.0) for name in after}
+        group["total"] = group.pop("clock") - group[BARE] - group.pop(COLLECTING, 0.0)
+        spent.append(group)
     return cli, spent
 
 
@@ -165,7 +164,7 @@ def main() -> None:
         cli, groups = run(options.config, Path(folder) / "run", updates)
         once = occasional(cli, 3)
         lightning = attribution(options.config, Path(folder) / "profiled", GROUP)
-    every = next(c.every_updates for c in cli.trainer.callbacks if isinstance(c, dqs_callbacks.Diagnostics))
+    every = next(c.every_updates for c in cli.callbacks if isinstance(c, dqs_callbacks.Diagnostics))
     total = sum(group["total"] for group in groups)
     parts = {name: sum(group.get(name, 0.0) for group in groups) for name in groups[0] if name not in (BARE, "total")}
     parts[LOOP] = total - sum(parts.values())

@@ -19,19 +19,19 @@ OBSERVATION, ACTION, BATCH, HIDDEN = 24, 6, 256, (256, 256)
 Update = Callable[[], object]
 
 
-def batch() -> TensorDict:
-    """One batch of made-up transitions."""
+def batch(size: int = BATCH, action_dim: int = ACTION) -> TensorDict:
+    """Makes up a batch of transitions."""
     following = TensorDict(
         {
-            "observation": torch.randn(BATCH, OBSERVATION),
-            "reward": torch.rand(BATCH, 1),
-            "terminated": torch.zeros(BATCH, 1, dtype=torch.bool),
-            "done": torch.zeros(BATCH, 1, dtype=torch.bool),
+            "observation": torch.randn(size, OBSERVATION),
+            "reward": torch.rand(size, 1),
+            "terminated": torch.zeros(size, 1, dtype=torch.bool),
+            "done": torch.zeros(size, 1, dtype=torch.bool),
         },
-        [BATCH],
+        [size],
     )
-    action = torch.rand(BATCH, ACTION) * 2 - 1
-    return TensorDict({"observation": torch.randn(BATCH, OBSERVATION), "action": action, "next": following}, [BATCH])
+    action = torch.rand(size, action_dim) * 2 - 1
+    return TensorDict({"observation": torch.randn(size, OBSERVATION), "action": action, "next": following}, [size])
 
 
 def sb3_sac() -> Update | None:
@@ -42,7 +42,7 @@ def sb3_sac() -> Update | None:
     from stable_baselines3 import SAC
     from stable_baselines3.common.logger import configure
 
-    class Nothing(gymnasium.Env):  # type: ignore[misc]  # its base is Any
+    class Nothing(gymnasium.Env[np.ndarray, np.ndarray]):
         """Spaces of the right size; never stepped."""
 
         observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32)

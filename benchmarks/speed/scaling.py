@@ -7,7 +7,7 @@ the width of the hidden layers. All configurations take turns with a measurement
 products (512 rows, 256 x 256, float32 and bfloat16); one thread, process CPU time, medians of turns. `counted` is what
 the products alone would take at that rate, each in its own type; `achieved` is its share of what was measured.
 `growth` is cost and arithmetic from a sweep's default to its largest value; the cost grows no faster than the
-arithmetic where their ratio, the median of turns, is at most `SLACK`. The count is held against torch's own counter.
+arithmetic where their ratio, the median of turns, is at most `SLACK`. The count is compared with torch's own counter.
 Writes OUT.json and OUT.png; the last line holds name=value pairs.
 """
 
@@ -20,23 +20,21 @@ from typing import Any
 
 import torch
 from floor import by_dtype, count, least_seconds, matrix_rate, touched
-from tensordict import TensorDict
+from peers import ACTION, BATCH
 from torch.utils.flop_counter import FlopCounterMode
 from update import Step
 
-from dqs_lightning.agents import DQS
 from dqs_lightning.cli.provenance import about
 from dqs_lightning.diffusion import MLP, MomentMatched, MultiStart
 
 SLACK = 1.05
-OBSERVATION = 24
-AGENT = DQS(OBSERVATION, 6)
+AGENT = Step({}).agent
 DEFAULT = {
-    "K": AGENT.energy_estimator.num_samples,
-    "dimension": AGENT.action_dim,
-    "batch": 256,
-    "steps": AGENT.sampler.steps,
-    "width": AGENT.critic.members[0].first.out_features,
+    "K": AGENT.diffusion.energy_estimator.num_samples,
+    "dimension": ACTION,
+    "batch": BATCH,
+    "steps": AGENT.diffusion.sampler.steps,
+    "width": MLP().width,
 }
 SWEEPS: dict[str, tuple[int, ...]] = {
     "K": (2, 4, 8, 16, 32, 64),
@@ -57,34 +55,17 @@ Sizes = tuple[int, ...]
 """In the order of `DEFAULT`."""
 
 
-class Sized(Step):
-    """One update of a DQS of these sizes."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        num, dim, batch, steps, width = sizes
-        self.agent = DQS(
-            OBSERVATION,
-            dim,
-            energy_estimator=MultiStart(num_samples=num),
-            sampler=MomentMatched(steps),
-            critic_backbone=MLP((width, width)),
-            actor_backbone=MLP((width, width)),
-        )
-        self.optimizer = self.agent.configure_optimizers()
-        following = {
-            "observation": torch.randn(batch, OBSERVATION),
-            "reward": torch.rand(batch, 1),
-            "terminated": torch.zeros(batch, 1, dtype=torch.bool),
-        }
-        action = torch.rand(batch, dim) * 2 - 1
-        self.batch = TensorDict(
-            {
-                "observation": torch.randn(batch, OBSERVATION),
-                "action": action,
-                "next": TensorDict(following, [batch]),
-            },
-            [batch],
-        )
+def sized(sizes: Sizes) -> Step:
+    """Updates of the default agent at these sizes."""
+    num, dim, batch, steps, width = sizes
+    hidden = (width, width)
+    components = {
+        "energy_estimator": MultiStart(num),
+        "sampler": MomentMatched(steps),
+        "critic_backbone": MLP(hidden, layer_norm=True),
+        "actor_backbone": MLP(hidden),
+    }
+    return Step(components, batch, dim)
 
 
 def sizes_of(sweep: str, value: int) -> Sizes:
@@ -92,8 +73,8 @@ def sizes_of(sweep: str, value: int) -> Sizes:
     return tuple({**DEFAULT, sweep: value}.values())
 
 
-def measure(steps: dict[Sizes, Sized], turns: int) -> tuple[dict[Sizes, list[float]], dict[str, list[float]]]:
-    """CPU seconds of every configuration and rates of matrix products, by turn, after two that are not counted."""
+def measure(steps: dict[Sizes, Step], turns: int) -> tuple[dict[Sizes, list[float]], dict[str, list[float]]]:
+    """CPU seconds of an update of every configuration, and rates of matrix products, by turn, after two of warm-up."""
     seconds: dict[Sizes, list[float]] = {sizes: [] for sizes in steps}
     rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for turn in range(-2, turns):
@@ -101,23 +82,35 @@ def measure(steps: dict[Sizes, Sized], turns: int) -> tuple[dict[Sizes, list[flo
             start = time.process_time()
             step()
             if turn >= 0:
-                seconds[sizes].append(time.process_time() - start)
+                seconds[sizes].append((time.process_time() - start) / step.updates)
         for name, rate in matrix_rate(turns=3).items():
             rates[name].append(rate)
     return seconds, rates
 
 
-def torch_counts(step: Sized) -> float:
-    """Operations of one update by torch's counter."""
+def torch_counts(step: Step) -> float:
+    """Operations of one update by torch's counter, a mean over `actor_every` of them.
+
+    Raises:
+        ValueError: when those of floor.py differ by more than `SLACK`.
+    """
+    updates = step.agent.actor_every
     with FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())
+        for index in range(updates):
+            step.learn(index)
+    found = float(counter.get_total_flops()) / updates
+    counted = sum(count(step.agent, len(step.batch)).values())
+    if max(counted / found, found / counted) > SLACK:
+        raise ValueError(f"floor.py counts {counted:.4g} operations of an update, and torch {found:.4g}")
+    return found
 
 
 def main() -> None:
     """Measure, print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=20, help="timed updates of each configuration")
+    parser.add_argument(
+        "--turns", type=int, default=20, help="timed turns of each configuration, of several updates each"
+    )
     parser.add_argument("--brief", action="store_true", help="five turns, two values of each size")
     parser.add_argument("--out", type=Path, help="name of the files without their ending")
     options = parser.parse_args()
@@ -126,8 +119,9 @@ def main() -> None:
     torch.manual_seed(0)
     default = sizes_of("K", DEFAULT["K"])
     chosen = {default, *(sizes_of(sweep, value) for sweep, values in sweeps.items() for value in values)}
-    steps = {sizes: Sized(sizes) for sizes in sorted(chosen)}
+    steps = {sizes: sized(sizes) for sizes in sorted(chosen)}
     by_torch = {sizes: torch_counts(step) for sizes, step in steps.items()}
+    torch_counts(Step({"actor_every": 3}))  # only compared
     seconds, rates = measure(steps, turns)
     rate = {name: statistics.median(values) for name, values in rates.items()}
     print("matrix rate: " + ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in rate.items()))
@@ -179,6 +173,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
     plt.rcParams["font.size"] = 15
     figure, axes = plt.subplots(2, 3, figsize=(13, 8), sharey=True, layout="constrained")
@@ -199,7 +194,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylabel("one update (ms)")
     axes.flat[-1].axis("off")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    handles.append(plt.Line2D([], [], color="0.6", lw=1, ls=":"))
+    handles.append(Line2D([], [], color="0.6", lw=1, ls=":"))
     axes.flat[-1].legend(handles, [*labels, "default"], loc="center", frameon=False)
     figure.savefig(path, dpi=110)
 

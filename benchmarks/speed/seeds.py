@@ -57,8 +57,11 @@ class Batched:
         self.learned = {name: value for name, value in self.parameters.items() if value.requires_grad}
         self.optimizer = adam(list(self.learned.values()))
 
-        def loss(learned: dict[str, Tensor], state: dict[str, Tensor], data: TensorDictBase) -> tuple[Tensor, object]:
-            return functional_call(skeleton, {**state, **learned}, (data,))
+        def loss(
+            learned: dict[str, Tensor], state: dict[str, Tensor], data: TensorDictBase
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            found: tuple[Tensor, dict[str, Tensor]] = functional_call(skeleton, {**state, **learned}, (data,))
+            return found
 
         self.gradients = vmap(grad_and_value(loss, has_aux=True), randomness="different")
 
@@ -66,6 +69,7 @@ class Batched:
         """Of each agent, [S], with all gradients in place."""
         fixed = {name: value.detach() for name, value in self.parameters.items() if name not in self.learned}
         learned = {name: value.detach() for name, value in self.learned.items()}
+        metrics: dict[str, Tensor]
         gradients, (_, metrics) = self.gradients(learned, {**fixed, **self.buffers}, self.batches)
         for name, value in self.learned.items():
             value.grad = gradients[name]
@@ -93,7 +97,7 @@ class Turns:
 def measure(num: int, device: str, turns: int, updates: int) -> dict[str, float]:
     """Updates a second of `num` agents both ways, and the ratio."""
     agents = [DQS(OBSERVATION, ACTION).to(device) for _ in range(num)]
-    batches = torch.stack([batch().to(device) for _ in agents])
+    batches: TensorDict = TensorDict.stack([batch().to(device) for _ in agents])
     ended = batches.clone()
     ended["next", "terminated"] = torch.ones_like(ended["next", "terminated"])
     found = Batched(agents, ended).losses()["critic_loss"]

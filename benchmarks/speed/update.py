@@ -16,10 +16,12 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from floor import count, least_seconds, matrix_rate, touched
-from peers import ACTION, BATCH, OBSERVATION, batch, same_critic, sb3_sac, torchrl_sac
+from peers import ACTION, BATCH, OBSERVATION, Update, batch, same_critic, sb3_sac, torchrl_sac
+from torch import Tensor
 
 from dqs_lightning.agents import DQS, Soft, SquaredError
 from dqs_lightning.agents.backups import SoftPolicyValue
@@ -42,12 +44,12 @@ from dqs_lightning.diffusion import (
 from dqs_lightning.nn.critics import soft_update
 from dqs_lightning.temperature import Constant
 
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "training_points": AroundReplayActions(),
     "preconditioning": RawScore(),
     "sampler": EulerMaruyama(20),
 }
-PLAIN: dict[str, object] = {
+PLAIN: dict[str, Any] = {
     "critic_backbone": MLP(),
     "critic_reduction": "min",
     "critic_loss": SquaredError(),
@@ -55,7 +57,7 @@ PLAIN: dict[str, object] = {
     "temperature": Constant(),
 }
 """The critic that SAC has (`configs/methods/sb3_critic.yaml`), with which all rows but the first four are compared."""
-CHANGES: dict[str, dict[str, object]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "plain_compiled": {"compile_losses": True},
     "compiled_32_states": {"compile_losses": True, "training_points": OnTrajectory(32)},
@@ -74,7 +76,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "published_k100_float32": {"energy_estimator": TargetScore(100), "inner_precision": "float32", **PUBLISHED},
     "published_k1000": {"energy_estimator": TargetScore(1000), **PUBLISHED},
 }
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "compiled": {"compile_losses": True},
     "every_2nd": {"actor_every": 2},
@@ -95,40 +97,53 @@ SLOW = {"published_k1000": 10}
 class Step:
     """The arithmetic of `DQS.training_step`, without a Trainer around it.
 
+    Args:
+        components: of DQS, by name.
+        size: of the batch.
+        action_dim: dimension of the action.
+
     Attributes:
-        updates: after which the temperature is measured again; times are means over so many.
+        updates: updates of one call, after which the temperature is measured again.
     """
 
-    def __init__(self, components: dict[str, object]) -> None:
+    def __init__(self, components: dict[str, Any], size: int = BATCH, action_dim: int = ACTION) -> None:
         own = copy.deepcopy(components)  # a temperature has a state
-        self.agent = DQS(OBSERVATION, ACTION, **own)  # type: ignore[arg-type]  # of the right types, by name
+        self.agent = DQS(OBSERVATION, action_dim, **own)
         self.optimizer = self.agent.configure_optimizers()
-        self.batch = batch()
+        self.batch = batch(size, action_dim)
         self.updates = self.agent.actor_every * Measured.EVERY
 
     def __call__(self) -> None:
-        """`updates` updates."""
-        for update in range(self.updates):
-            self.update(update)
+        """Makes `updates` updates."""
+        for index in range(self.updates):
+            self.update(index)
 
-    def update(self, update: int) -> None:
-        """One update."""
+    def update(self, index: int) -> None:
+        """Makes the update of an index from 0 to `updates` - 1; at 0 the temperature is measured."""
+        metrics = self.learn(index)
+        if index == 0:
+            measured = Measured(self.agent, self.batch["observation"], metrics["ess"])
+            self.agent.temperature.step(measured, self.updates)
+
+    def learn(self, index: int) -> dict[str, Tensor]:
+        """Makes an update without the temperature's share; returns the metrics of the losses."""
         agent = self.agent
-        loss, metrics = agent.fused_losses(self.batch, update % agent.actor_every == 0)
+        loss, metrics = agent.fused_losses(self.batch, index % agent.actor_every == 0)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         agent.update_observation_norm(self.batch["observation"])
         soft_update(agent.target_critic, agent.critic, agent.tau)
-        if update == 0:
-            agent.temperature.step(Measured(agent, self.batch["observation"], metrics["ess"]), self.updates)
+        return metrics
 
 
 def main() -> None:
     """Time the rows in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=40, help="timed updates of each row")
-    parser.add_argument("--brief", action="store_true", help="the default, plain and SAC alone, ten updates")
+    parser.add_argument(
+        "--updates", type=int, default=40, help="timed turns of each row; a turn of DQS is several updates"
+    )
+    parser.add_argument("--brief", action="store_true", help="the default, plain and SAC alone, ten turns")
     parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of DQS; SAC stands beside")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     options = parser.parse_args()
@@ -139,7 +154,7 @@ def main() -> None:
     wanted = BRIEF if options.brief else ("default", *options.rows)
     steps = {name: Step(changes) for name, changes in VARIANTS.items() if name in wanted}
     peers = {"sb3_sac": sb3_sac(), "torchrl_sac": torchrl_sac(), "sac_same_critic": same_critic()}
-    rows = {name: row for name, row in peers.items() if row is not None} | steps
+    rows: dict[str, Update] = {name: row for name, row in peers.items() if row is not None} | steps
     if peers["sb3_sac"] is None:
         print("no row sb3_sac: pip install stable-baselines3")
     seconds: dict[str, list[float]] = {name: [] for name in rows}
