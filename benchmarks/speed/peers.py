@@ -83,23 +83,37 @@ def torchrl_sac() -> Update:
     return update
 
 
-def same_critic() -> Update:
-    """This project's SAC with the critic that DQS has by default: layer norms and normalised observations."""
-    agent = SAC(
-        OBSERVATION,
-        ACTION,
-        critic_backbone=diffusion.MLP(HIDDEN, layer_norm=True),
-        actor_backbone=diffusion.MLP(HIDDEN),
-        normalise_observations=True,
-    )
-    optimizer, targets, data = agent.configure_optimizers(), SoftUpdate(agent.loss, tau=0.02), batch()
+class SameCritic:
+    """This project's SAC with the critic that DQS has by default: layer norms and normalised observations.
 
-    def update() -> None:
-        losses = agent.loss(agent.normalised(data))
-        optimizer.zero_grad()
-        (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
-        optimizer.step()
-        targets.step()
-        agent.update_observation_norm(data["observation"])
+    Args:
+        actor_every: updates of the critics for each one of policy and temperature.
+    """
 
-    return update
+    def __init__(self, actor_every: int = 1) -> None:
+        self.agent = SAC(
+            OBSERVATION,
+            ACTION,
+            critic_backbone=diffusion.MLP(HIDDEN, layer_norm=True),
+            actor_backbone=diffusion.MLP(HIDDEN),
+            normalise_observations=True,
+        )
+        self.updates = actor_every
+        self.optimizer = self.agent.configure_optimizers()
+        self.targets, self.data = SoftUpdate(self.agent.loss, tau=0.02), batch()
+
+    def __call__(self) -> None:
+        """Makes `updates` updates, the first of them with policy and temperature."""
+        agent = self.agent
+        for index in range(self.updates):
+            data = agent.normalised(self.data)
+            if index:
+                loss = agent.loss.qvalue_v2_loss(data)[0]
+            else:
+                losses = agent.loss(data)
+                loss = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.targets.step()
+            agent.update_observation_norm(self.data["observation"])

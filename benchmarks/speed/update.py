@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from floor import count, least_seconds, matrix_rate, touched
-from peers import ACTION, BATCH, OBSERVATION, Update, batch, same_critic, sb3_sac, torchrl_sac
+from peers import ACTION, BATCH, OBSERVATION, SameCritic, Update, batch, sb3_sac, torchrl_sac
 from torch import Tensor
 
 from dqs_lightning.agents import DQS, Soft, SquaredError
@@ -153,7 +153,12 @@ def main() -> None:
     updates = 10 if options.brief else options.updates
     wanted = BRIEF if options.brief else ("default", *options.rows)
     steps = {name: Step(changes) for name, changes in VARIANTS.items() if name in wanted}
-    peers = {"sb3_sac": sb3_sac(), "torchrl_sac": torchrl_sac(), "sac_same_critic": same_critic()}
+    peers = {
+        "sb3_sac": sb3_sac(),
+        "torchrl_sac": torchrl_sac(),
+        "sac_same_critic": SameCritic(),
+        "sac_same_critic_every_3rd": SameCritic(3),
+    }
     rows: dict[str, Update] = {name: row for name, row in peers.items() if row is not None} | steps
     if peers["sb3_sac"] is None:
         print("no row sb3_sac: pip install stable-baselines3")
