@@ -92,7 +92,7 @@ def attempt(*arguments: str) -> Seen:
     before, err = set(os.listdir()), io.StringIO()
     environment = {name: value for name, value in os.environ.items() if name != "DQS_RUN_DIR"}
     with (
-        mock.patch.object(OnlineData, "_dimensions", start),
+        mock.patch.object(OnlineData, "_dimensions", property(start)),
         mock.patch.dict(os.environ, environment, clear=True),
         mock.patch.object(sys, "argv", ["dqs-fit", *arguments]),
         contextlib.redirect_stdout(io.StringIO()),
