@@ -20,7 +20,12 @@ ROOT = Path(__file__).parents[1]
 OURS = ("dqs_lightning", "dqs_callbacks")
 PAGES = {"CriticLoss": "critic_losses", "Preconditioning": "preconditioning"}
 """Pages of base classes whose page is not named like the class."""
-KEYS = {"Agent": "model", "Environment": "data.environment", "Callback": "trainer.callbacks"}
+KEYS = {
+    "Agent": "model",
+    "Environment": "data.environment",
+    "Transform": "data.transforms",
+    "Callback": "trainer.callbacks",
+}
 """Settings of base classes that are not arguments of `DQS`."""
 MOST_SETTINGS = 11
 """Arguments that a cell of a table has room for."""

@@ -16,6 +16,7 @@ from dqs_callbacks import Evaluate
 from dqs_lightning.cli.errors import InputError, refusing, shown
 from dqs_lightning.cli.schema import Setting, arguments_of, takes_any_keyword
 from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.envs.transformed import TransformError
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 MAX_SEED = 2**32 - 1
@@ -58,6 +59,9 @@ def check(config: Namespace) -> OnlineData:
     check_trainer(trainer.clone())
     with refusing("data.", ValueError):
         data.source(agent)
+    if data.transforms:  # an environment is started, to apply them to its observations
+        with refusing("data.environment.", ValueError), refusing("data.", TransformError):
+            _ = data.observation_dim
     return data
 
 

@@ -37,6 +37,7 @@ BASES = (
     diffusion.Sampler,
     diffusion.Support,
     envs.Environment,
+    envs.Transform,
     temperature.Temperature,
     Callback,
 )

@@ -21,6 +21,8 @@ from dqs_lightning.collection.source import Source
 from dqs_lightning.envs import Environment
 from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
+from dqs_lightning.envs.transformed import transformed
+from dqs_lightning.envs.transforms import Transform
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
 from dqs_lightning.ranges import Count, CountOrZero, Positive, checked
@@ -52,6 +54,8 @@ class OnlineData(L.LightningDataModule):
         step_timeout_s: seconds after which a step of the environments counts as hanging; > 0. Workers are then
             replaced, up to three times in a run; without workers, or after that, the run ends with
             `EnvironmentFailure`. Construction and the first reset have 300 s.
+        transforms: of the observations, in training and evaluation alike, and of the rewards that the agent learns
+            from, in this order. Returns are those of the environment itself.
     """
 
     @checked
@@ -70,6 +74,7 @@ class OnlineData(L.LightningDataModule):
         learning_starts: CountOrZero = 0,
         updates_per_step: Positive = 1.0,
         step_timeout_s: Positive = 10.0,
+        transforms: list[Transform] | None = None,
     ) -> None:
         super().__init__()
         if workers and num_envs % workers:
@@ -83,6 +88,8 @@ class OnlineData(L.LightningDataModule):
         self.replay_size, self.updates_per_step, self.step_timeout_s = replay_size, updates_per_step, step_timeout_s
         self.init_random_frames, self.learning_starts = init_random_frames, learning_starts
         self.workers, self.replay_on_device = workers, replay_on_device
+        self.transforms = list(transforms or ())
+        self._makes = transformed(environment, self.transforms)
         self.restarts = Restarts()
         """Counts replaced worker processes."""
         self._loader: OnlineLoader | None = None
@@ -159,7 +166,7 @@ class OnlineData(L.LightningDataModule):
 
     def make_environment(self, num_envs: int, seed: int) -> Watched:
         """Environments in this process, whose failures raise `EnvironmentFailure`."""
-        name, make = self.environment.name, partial(self.environment.make, num_envs, seed)
+        name, make = self.environment.name, partial(self._makes.make, num_envs, seed)
         step = Deadline(f"{name}: a step", self.step_timeout_s)
         return Watched(make, name, step, Deadline(f"{name}: construction", START_LIMIT_S))
 
@@ -167,7 +174,7 @@ class OnlineData(L.LightningDataModule):
         """Environments for collecting: in this process, or divided among `workers` processes."""
         if not self.workers:
             return self.make_environment(self.num_envs, seed)
-        return WorkerBatch(self.environment, self.num_envs, self.workers, seed, self.step_timeout_s, self.restarts)
+        return WorkerBatch(self._makes, self.num_envs, self.workers, seed, self.step_timeout_s, self.restarts)
 
     def source(self, agent: Agent, world_size: int = 1) -> Source:
         """Returns what turns blocks into batches: a replay buffer, or rollouts for an on-policy agent."""

@@ -14,6 +14,7 @@ from dqs_lightning.collection.collectors import collector_of
 from dqs_lightning.collection.episode_returns import EpisodeReturns
 from dqs_lightning.collection.source import TRANSITION, Source
 from dqs_lightning.envs import EnvironmentFailure
+from dqs_lightning.envs.transforms import transform_rewards
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
 from dqs_lightning.finite import NonFiniteError, check_block
@@ -62,7 +63,7 @@ class OnlineLoader:
                 due = self.clock.advance()
                 self.agent.env_frames = self.clock.frames
                 self.returns.add(block)
-                self.pending = self.source.batches(block, due)
+                self.pending = self.source.batches(transform_rewards(self.data.transforms, block), due)
                 if not self.pending and self.data.after_block():
                     return
                 yield from self._drain()

@@ -7,6 +7,7 @@ from dqs_lightning.envs.maze import Maze
 from dqs_lightning.envs.mixture import MixtureNavigation
 from dqs_lightning.envs.navigation import Navigation
 from dqs_lightning.envs.point_maze import PointMaze
+from dqs_lightning.envs.transforms import Transform
 
 __all__ = [
     "DMControl",
@@ -17,4 +18,5 @@ __all__ = [
     "MixtureNavigation",
     "Navigation",
     "PointMaze",
+    "Transform",
 ]
