@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, one_line, refused_by
-from dqs_lightning.envs.spaces import ActionBox, FlatObservation
+from dqs_lightning.envs.spaces import ActionBox, FlatObservation, check_finite
 from dqs_lightning.registry import nearest
 
 
@@ -47,9 +47,7 @@ class Gym(Environment):
         action_high: float | list[float] | None = None,
     ) -> None:
         super().__init__(action_repeat)
-        for key, bound in (("action_low", action_low), ("action_high", action_high)):
-            if not np.isfinite(bound or 0).all():
-                raise ValueError(f"{key}={bound}: must be finite")
+        check_finite(action_low=action_low, action_high=action_high)
         module, _, registered = id.rpartition(":")
         if registered not in gymnasium.registry:
             if module:
