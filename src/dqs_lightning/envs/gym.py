@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
 from tensordict import TensorDictBase
@@ -66,6 +67,8 @@ class Gym(Environment):
         return self.id.rpartition(":")[2].replace("/", "-")
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
+        if str(self._spec.entry_point).startswith("gymnasium_robotics"):
+            _compare_joint_types_with_numpy()
         with refused_by(f"id={self.id}"), ExitStack() as opened:
             made = (gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})) for _ in range(num_envs))
             batch = GymBatch(self, [opened.enter_context(closing(env)) for env in made], seed)
@@ -154,3 +157,14 @@ class GymBatch(Batch):
             with ExitStack() as stack:
                 for env in self._envs:
                     stack.callback(env.close)
+
+
+def _compare_joint_types_with_numpy() -> None:
+    """Makes MuJoCo's joint types equal to NumPy integers again, for this process.
+
+    They have been unequal since MuJoCo 3.12, and gymnasium-robotics 1.4.2 fails with an AssertionError because of it.
+    """
+    joint = mujoco.mjtJoint
+    if np.int32(joint.mjJNT_HINGE) not in (joint.mjJNT_HINGE,):
+        own = joint.__eq__
+        joint.__eq__ = lambda self, other: own(self, int(other) if isinstance(other, np.integer) else other)
