@@ -92,25 +92,40 @@ def test_time_limit_truncates_and_does_not_terminate() -> None:
 
 
 def test_actions_span_the_task_s_own_range() -> None:
-    env = DMControlBatch("lqr", "lqr_2_1")
-    spec = suite.load("lqr", "lqr_2_1").action_spec()
+    env = DMControl("fish", "swim").make(1, seed=0)
+    spec = suite.load("fish", "swim").action_spec()
     assert env._low == pytest.approx(spec.minimum) and env._low + 2 * env._half == pytest.approx(spec.maximum)
 
 
-def test_unlimited_actuators_have_finite_actions() -> None:
-    env = DMControl("lqr", "lqr_2_1", action_repeat=1).make(3, seed=0)
+@pytest.mark.parametrize(("task", "dimensions"), [("lqr_2_1", 1), ("lqr_6_2", 2)])
+def test_actions_without_bounds_are_refused_unless_bounds_are_given(task: str, dimensions: int) -> None:
+    message = rf"^domain=lqr, task={task}: its action has infinite bounds in {dimensions} of {dimensions} dimensions"
+    with pytest.raises(ValueError, match=message + ".* set action_low and action_high$") as error:
+        DMControl("lqr", task).make(1, seed=0)
+    assert "\n" not in str(error.value)
+    env = DMControl("lqr", task, 1, action_low=-2.0, action_high=[3.0] * dimensions).make(3, seed=0)
     tensordict = env.reset()
-    tensordict["action"] = torch.tensor([[-1.0], [0.0], [1.0]])
+    tensordict["action"] = torch.tensor([[-1.0], [0.0], [1.0]]).expand(3, dimensions)
     step = env.step(tensordict)
-    assert [member.physics.control().tolist() for member in env._envs] == [[-1e10], [0.0], [1e10]]
-    assert step["next", "observation"].isfinite().all() and step["next", "reward"].isfinite().all()
-    steps = env.rollout(50)
-    assert steps["next", "observation"].isfinite().all() and steps["next", "reward"].isfinite().all()
+    controls = [member.physics.control().tolist() for member in env._envs]
+    assert controls == [[-2.0] * dimensions, [0.5] * dimensions, [3.0] * dimensions]
+    steps = env.rollout(1_100)  # there is no time limit
+    for found in (step, steps):
+        assert found["next", "observation"].isfinite().all() and found["next", "reward"].isfinite().all()
+    assert not steps["next", "done"].any()
+
+
+def test_given_bounds_narrow_those_of_a_task_and_are_finite() -> None:
+    env = DMControl("walker", "walk", action_low=-0.5, action_high=7.0).make(1, seed=0)
+    assert env._low.tolist() == [-0.5] * 6 and (env._low + 2 * env._half).tolist() == [1.0] * 6
+    with pytest.raises(ValueError, match=r"^action_high=inf: must be finite$"):
+        DMControl("lqr", "lqr_2_1", action_low=-1.0, action_high=float("inf"))
 
 
 def test_a_simulation_that_diverges_ends_its_episode_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DMControlBatch, "_warned", False)
-    env = DMControl("walker", "walk").make(3, seed=0)
+    walker = DMControl("walker", "walk")
+    env = walker.make(3, seed=0)
     before = env.rand_step(env.reset())["next"].exclude("reward")
     env._envs[1].physics.data.qvel[:] = np.nan
     with pytest.warns(RuntimeWarning, match=r"walker-walk: the simulation of environment 1 diverged.*BADQPOS"):

@@ -7,6 +7,7 @@ from typing import Any
 import cases
 import gymnasium
 import lightning as L
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torchrl.envs.utils import check_env_specs
 
 from dqs_lightning.agents import PPO
 from dqs_lightning.envs import EnvironmentFailure, Gym
+from dqs_lightning.envs.gym import _compare_joint_types_with_numpy
 from dqs_lightning.evaluation.returns import episode_returns
 
 TRAIN = {
@@ -343,6 +345,28 @@ def test_the_module_of_an_id_is_not_imported(tmp_path: Path, monkeypatch: pytest
     known = Gym("stranger_envs:Pendulum-v1")
     assert known.name == "Pendulum-v1" and known.make(1, seed=0).rollout(2).shape == (1, 2)
     assert "stranger_envs" not in sys.modules
+
+
+# gymnasium-robotics
+
+
+@pytest.mark.parametrize(("name", "observation", "action"), [("FetchReach-v4", 16, 4), ("FrankaKitchen-v1", 93, 9)])
+def test_environments_of_gymnasium_robotics_run_with_this_version_of_mujoco(
+    name: str, observation: int, action: int
+) -> None:
+    """They compare MuJoCo's joint types with NumPy integers; a goal is part of the observation."""
+    pytest.importorskip("gymnasium_robotics")
+    env = Gym(f"gymnasium_robotics:{name}").make(2, seed=0)
+    steps = env.rollout(3)
+    assert steps["observation"].shape == (2, 3, observation) and steps["action"].shape == (2, 3, action)
+    assert steps["next", "observation"].isfinite().all()
+
+
+def test_joint_types_still_differ_from_one_another_and_from_anything_else() -> None:
+    _compare_joint_types_with_numpy()
+    hinge = mujoco.mjtJoint.mjJNT_HINGE
+    assert np.int32(3) in (hinge,) and hinge == np.int64(3) and hinge == 3 and hinge == mujoco.mjtJoint(3)
+    assert hinge != mujoco.mjtJoint.mjJNT_SLIDE and np.int32(2) not in (hinge,) and hinge != "mjJNT_HINGE"
 
 
 # Training

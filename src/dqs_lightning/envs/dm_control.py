@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from dm_env import StepType, TimeStep
-from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjtState
+from gymnasium.spaces import Box
+from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjMAXVAL, mjtState
 from tensordict import TensorDictBase
 
 from dqs_lightning.envs.base import Batch, Environment, one_line, refused_by
+from dqs_lightning.envs.spaces import ActionBox, check_finite
 from dqs_lightning.registry import nearest
 
 with warnings.catch_warnings():  # dm_control tries every renderer; GLFW warns where there is no display
@@ -22,21 +24,36 @@ with warnings.catch_warnings():  # dm_control tries every renderer; GLFW warns w
 class DMControl(Environment):
     """A task of the suite: flat float32 observation, action in [-1, 1], episodes of 1000 frames, never terminated.
 
-    The tasks of lqr differ: they terminate when their state reaches zero, and have no time limit. In all tasks, an
-    episode in which the simulation diverges terminates (see `DMControlBatch`).
+    The tasks of lqr differ: they terminate when their state reaches zero, have no time limit, and require
+    `action_low` and `action_high`, since their actions have no bounds. In all tasks, an episode in which the
+    simulation diverges terminates (see `DMControlBatch`).
 
     Args:
         domain: as in `dm_control.suite`, such as walker.
         task: as in `dm_control.suite`, such as walk.
         action_repeat: frames for each action; >= 1.
+        action_low: value that -1 is mapped to, one number or one for each dimension of the action. Where the task's
+            own bounds are narrower, they hold.
+        action_high: value that 1 is mapped to.
+
+    Attributes:
+        physics_errors: steps in which the simulation diverged, of all environments that it made in this process.
 
     Raises:
-        ValueError: when the suite has no such domain or task. `make` raises it when the task cannot be constructed:
-            quadruped-escape needs a renderer, MUJOCO_GL=egl.
+        ValueError: when the suite has no such domain or task, or a bound is not finite. `make` raises it when the task
+            cannot be constructed: quadruped-escape requires a renderer, MUJOCO_GL=egl.
     """
 
-    def __init__(self, domain: str = "walker", task: str = "walk", action_repeat: int = 2) -> None:
+    def __init__(
+        self,
+        domain: str = "walker",
+        task: str = "walk",
+        action_repeat: int = 2,
+        action_low: float | list[float] | None = None,
+        action_high: float | list[float] | None = None,
+    ) -> None:
         super().__init__(action_repeat)
+        check_finite(action_low=action_low, action_high=action_high)
         tasks = suite.TASKS_BY_DOMAIN
         for key, value, allowed in (("domain", domain, tasks), ("task", task, tasks.get(domain, ()))):
             if value not in allowed:
@@ -44,6 +61,8 @@ class DMControl(Environment):
                 meant = f"; did you mean {hint}?" if hint else ""
                 raise ValueError(f"{key}={value}: must be one of {', '.join(sorted(allowed))}{meant}")
         self.domain, self.task = domain, task
+        self.action_low, self.action_high = action_low, action_high
+        self.physics_errors = 0
 
     @property
     def name(self) -> str:
@@ -51,7 +70,7 @@ class DMControl(Environment):
 
     def make(self, num_envs: int, seed: int) -> "DMControlBatch":
         with refused_by(f"domain={self.domain}, task={self.task}"):
-            return DMControlBatch(self.domain, self.task, num_envs, seed, self.action_repeat)
+            return DMControlBatch(self, num_envs, seed)
 
 
 class DMControlBatch(Batch):
@@ -61,8 +80,12 @@ class DMControlBatch(Batch):
     Members are independent: each has its own random stream, seeded with seed + index.
 
     A step in which the simulation diverges (`PhysicsError`) ends its member's episode as terminated, with reward 0 and
-    the observation of the step before. The first one of a process is a warning. Arguments are those of `DMControl` and
-    `Environment.make`.
+    the observation of the step before. The first one of a process is a warning.
+
+    Args:
+        control: what the copies are of.
+        num_envs: number of copies.
+        seed: of the first member.
 
     Attributes:
         physics_errors: steps in which the simulation diverged, of all members.
@@ -71,16 +94,16 @@ class DMControlBatch(Batch):
     physics_errors = 0
     _warned = False
 
-    def __init__(self, domain: str, task: str, num_envs: int = 1, seed: int = 0, action_repeat: int = 1) -> None:
-        envs = [_load(domain, task, seed + i) for i in range(num_envs)]
-        if (domain, task) == ("quadruped", "escape"):  # uploads the terrain of each episode to the renderer
+    def __init__(self, control: DMControl, num_envs: int, seed: int) -> None:
+        envs = [_load(control.domain, control.task, seed + i) for i in range(num_envs)]
+        if control.name == "quadruped-escape":  # uploads the terrain of each episode to the renderer
             _require_renderer(envs[0])
-        spec, parts = envs[0].action_spec(), envs[0].observation_spec().values()
+        parts = envs[0].observation_spec().values()
         width = sum(int(np.prod(part.shape)) for part in parts)
-        super().__init__(num_envs, width, *spec.shape)
-        self._envs, self._name, self._repeat = envs, f"{domain}-{task}", action_repeat
-        self._low = spec.minimum.astype(np.float64)
-        self._half = (spec.maximum.astype(np.float64) - self._low) / 2
+        box = ActionBox(_action_space(envs[0]), control.action_low, control.action_high)
+        super().__init__(num_envs, width, box.size)
+        self._control, self._envs, self._repeat = control, envs, control.action_repeat
+        self._low, self._half = box.low, (box.high - box.low) / 2
         self._observation = np.zeros((num_envs, width), np.float32)
         self._saved: list[dict[str, Any]] = []
 
@@ -132,11 +155,12 @@ class DMControlBatch(Batch):
 
     def _count(self, index: int, error: PhysicsError) -> None:
         self.physics_errors += 1
+        self._control.physics_errors += 1
         if not DMControlBatch._warned:
             DMControlBatch._warned = True
             warnings.warn(
-                f"{self._name}: the simulation of environment {index} diverged, and its episode ended as terminated "
-                f"({one_line(error)}); this is said once, further ones are counted in `physics_errors`",
+                f"{self._control.name}: the simulation of environment {index} diverged, and its episode ended as "
+                f"terminated ({one_line(error)}); this is said once, further ones are counted in `physics_errors`",
                 RuntimeWarning,
                 stacklevel=1,
             )
@@ -157,6 +181,15 @@ class DMControlBatch(Batch):
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
         """RGB picture [height, width, 3], uint8, of one member; needs MUJOCO_GL=egl or osmesa."""
         return np.asarray(self._envs[index].physics.render(height, width, camera_id=0))
+
+
+def _action_space(env: Any) -> Box:
+    """The bounds of a task's actions; those that are MuJoCo's largest number, as in lqr, are none."""
+    spec = env.action_spec()
+    low, high = (
+        np.where(np.abs(bound) < mjMAXVAL, bound, np.copysign(np.inf, bound)) for bound in (spec.minimum, spec.maximum)
+    )
+    return Box(low, high, spec.shape, np.float64)
 
 
 def _load(domain: str, task: str, seed: int) -> Any:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
 from tensordict import TensorDictBase
@@ -13,7 +14,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, one_line, refused_by
-from dqs_lightning.envs.spaces import ActionBox, FlatObservation
+from dqs_lightning.envs.spaces import ActionBox, FlatObservation, check_finite
 from dqs_lightning.registry import nearest
 
 
@@ -47,9 +48,7 @@ class Gym(Environment):
         action_high: float | list[float] | None = None,
     ) -> None:
         super().__init__(action_repeat)
-        for key, bound in (("action_low", action_low), ("action_high", action_high)):
-            if not np.isfinite(bound or 0).all():
-                raise ValueError(f"{key}={bound}: must be finite")
+        check_finite(action_low=action_low, action_high=action_high)
         module, _, registered = id.rpartition(":")
         if registered not in gymnasium.registry:
             if module:
@@ -68,6 +67,8 @@ class Gym(Environment):
         return self.id.rpartition(":")[2].replace("/", "-")
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
+        if str(self._spec.entry_point).startswith("gymnasium_robotics"):
+            _compare_joint_types_with_numpy()
         with refused_by(f"id={self.id}"), ExitStack() as opened:
             made = (gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})) for _ in range(num_envs))
             batch = GymBatch(self, [opened.enter_context(closing(env)) for env in made], seed)
@@ -156,3 +157,14 @@ class GymBatch(Batch):
             with ExitStack() as stack:
                 for env in self._envs:
                     stack.callback(env.close)
+
+
+def _compare_joint_types_with_numpy() -> None:
+    """Makes MuJoCo's joint types equal to NumPy integers again, for this process.
+
+    They have been unequal since MuJoCo 3.12, and gymnasium-robotics 1.4.2 fails with an AssertionError because of it.
+    """
+    joint = mujoco.mjtJoint
+    if np.int32(joint.mjJNT_HINGE) not in (joint.mjJNT_HINGE,):
+        own = joint.__eq__
+        joint.__eq__ = lambda self, other: own(self, int(other) if isinstance(other, np.integer) else other)

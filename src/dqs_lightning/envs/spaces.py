@@ -45,6 +45,13 @@ class FlatObservation:
         return values.ravel()
 
 
+def check_finite(**bounds: Bound) -> None:
+    """Raises a ValueError that names the first bound with a number that is infinite or NaN."""
+    for key, bound in bounds.items():
+        if bound is not None and not np.isfinite(bound).all():
+            raise ValueError(f"{key}={bound}: must be finite")
+
+
 class ActionBox:
     """Maps actions in [-1, 1] onto a Box: -1 to its low and 1 to its high, in each dimension.
 
