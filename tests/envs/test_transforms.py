@@ -8,7 +8,7 @@ import gymnasium
 import lightning as L
 import pytest
 import torch
-from helpers import small, small_agent, small_data, trainer
+from helpers import saved_run, small, small_agent, small_data, trainer
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import transforms
@@ -16,7 +16,7 @@ from torchrl.envs.utils import check_env_specs
 
 from dqs_callbacks import Evaluate
 from dqs_lightning.checkpoint.archive import safe_load
-from dqs_lightning.cli import fit
+from dqs_lightning.cli import evaluate, fit
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import DMControl, Environment, Gym, Maze, Transform
 from dqs_lightning.envs.restarts import Restarts
@@ -221,8 +221,8 @@ def test_the_agent_learns_from_transformed_rewards_and_returns_are_the_environme
     tmp_path: Path, paying: Gym
 ) -> None:
     data = small_data(environment=paying, transforms=[RewardScaling(1.0, 0.1)], n_steps=2)
-    evaluate = Evaluate(every_frames=400, episodes=2, path=str(tmp_path / "scores.jsonl"))
-    run = trainer(tmp_path, [evaluate])
+    scores = Evaluate(every_frames=400, episodes=2, path=str(tmp_path / "scores.jsonl"))
+    run = trainer(tmp_path, [scores])
     agent = small_agent(data, **small())
     run.fit(agent, data)
     rewards = data.rank_state()["replay"]["next"]["reward"]
@@ -240,6 +240,26 @@ def test_transforms_are_saved_as_plain_values_and_built_again(tmp_path: Path) ->
     data = OnlineData.load_from_checkpoint(tmp_path / "last.ckpt")
     assert describe(data.transforms) == saved
     assert data.make_environment(2, seed=0).reset()["observation"].shape == (2, 15)
+
+
+def test_dqs_eval_applies_them_and_prints_the_environments_return(
+    tmp_path: Path, paying: Gym, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = saved_run(tmp_path, environment=paying, transforms=[CatFrames(2), RewardScaling(1.0, 0.1)])
+    assert evaluate.main([str(run), "--episodes=2"]) == 0
+    assert "return 50.0 " in capsys.readouterr().out
+
+
+def test_pictures_are_the_environments() -> None:
+    env = transformed(SHORT, [CatFrames(2)]).make(1, seed=0)
+    with pytest.raises(TypeError, match="MazeBatch has no method render"):
+        env.render()
+    base = env._inner.base_env
+    type(base).render = lambda self, index, height, width: (index, height, width)
+    try:
+        assert env.render(0, 16, 32) == (0, 16, 32)
+    finally:
+        del type(base).render
 
 
 class _Deeper(Transform):

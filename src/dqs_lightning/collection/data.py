@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError, load_run
 from dqs_lightning.checkpoint.restore import UntrustedNameError, saved_arguments
+from dqs_lightning.collection.hindsight import Strategy
 from dqs_lightning.collection.hook import CollectionHook
 from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.collection.replay import Replay
@@ -25,7 +26,7 @@ from dqs_lightning.envs.transformed import transformed
 from dqs_lightning.envs.transforms import Transform
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
-from dqs_lightning.ranges import Count, CountOrZero, Positive, checked
+from dqs_lightning.ranges import Count, CountOrZero, Fraction, Positive, checked
 
 
 class OnlineData(L.LightningDataModule):
@@ -56,6 +57,9 @@ class OnlineData(L.LightningDataModule):
             `EnvironmentFailure`. Construction and the first reset have 300 s.
         transforms: of the observations, in training and evaluation alike, and of the rewards that the agent learns
             from, in this order. Returns are those of the environment itself.
+        hindsight: share of sampled transitions whose goal is replaced by one that their episode achieved later, for
+            goal environments (see `Hindsight`); in [0, 1].
+        hindsight_strategy: "future": after any later step; "final": after the last one.
     """
 
     @checked
@@ -75,6 +79,8 @@ class OnlineData(L.LightningDataModule):
         updates_per_step: Positive = 1.0,
         step_timeout_s: Positive = 10.0,
         transforms: list[Transform] | None = None,
+        hindsight: Fraction = 0.0,
+        hindsight_strategy: Strategy = "future",
     ) -> None:
         super().__init__()
         if workers and num_envs % workers:
@@ -89,6 +95,7 @@ class OnlineData(L.LightningDataModule):
         self.init_random_frames, self.learning_starts = init_random_frames, learning_starts
         self.workers, self.replay_on_device = workers, replay_on_device
         self.transforms = list(transforms or ())
+        self.hindsight, self.hindsight_strategy = hindsight, hindsight_strategy
         self._makes = transformed(environment, self.transforms)
         self.restarts = Restarts()
         """Counts replaced worker processes."""

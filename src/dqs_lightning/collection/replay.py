@@ -11,6 +11,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from dqs_lightning.agents.base import STEPS
 from dqs_lightning.collection.clock import Clock
+from dqs_lightning.collection.hindsight import PLACE, hindsight_of
 from dqs_lightning.collection.n_step import MultiStep
 from dqs_lightning.collection.source import TRANSITION, Source
 from dqs_lightning.finite import check_replay
@@ -70,34 +71,45 @@ class Replay(Source):
         storage = Storage(capacity, device=device if data.replay_on_device else "cpu")
         self.buffer = TensorDictReplayBuffer(storage=storage)
         self.multi_step = MultiStep(data.n_steps, discount) if data.n_steps > 1 else None
+        self.hindsight = hindsight_of(data)
         self.keys = (*TRANSITION, STEPS) if self.multi_step else TRANSITION
+        self.stored = (*self.keys, *PLACE) if self.hindsight else self.keys
 
     def batches(self, block: TensorDictBase, due: int) -> list[TensorDictBase]:
         """Stores a block; draws all batches that are due in one call."""
         known = self.multi_step(block) if self.multi_step else block
-        if known is not None:
+        if self.hindsight:
+            self.hindsight.extend(self.buffer, block.select(*self.keys))
+        elif known is not None:
             self.buffer.extend(known.select(*self.keys).reshape(-1))
         if not due:
             return []
-        drawn = self.buffer.sample(due * self.batch_size).select(*self.keys)
-        return list(drawn.reshape(due, self.batch_size).unbind(0))
+        drawn = self.buffer.sample(due * self.batch_size)
+        if self.hindsight:
+            drawn = self.hindsight.relabel(self.buffer, drawn)
+        return list(drawn.select(*self.keys).reshape(due, self.batch_size).unbind(0))
 
     def end_episodes(self) -> None:
         if self.multi_step:
             self.multi_step.tail = None
+        if self.hindsight:
+            self.hindsight.end_episodes()
 
     def snapshot(self) -> dict[str, Any]:
         tail = self.multi_step.tail if self.multi_step else None
         return {
-            "replay": self.buffer[:].select(*self.keys).contiguous().cpu().to_dict() if len(self.buffer) else None,
+            "replay": self.buffer[:].select(*self.stored).contiguous().cpu().to_dict() if len(self.buffer) else None,
             "writer": dict(self.buffer.writer.state_dict()),
             "tail": None if tail is None else tail.to_dict(),
+            "running": list(self.hindsight.running) if self.hindsight else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from `snapshot`; a buffer of another capacity holds the same transitions, or the latest of them."""
         if self.multi_step and state["tail"] is not None:
             self.multi_step.tail = TensorDict.from_dict(state["tail"], auto_batch_size=True, batch_dims=2)
+        if self.hindsight:
+            self.hindsight.running = list(state["running"])
         if state["replay"] is None:
             return
         replay = TensorDict.from_dict(state["replay"], auto_batch_size=True, batch_dims=1)

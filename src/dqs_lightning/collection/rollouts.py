@@ -28,6 +28,11 @@ class Rollouts(Source):
     """
 
     def __init__(self, data: "OnlineData", agent: Agent, rollout: Rollout, world_size: int) -> None:
+        if data.hindsight:
+            raise ValueError(
+                f"hindsight={data.hindsight}: must be 0 for {type(agent).__name__}, which is on-policy: other goals "
+                "would have led to other actions"
+            )
         each = rollout.steps // data.num_envs
         steps = data.num_envs * each
         if steps < rollout.batch_size:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from dqs_lightning.envs.goals import Goals
 from dqs_lightning.ranges import Count, checked
 
 
@@ -61,6 +62,14 @@ class Environment(ABC):
         Raises:
             ValueError: when it cannot be constructed or has other spaces; one line that names it and the cause.
         """
+
+    def hindsight_goals(self) -> Goals:
+        """Returns the goals of the task, for hindsight relabelling.
+
+        Raises:
+            ValueError: when it has none; one line.
+        """
+        raise ValueError(f"{type(self).__name__} ({self.name}) is no goal environment")
 
 
 class Batch(EnvBase):

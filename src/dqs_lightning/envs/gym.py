@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, one_line, refused_by
+from dqs_lightning.envs.goals import Goals
 from dqs_lightning.envs.spaces import ActionBox, FlatObservation, check_finite
 from dqs_lightning.registry import nearest
 
@@ -74,6 +75,12 @@ class Gym(Environment):
             batch = GymBatch(self, [opened.enter_context(closing(env)) for env in made], seed)
             opened.pop_all()
         return batch
+
+    def hindsight_goals(self) -> Goals:
+        with refused_by(f"id={self.id}"):
+            env = gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {}))
+            env.reset(seed=0)
+            return Goals(env)
 
 
 class GymBatch(Batch):

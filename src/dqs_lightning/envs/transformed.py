@@ -116,8 +116,11 @@ class TransformedBatch(EnvBase):
         self._restored = state
 
     def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
-        """See `Watched.render`."""
-        picture: np.ndarray = self._inner.base_env.render(index, height, width)
+        """See `Watched.render`; a TypeError where the environment cannot be drawn."""
+        base = self._inner.base_env
+        if not callable(getattr(type(base), "render", None)):
+            raise TypeError(f"{type(base).__name__} has no method render(index, height, width)")
+        picture: np.ndarray = base.render(index, height, width)
         return picture
 
     def _set_seed(self, seed: int | None) -> None:
