@@ -73,6 +73,8 @@ Contender = Iterator[object]
 class Uniform(Agent):
     """A policy that costs nothing: uniformly random actions."""
 
+    discount = 0.99
+
     def sample(self, observation: torch.Tensor, num: int = 1, deterministic: bool = False) -> torch.Tensor:
         return torch.rand(num, *observation.shape[:-1], self.action_dim) * 2 - 1
 
