@@ -150,6 +150,7 @@ def test_the_return_of_mountain_car_is_the_one_computed_by_hand(repeat: int) -> 
                 action = np.array([-1.0 if observation[1] < 0 else 1.0], np.float32)
             observation, reward, terminated, truncated, _ = raw.step(action)
             total, over, frame = total + reward, terminated or truncated, frame + 1
+        assert total == pytest.approx(100 * terminated - 0.1 * frame)  # 100 at the goal, -0.1 for each full action
         expected.append(total)
     env = Gym("MountainCarContinuous-v0", repeat).make(2, seed=3)
     returns = episode_returns(env, along_the_velocity)
@@ -194,6 +195,20 @@ def test_an_environment_that_changes_its_action_gets_the_same_one_in_each_frame(
 
 
 # Resets and ends
+
+
+def test_an_observation_that_the_environment_goes_on_writing_to_is_kept_as_it_was() -> None:
+    class Reuses(cases.Case):
+        held = np.zeros(3, np.float32)
+
+        def observe(self) -> np.ndarray:
+            self.held[:] = self.t
+            return self.held
+
+    gymnasium.register("Reuses-v0", entry_point=Reuses, disable_env_checker=True)
+    steps = Gym("Reuses-v0").make(1, seed=0).rollout(30)
+    assert steps["observation"][0, :, 0].tolist() == list(range(20))
+    assert steps["next", "observation"][0, :, 0].tolist() == list(range(1, 21))
 
 
 def test_only_the_members_that_are_named_are_reset() -> None:

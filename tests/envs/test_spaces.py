@@ -100,6 +100,15 @@ def test_no_action_leaves_its_box_by_rounding() -> None:
         np.testing.assert_allclose(box(torch.zeros(1, box.size))[0], middle, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_actions_of_a_unit_box_are_kept_and_cut(dtype: type) -> None:
+    rows = torch.tensor([[-1.0, 0.1], [1.0000001, -2.0], [0.3, 1.0]])
+    before = rows.clone()
+    found = ActionBox(spaces.Box(-1, 1, (2,), dtype))(rows)
+    assert found.dtype == dtype and torch.equal(rows, before) and not np.shares_memory(found, rows.numpy())
+    np.testing.assert_array_equal(found, rows.numpy().clip(-1, 1).astype(dtype))
+
+
 def test_bounds_are_met_in_each_dimension_and_the_rest_is_linear() -> None:
     space = spaces.Box(np.array([[-0.2, 0], [5, -1]], np.float32), np.array([[1, 10], [6, 3]], np.float32))
     box = ActionBox(space)
