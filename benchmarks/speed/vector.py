@@ -16,7 +16,6 @@ import json
 import os
 import statistics
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -25,6 +24,7 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 import gymnasium
 import torch
 from collect import Contender, Uniform, measure
+from gymnasium.spaces.utils import flatdim
 
 from dqs_lightning.cli.provenance import about
 from dqs_lightning.collection.data import OnlineData
@@ -70,7 +70,7 @@ def step_and_maybe_reset(id: str, actions: torch.Tensor) -> Contender:
         yield tensordict
 
 
-def collection(id: str, num_envs: int) -> Iterator[object]:
+def collection(id: str, num_envs: int) -> Contender:
     """A batch of one transition for each `STEPS` that a run's loader has collected."""
     data = OnlineData(
         Gym(id),
@@ -82,7 +82,7 @@ def collection(id: str, num_envs: int) -> Iterator[object]:
         updates_per_step=1 / STEPS,
     )
     agent = Uniform(data.observation_dim, data.action_dim)
-    return iter(OnlineLoader(data, agent, data.source(agent)))
+    yield from OnlineLoader(data, agent, data.source(agent))
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size = gymnasium.make(options.id).action_space.shape[0]
+    size = flatdim(gymnasium.make(options.id).action_space)
     actions = torch.rand(STEPS // options.num_envs, options.num_envs, size) * 2 - 1
     seconds = measure(
         {
