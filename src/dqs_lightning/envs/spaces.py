@@ -17,7 +17,8 @@ Bound = float | Sequence[float] | None
 class FlatObservation:
     """Flattens the observations of a space, in the order of `gymnasium.spaces.utils.flatten`.
 
-    Discrete numbers become one-hot; a Dict's parts follow one another in the order of its keys, which Gymnasium sorts.
+    Discrete numbers become one-hot; a Dict's parts follow one another in the order of the
+    space (Gymnasium sorts the keys of a mapping that it is given).
 
     Args:
         space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these.
