@@ -60,7 +60,7 @@ class Task(NamedTuple):
 
     suite: str
     name: str
-    arguments: list[str]
+    arguments: tuple[str, ...]
 
     @property
     def command(self) -> list[str]:
@@ -83,7 +83,7 @@ def gymnasium_tasks() -> Iterator[Task]:
                 package = modules[0] if suite == "gymnasium-robotics" else ""
                 chosen = [f"--data.environment.id={package}:{spec.id}", f"--trust={package}"]
                 arguments = chosen if package else [f"--data.environment.id={spec.id}"]
-                yield Task(suite, spec.id, ["--data.environment=Gym", *arguments])
+                yield Task(suite, spec.id, ("--data.environment=Gym", *arguments))
 
 
 def suite_tasks() -> Iterator[Task]:
@@ -93,7 +93,7 @@ def suite_tasks() -> Iterator[Task]:
     for domain, task in suite.ALL_TASKS:
         chosen = [f"--data.environment.domain={domain}", f"--data.environment.task={task}"]
         bounds = BOUNDS if domain == UNBOUNDED else []
-        yield Task("Control Suite", f"{domain}-{task}", ["--data.environment=DMControl", *chosen, *bounds])
+        yield Task("Control Suite", f"{domain}-{task}", ("--data.environment=DMControl", *chosen, *bounds))
 
 
 def train(launcher: Launcher, task: Task, folder: Path) -> Run:
@@ -163,7 +163,7 @@ def write(tasks: Sequence[Task], rows: dict[str, dict[str, Any]], results: Path,
 def main() -> None:
     """Run what has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="run the environments whose names match this pattern")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names: what to run, in this order")
     parser.add_argument("--again", default="", help="run those whose names match this pattern although they have a row")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV file")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page")
@@ -176,9 +176,9 @@ def main() -> None:
             rows = {row["environment"]: dict(row) for row in csv.DictReader(file)}
     launcher = Launcher()
     try:
-        for task in tasks:
-            again = fnmatch.fnmatch(task.name, options.again)
-            if not fnmatch.fnmatch(task.name, options.only) or (task.name in rows and not again):
+        matching = (task for only in options.only for task in tasks if fnmatch.fnmatch(task.name, only))
+        for task in dict.fromkeys(matching):
+            if task.name in rows and not fnmatch.fnmatch(task.name, options.again):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 run = train(launcher, task, Path(folder))

@@ -130,7 +130,7 @@ class GymBatch(Batch):
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         self._begin(chosen(tensordict, len(self._envs)).nonzero().flatten().tolist())
-        return self._result({})
+        return self._result()
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
         return next_tensordict_out  # TorchRL completes flags and shapes here; `_step` has them all
@@ -143,16 +143,15 @@ class GymBatch(Batch):
                 rewards[index] = self._advance(index, actions[index, ...])
             except Exception as error:
                 raise self._failure(index, "step", error) from error
-        return self._result({"reward": torch.from_numpy(np.array(rewards, np.float32).reshape(-1, 1))})
+        return self._result(reward=torch.from_numpy(np.array(rewards, np.float32).reshape(-1, 1)))
 
-    def _result(self, entries: dict[str, Tensor]) -> TensorDictBase:
+    def _result(self, **entries: Tensor) -> TensorDictBase:
         """Returns what `_transition` does, with fewer calls of torch: they slow down the steps beside them."""
-        flags = {
-            "terminated": torch.from_numpy(self._terminated.copy()),
-            "truncated": torch.from_numpy(self._truncated.copy()),
-            "done": torch.from_numpy(self._terminated | self._truncated),
-        }
-        return TensorDict._new_unsafe({**self._observed(), **entries, **flags}, self._size, self._cpu)
+        entries |= self._observed()
+        entries["terminated"] = torch.from_numpy(self._terminated.copy())
+        entries["truncated"] = torch.from_numpy(self._truncated.copy())
+        entries["done"] = torch.from_numpy(self._terminated | self._truncated)
+        return TensorDict._new_unsafe(entries, self._size, self._cpu)
 
     def _advance(self, index: int, action: np.ndarray) -> float:
         """Rewards of the frames of one action, summed."""

@@ -43,7 +43,7 @@ class FlatObservation:
         values = np.asarray(observation if self._is_box else flatten(self.space, observation))
         if values.shape != self._shape or values.dtype.kind not in "fiub":
             raise ValueError(f"observation of shape {values.shape} and {values.dtype}; must be numbers {self._shape}")
-        return values.ravel()
+        return values if values.ndim == 1 else values.ravel()
 
 
 def check_finite(**bounds: Bound) -> None:
@@ -111,7 +111,7 @@ class ActionBox:
         if not self._is_unit:  # which is faster without, and equal
             values = (self._middle + self._half * values).astype(self.dtype)
         cut: NDArray[Any] = np.minimum(np.maximum(values, self.low), self.high)
-        return cut.reshape(len(cut), *self.shape)
+        return cut if len(self.shape) == 1 else cut.reshape(len(cut), *self.shape)
 
 
 def _check_observation(space: Space[Any], name: str) -> None:
