@@ -59,14 +59,14 @@ def test_a_long_run_without_a_compiler_says_why_it_is_slower(
 def test_where_compiling_fails_auto_computes_without_it_and_says_so(
     failing: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A compiler that fails for one of the two programs: torch reports it at the first call."""
+    """A compiler that fails for one of the two programs: torch compiles, and reports it, at the first call of each."""
 
-    def backend(*_: object) -> None:
-        raise RuntimeError("no space left on device")
+    def compiled(batch: TensorDict, with_actor: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        if with_actor is failing:
+            raise RuntimeError("CppCompileError: C++ compile error\nno space left on device")
+        return losses(batch, with_actor)
 
-    torch.compiler.reset()
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, **options, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled)
     monkeypatch.setattr(fused, "cpp_compiler", lambda: "/usr/bin/c++")
     made = started("auto", LONG)
     with caplog.at_level(logging.WARNING, "dqs_lightning"):
@@ -75,6 +75,7 @@ def test_where_compiling_fails_auto_computes_without_it_and_says_so(
     (message,) = caplog.messages
     assert message.startswith("compiling the losses failed, so updates are slower: ") and "\n" not in message
     explicit = started(True, LONG)
+    assert explicit(BATCH, not failing)[0] == (3 if failing else 6)
     with pytest.raises(RuntimeError, match="no space left on device"):
         explicit(BATCH, failing)
 

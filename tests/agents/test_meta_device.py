@@ -128,7 +128,7 @@ def test_dqs_with_each_component(argument: str, name: str) -> None:
     update(DQS(OBSERVATION, ACTION, **changes), updates=1)
 
 
-class Synchronising(Constant):
+class _Synchronising(Constant):
     """Reads a value of the device."""
 
     def step(self, *arguments: Any, **others: Any) -> None:
@@ -136,7 +136,7 @@ class Synchronising(Constant):
         float(self.updates)
 
 
-class Left(Constant):
+class _Left(Constant):
     """Keeps a tensor that does not follow the module to its device."""
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ class Left(Constant):
         return super().forward() * self.value_on_cpu
 
 
-@pytest.mark.parametrize("cls", [Synchronising, Left])
+@pytest.mark.parametrize("cls", [_Synchronising, _Left])
 def test_a_sync_and_a_tensor_on_the_cpu_fail(cls: type[Temperature]) -> None:
     with pytest.raises(RuntimeError, match="meta"):
         update(DQS(OBSERVATION, ACTION, **small(), temperature=cls()), updates=1)

@@ -180,13 +180,13 @@ def test_an_agent_of_a_trusted_package_is_found_by_its_class(
     content = safe_load(run)
     assert content["agent"] == "DQS" and content["agent_class"] == "dqs_lightning.agents.dqs.DQS"
     assert "_instantiator" not in content["hyper_parameters"]
-    (tmp_path / package / "agents.py").write_text("from dqs_lightning.agents import DQS\nclass Mine(DQS): ...\n")
-    atomic_save({**content, "agent": "Mine", "agent_class": f"{package}.agents.Mine"}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"a.ckpt: names my_poles.agents.Mine, .* --trust my_poles "):
+    (tmp_path / package / "agents.py").write_text("from dqs_lightning.agents import DQS\nclass _Mine(DQS): ...\n")
+    atomic_save({**content, "agent": "_Mine", "agent_class": f"{package}.agents._Mine"}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a.ckpt: names my_poles.agents._Mine, .* --trust my_poles "):
         load_agent(tmp_path / "a.ckpt")
     trust([package])
-    assert type(load_agent(tmp_path / "a.ckpt")).__name__ == "Mine"
-    with pytest.raises(CheckpointError, match="holds an agent of class Mine; known are SAC"):
+    assert type(load_agent(tmp_path / "a.ckpt")).__name__ == "_Mine"
+    with pytest.raises(CheckpointError, match="holds an agent of class _Mine; known are SAC"):
         SAC.load_from_checkpoint(tmp_path / "a.ckpt")
     for agent in ("Nobody", ["DQS"], None, {"DQS": 1}):
         atomic_save({**content, "agent": agent}, tmp_path / "a.ckpt")

@@ -355,8 +355,8 @@ def test_unknown_id_is_refused_with_a_suggestion() -> None:
 def test_the_module_of_an_id_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stranger_envs.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"^id=stranger_envs:Strange-v0: Strange-v0 is not registered .* --trust"):
-        Gym("stranger_envs:Strange-v0")
+    with pytest.raises(ValueError, match=r"^id=stranger_envs:Nowhere-v0: Nowhere-v0 is not registered .* --trust"):
+        Gym("stranger_envs:Nowhere-v0")
     known = Gym("stranger_envs:Pendulum-v1")
     assert known.name == "Pendulum-v1" and known.make(1, seed=0).rollout(2).shape == (1, 2)
     assert "stranger_envs" not in sys.modules
