@@ -50,7 +50,7 @@ from dqs_lightning.agents import DQS, Agent
 from dqs_lightning.cli.provenance import about
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.collection.loader import OnlineLoader
-from dqs_lightning.envs import DMControl
+from dqs_lightning.envs import DMControl, Environment
 from dqs_lightning.envs.dm_control import DMControlBatch
 
 warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
@@ -82,10 +82,10 @@ class Uniform(Agent):
         return self.sample(observation)[0]
 
 
-def ours(num_envs: int, repeat: int, policy: Callable[[int, int], Agent]) -> Contender:
+def ours(environment: Environment, num_envs: int, policy: Callable[[int, int], Agent]) -> Contender:
     """A batch of one transition for each `STEPS` that a run's loader has collected."""
     data = OnlineData(
-        DMControl("walker", "walk", repeat),
+        environment,
         total_frames=10**9,
         num_envs=num_envs,
         batch_size=1,
@@ -172,7 +172,7 @@ def main() -> None:
     repeat = options.action_repeat
     contenders: dict[str, Contender] = {}
     for kind, policy in (("diffusion", DQS), ("random", Uniform)):
-        contenders |= {f"ours_{kind}_{n}": ours(n, repeat, policy) for n in counts}
+        contenders |= {f"ours_{kind}_{n}": ours(DMControl("walker", "walk", repeat), n, policy) for n in counts}
         contenders |= {f"torchrl_{kind}_{n}": torchrl(n, repeat, policy) for n in (1, PROFILED)}
     contenders["bare"] = bare(repeat)
     seconds = measure(contenders, turns)

@@ -23,12 +23,10 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
 import gymnasium
 import torch
-from collect import Contender, Uniform, measure
+from collect import Contender, Uniform, measure, ours
 from gymnasium.spaces.utils import flatdim
 
 from dqs_lightning.cli.provenance import about
-from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.envs import Gym
 
 warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|gymnasium)\b.*")
@@ -70,21 +68,6 @@ def step_and_maybe_reset(id: str, actions: torch.Tensor) -> Contender:
         yield tensordict
 
 
-def collection(id: str, num_envs: int) -> Contender:
-    """A batch of one transition for each `STEPS` that a run's loader has collected."""
-    data = OnlineData(
-        Gym(id),
-        total_frames=10**9,
-        num_envs=num_envs,
-        batch_size=1,
-        replay_size=10_000,
-        init_random_frames=0,
-        updates_per_step=1 / STEPS,
-    )
-    agent = Uniform(data.observation_dim, data.action_dim)
-    yield from OnlineLoader(data, agent, data.source(agent))
-
-
 def main() -> None:
     """Let the contenders take turns, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,7 +85,7 @@ def main() -> None:
             THEIRS: vector(options.id, actions),
             OURS: step(options.id, actions),
             "step_and_maybe_reset": step_and_maybe_reset(options.id, actions),
-            "collection": collection(options.id, options.num_envs),
+            "collection": ours(Gym(options.id), options.num_envs, Uniform),
         },
         options.turns,
     )

@@ -26,7 +26,7 @@ class Throughput(Callback):
         self._mark = (time.monotonic(), OnlineData.of(trainer).env_frames, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if not isinstance(pl_module, Agent) or trainer.global_step % every:
             return
         data, before = OnlineData.of(trainer), self._mark

@@ -123,8 +123,6 @@ def test_dqs_with_each_component(argument: str, name: str) -> None:
     changes: dict[str, Any] = {**small(), argument: SPECIAL.get(name, cls)()}
     if name == "Unbounded":  # which has no uniform distribution to measure Q over, or to start from
         changes |= {"temperature": Constant(), "energy_estimator": Importance(4)}
-    if not getattr(changes.get("backup"), "policy_actions", 1):
-        pytest.skip("checked by the combination of backups and critic losses")
     update(DQS(OBSERVATION, ACTION, **changes), updates=1)
 
 

@@ -81,6 +81,6 @@ def _for_many(function: GoalFunction, space: Box) -> Callable[[NDArray[Any], NDA
     expected = single(achieved, desired)
     try:
         found = together(achieved, desired)
-    except Exception:  # written for one goal
+    except Exception:  # an environment's reward may be written for one goal, and fail on several in any way
         return single
     return together if found.shape == expected.shape and np.allclose(found, expected) else single

@@ -68,19 +68,22 @@ class Gym(Environment):
         return self.id.rpartition(":")[2].replace("/", "-")
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
-        if str(self._spec.entry_point).startswith("gymnasium_robotics"):
-            _compare_joint_types_with_numpy()
         with refused_by(f"id={self.id}"), ExitStack() as opened:
-            made = (gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {})) for _ in range(num_envs))
-            batch = GymBatch(self, [opened.enter_context(closing(env)) for env in made], seed)
+            made = [opened.enter_context(closing(self._make_one())) for _ in range(num_envs)]
+            batch = GymBatch(self, made, seed)
             opened.pop_all()
         return batch
 
     def hindsight_goals(self) -> Goals:
         with refused_by(f"id={self.id}"):
-            env = gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {}))
+            env = self._make_one()
             env.reset(seed=0)
             return Goals(env)
+
+    def _make_one(self) -> gymnasium.Env[Any, Any]:
+        if str(self._spec.entry_point).startswith("gymnasium_robotics"):
+            _compare_joint_types_with_numpy()
+        return gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {}))
 
 
 class GymBatch(Batch):
