@@ -82,8 +82,8 @@ class Uniform(Agent):
         return self.sample(observation)[0]
 
 
-def ours(environment: Environment, num_envs: int, policy: Callable[[int, int], Agent]) -> Contender:
-    """A batch of one transition for each `STEPS` that a run's loader has collected."""
+def ours(environment: Environment, num_envs: int, policy: Callable[[int, int], Agent], steps: int = STEPS) -> Contender:
+    """A batch of one transition for each `steps` that a run's loader has collected."""
     data = OnlineData(
         environment,
         total_frames=10**9,
@@ -91,7 +91,7 @@ def ours(environment: Environment, num_envs: int, policy: Callable[[int, int], A
         batch_size=1,
         replay_size=10_000,
         init_random_frames=0,
-        updates_per_step=1 / STEPS,
+        updates_per_step=1 / steps,
     )
     agent = policy(data.observation_dim, data.action_dim)
     yield from OnlineLoader(data, agent, data.source(agent))

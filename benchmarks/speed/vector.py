@@ -85,7 +85,7 @@ def main() -> None:
             THEIRS: vector(options.id, actions),
             OURS: step(options.id, actions),
             "step_and_maybe_reset": step_and_maybe_reset(options.id, actions),
-            "collection": ours(Gym(options.id), options.num_envs, Uniform),
+            "collection": ours(Gym(options.id), options.num_envs, Uniform, STEPS),
         },
         options.turns,
     )
