@@ -74,7 +74,7 @@ class Compilable:
         except Exception as error:  # compilers raise errors of any kind; one of the losses themselves is raised below
             if self.compile != "auto" or with_actor in self._called:
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             log.warning("compiling the losses failed, so updates are slower: %s", reason)
             self.compiles = False
             return self.losses(batch, with_actor)
