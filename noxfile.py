@@ -35,6 +35,14 @@ def learning(session: nox.Session) -> None:
 
 
 @nox.session
+def simulators(session: nox.Session) -> None:
+    """Run the tests of simulators in JAX, whose packages are large and take minutes to compile."""
+    session.install(*PINNED, "-e", ".[brax,playground]", *group("test"))
+    tests = (f"tests/envs/test_{name}.py" for name in ("simulated", "playground"))
+    session.run("pytest", *tests, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*PINNED, *group("lint"))

@@ -82,9 +82,10 @@ def test_every_shipped_configuration_parses_and_constructs(run: Run, path: Path)
     config = printed(run, "--config", str(path))
     assert config["extends"] is None
     environment = config["data"]["environment"]
-    planes = {"maze": "Maze", "quickstart": "Maze", "point_maze": "PointMaze", "mixture": "MixtureNavigation"}
-    if path.stem in planes:
-        assert environment["class_path"].endswith(f".{planes[path.stem]}")
+    others = {"maze": "Maze", "quickstart": "Maze", "point_maze": "PointMaze", "mixture": "MixtureNavigation"}
+    others["playground_walker"] = "Playground"
+    if path.stem in others:
+        assert environment["class_path"].endswith(f".{others[path.stem]}")
     else:
         domain = "walker" if path.stem == "default" else path.stem.split("_")[0]
         assert environment["init_args"]["domain"] == domain

@@ -54,8 +54,8 @@ def collector_of(env: EnvBase, agent: Agent, steps: int, random_steps: int, fram
             total_frames=-1,
             init_random_frames=random_steps or None,
             policy_device=agent.device,
-            env_device="cpu",
-            storing_device="cpu",
+            env_device=env.device,
+            storing_device=env.device,
             track_traj_ids=False,
             auto_register_policy_transforms=False,
         )

@@ -20,7 +20,7 @@ class EpisodeReturns:
     def add(self, block: TensorDictBase) -> None:
         """Adds the rewards of a block [E, T]."""
         reward, done = block["next", "reward"], block["next", "done"]
-        running = torch.zeros_like(reward.select(-2, 0)) if self.running is None else self.running
+        running = torch.zeros_like(reward.select(-2, 0)) if self.running is None else self.running.to(reward)
         finished = []
         for step in range(reward.shape[-2]):
             running = running + reward.select(-2, step)

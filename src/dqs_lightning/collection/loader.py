@@ -122,7 +122,7 @@ class OnlineLoader:
             **self.source.snapshot(),
             "frames": self.clock.frames,
             "pending": [batch.cpu().to_dict() for batch in self.pending],
-            "returns": self.returns.running,
+            "returns": None if self.returns.running is None else self.returns.running.cpu(),
             "last_return": self.returns.last,
             "envs": None if self._env is None else self._env.snapshot(),
             "workers": self.data.workers,

@@ -25,7 +25,7 @@ class MultiStep:
 
     def __call__(self, block: TensorDictBase) -> TensorDictBase | None:
         """Returns the transitions over n steps that a block [E, T] completes; None if there are none."""
-        known = block if self.tail is None else torch.cat([self.tail, block], -1)
+        known = block if self.tail is None else torch.cat([self.tail.to(block.device), block], -1)
         self.tail = known[..., -self.n_steps :].clone()
         # A new transform has no state of its own. It does not change its done_keys:
         # "terminated" and "truncated" are to be those of the last step.

@@ -100,7 +100,7 @@ class Replay(Source):
         return {
             "replay": self.buffer[:].select(*self.stored).contiguous().cpu().to_dict() if len(self.buffer) else None,
             "writer": dict(self.buffer.writer.state_dict()),
-            "tail": None if tail is None else tail.to_dict(),
+            "tail": None if tail is None else tail.cpu().to_dict(),
             "running": list(self.hindsight.running) if self.hindsight else None,
         }
 

@@ -1,15 +1,18 @@
 """Environments, as recipes that make batched TorchRL environments."""
 
 from dqs_lightning.envs.base import Environment, EnvironmentFailure
+from dqs_lightning.envs.brax import Brax
 from dqs_lightning.envs.dm_control import DMControl
 from dqs_lightning.envs.gym import Gym
 from dqs_lightning.envs.maze import Maze
 from dqs_lightning.envs.mixture import MixtureNavigation
 from dqs_lightning.envs.navigation import Navigation
+from dqs_lightning.envs.playground import Playground
 from dqs_lightning.envs.point_maze import PointMaze
 from dqs_lightning.envs.transforms import Transform
 
 __all__ = [
+    "Brax",
     "DMControl",
     "Environment",
     "EnvironmentFailure",
@@ -17,6 +20,7 @@ __all__ = [
     "Maze",
     "MixtureNavigation",
     "Navigation",
+    "Playground",
     "PointMaze",
     "Transform",
 ]

@@ -1,5 +1,7 @@
 """Interface of an environment factory, and the base class of the environments that it makes."""
 
+import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +27,24 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def refused_by(name: str) -> Iterator[None]:
-    """Turns any exception of an environment's construction into a ValueError: one line that begins with `name`."""
+def constructing(name: str) -> Iterator[None]:
+    """Turns any exception of an environment's construction into a ValueError: one line that begins with `name`.
+
+    MuJoCo's notes that a model uses deprecated attributes are not shown.
+    """
+    log = logging.getLogger("absl")
+    log.addFilter(_is_not_deprecation)
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) if type(error) is ValueError else one_line(error)
         raise ValueError(f"{name}: {reason}") from error
+    finally:
+        log.removeFilter(_is_not_deprecation)
+
+
+def _is_not_deprecation(record: logging.LogRecord) -> bool:
+    return "is deprecated" not in record.getMessage()
 
 
 class Environment(ABC):
@@ -41,7 +54,14 @@ class Environment(ABC):
 
     Args:
         action_repeat: environment frames for each action; >= 1. Rewards are summed over them.
+
+    Attributes:
+        physics_errors: steps in which the simulation diverged, of all environments that it made in this process; None
+            where none can.
     """
+
+    physics_errors: int | None = None
+    _warned = False
 
     @checked
     def __init__(self, action_repeat: Count = 1) -> None:
@@ -62,6 +82,18 @@ class Environment(ABC):
         Raises:
             ValueError: when it cannot be constructed or has other spaces; one line that names it and the cause.
         """
+
+    def count_diverged(self, number: int, cause: str = "") -> None:
+        """Adds to `physics_errors`; the first simulation of a process that diverges is a warning."""
+        self.physics_errors = (self.physics_errors or 0) + number
+        if number and not Environment._warned:
+            Environment._warned = True
+            warnings.warn(
+                f"{self.name}: a simulation diverged, and its episode ended as terminated{cause and f' ({cause})'}; "
+                "this is said once, further ones are counted in `physics_errors`",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def hindsight_goals(self) -> Goals:
         """Returns the goals of the task, for hindsight relabelling.

@@ -1,6 +1,5 @@
 """The DeepMind Control Suite as one batched TorchRL environment."""
 
-import logging
 import warnings
 from typing import Any
 
@@ -11,7 +10,7 @@ from gymnasium.spaces import Box
 from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjMAXVAL, mjtState
 from tensordict import TensorDictBase
 
-from dqs_lightning.envs.base import Batch, Environment, one_line, refused_by
+from dqs_lightning.envs.base import Batch, Environment, constructing, one_line
 from dqs_lightning.envs.spaces import ActionBox, check_finite
 from dqs_lightning.registry import nearest
 
@@ -35,9 +34,6 @@ class DMControl(Environment):
         action_low: value that -1 is mapped to, one number or one for each dimension of the action. Where the task's
             own bounds are narrower, they hold.
         action_high: value that 1 is mapped to.
-
-    Attributes:
-        physics_errors: steps in which the simulation diverged, of all environments that it made in this process.
 
     Raises:
         ValueError: when the suite has no such domain or task, or a bound is not finite. `make` raises it when the task
@@ -69,7 +65,7 @@ class DMControl(Environment):
         return f"{self.domain}-{self.task}"
 
     def make(self, num_envs: int, seed: int) -> "DMControlBatch":
-        with refused_by(f"domain={self.domain}, task={self.task}"):
+        with constructing(f"domain={self.domain}, task={self.task}"):
             return DMControlBatch(self, num_envs, seed)
 
 
@@ -92,10 +88,9 @@ class DMControlBatch(Batch):
     """
 
     physics_errors = 0
-    _warned = False
 
     def __init__(self, control: DMControl, num_envs: int, seed: int) -> None:
-        envs = [_load(control.domain, control.task, seed + i) for i in range(num_envs)]
+        envs = [suite.load(control.domain, control.task, {"random": seed + i}) for i in range(num_envs)]
         if control.name == "quadruped-escape":  # uploads the terrain of each episode to the renderer
             _require_renderer(envs[0])
         parts = envs[0].observation_spec().values()
@@ -134,7 +129,8 @@ class DMControlBatch(Batch):
             try:
                 step, reward[index] = self._advance(env, actions[index])
             except PhysicsError as error:
-                self._count(index, error)
+                self.physics_errors += 1
+                self._control.count_diverged(1, f"environment {index}, {one_line(error)}")
                 terminated[index] = True
                 continue
             if step.step_type == StepType.LAST:
@@ -152,18 +148,6 @@ class DMControlBatch(Batch):
             if step.step_type == StepType.LAST:
                 break
         return step, total
-
-    def _count(self, index: int, error: PhysicsError) -> None:
-        self.physics_errors += 1
-        self._control.physics_errors += 1
-        if not DMControlBatch._warned:
-            DMControlBatch._warned = True
-            warnings.warn(
-                f"{self._control.name}: the simulation of environment {index} diverged, and its episode ended as "
-                f"terminated ({one_line(error)}); this is said once, further ones are counted in `physics_errors`",
-                RuntimeWarning,
-                stacklevel=1,
-            )
 
     def _set_seed(self, seed: int | None) -> None:
         for index, env in enumerate(self._envs):
@@ -190,20 +174,6 @@ def _action_space(env: Any) -> Box:
         np.where(np.abs(bound) < mjMAXVAL, bound, np.copysign(np.inf, bound)) for bound in (spec.minimum, spec.maximum)
     )
     return Box(low, high, spec.shape, np.float64)
-
-
-def _load(domain: str, task: str, seed: int) -> Any:
-    """Loads a task without MuJoCo's notes that the suite's own XML uses deprecated attributes."""
-    log = logging.getLogger("absl")
-    log.addFilter(_is_not_deprecation)
-    try:
-        return suite.load(domain, task, task_kwargs={"random": seed})
-    finally:
-        log.removeFilter(_is_not_deprecation)
-
-
-def _is_not_deprecation(record: logging.LogRecord) -> bool:
-    return "is deprecated" not in record.getMessage()
 
 
 def _require_renderer(env: Any) -> None:

@@ -13,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, one_line, refused_by
+from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, constructing, one_line
 from dqs_lightning.envs.goals import Goals
 from dqs_lightning.envs.spaces import ActionBox, FlatObservation, check_finite
 from dqs_lightning.registry import nearest
@@ -68,14 +68,14 @@ class Gym(Environment):
         return self.id.rpartition(":")[2].replace("/", "-")
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
-        with refused_by(f"id={self.id}"), ExitStack() as opened:
+        with constructing(f"id={self.id}"), ExitStack() as opened:
             made = [opened.enter_context(closing(self._make_one())) for _ in range(num_envs)]
             batch = GymBatch(self, made, seed)
             opened.pop_all()
         return batch
 
     def hindsight_goals(self) -> Goals:
-        with refused_by(f"id={self.id}"):
+        with constructing(f"id={self.id}"):
             env = self._make_one()
             env.reset(seed=0)
             return Goals(env)

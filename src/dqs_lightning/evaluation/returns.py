@@ -21,8 +21,8 @@ STEP_LIMIT = 100_000
 
 
 def policy_of(agent: Agent, deterministic: bool = False, best_of: int | None = None) -> Policy:
-    """Returns the agent's policy for observations on the CPU (see `Agent.act`)."""
-    return lambda observation: agent.act(observation.to(agent.device), deterministic, best_of).cpu()
+    """Returns the agent's policy for observations on any device (see `Agent.act`)."""
+    return lambda seen: agent.act(seen.to(agent.device), deterministic, best_of).to(seen.device)
 
 
 @torch.no_grad()
@@ -44,8 +44,8 @@ def episode_returns(
         step_limit: stop after so many steps at the latest, with a warning; the returns are then those so far.
     """
     tensordict = env.reset()
-    returns = torch.zeros(env.batch_size)
-    running = torch.ones(env.batch_size, dtype=torch.bool)
+    returns = torch.zeros(env.batch_size, device=env.device)
+    running = torch.ones(env.batch_size, dtype=torch.bool, device=env.device)
     steps = 0
     while running.any() and steps != max_steps:
         if steps == step_limit:
