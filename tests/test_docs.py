@@ -338,9 +338,14 @@ def test_rates_of_seeds_in_one_process_are_those_measured() -> None:
 
 
 def commands() -> list[tuple[str, ...]]:
-    """Command lines of this project on the pages, each once, without comments and variables before them."""
+    """Command lines of this project on the pages, each once, without comments and variables before them.
+
+    Those of your_environment.md are run in tests/test_your_environment.py.
+    """
     found: dict[tuple[str, ...], None] = {}
     for block in fenced("bash"):
+        if str(block.id).startswith("your_environment"):
+            continue
         for line in block.values[0].replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from ctypes.util import find_library
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +43,9 @@ class Video(Periodic):
     The film shows one picture for each agent step, the episodes side by side; those that are over show their last one.
     They begin as those do that `Evaluate` measures at the same frame.
 
-    The environment's class needs a method `render(index, height, width)`, as dm_control's has; MuJoCo draws with
-    MUJOCO_GL=egl only, which `dqs-fit` does not set by itself. Drawing takes longer than the steps that are drawn.
-    W&B's logger gets the film, TensorBoard's its last picture.
+    The environment's class needs a method `render(index, height, width)`, as dm_control's and Gymnasium's have; MuJoCo
+    draws with MUJOCO_GL=egl only, which `dqs-fit` does not set by itself. Drawing takes longer than the steps that are
+    drawn. W&B's logger gets the film, TensorBoard's its last picture.
 
     Args:
         every_frames: environment frames between films; >= 1.
@@ -133,7 +134,7 @@ def film(
             tiles[index // columns, :, index % columns] = env.render(index, height, width)
         if shown.any():
             append(picture)
-        running.logical_and_(~step["next", "done"].squeeze(-1))
+        running.logical_and_(~step["next", "done"].squeeze(-1).cpu())
 
     with _mp4(file, fps) as append:
         returns = episode_returns(env, policy, draw, max_steps, step_limit)
@@ -153,6 +154,8 @@ def check_films(data: OnlineData, height: int = 240, width: int = 320) -> None:
         except Exception as error:
             reason, renderer = " ".join(str(error.__cause__ or error).split()), os.environ.get("MUJOCO_GL")
             hint = "" if renderer == "egl" else "; for MuJoCo, set MUJOCO_GL=egl before the command"
+            if not any(map(find_library, ("EGL", "OSMesa"))):
+                hint = "; MuJoCo needs the EGL or the OSMesa library (Debian: libegl1 or libosmesa6)"
             raise CannotFilmError(
                 f"{env.label} cannot be drawn with MUJOCO_GL={renderer}: {reason[:200].rstrip('.')}{hint}"
             ) from error

@@ -21,7 +21,7 @@ from torchrl.envs.utils import check_env_specs
 
 from dqs_callbacks import CannotFilmError, Video
 from dqs_callbacks.video import film
-from dqs_lightning.envs import DMControl, Environment, Gym
+from dqs_lightning.envs import DMControl, Environment, Maze
 from dqs_lightning.evaluation.returns import episode_returns
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
@@ -233,7 +233,7 @@ class SmallCards(Cards):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (Gym("Pendulum-v1"), "Video: Pendulum-v1 has no pictures: GymBatch has no method render"),
+        (Maze(), "Video: maze-four-goals has no pictures: MazeBatch has no method render"),
         (DMControl("cartpole", "swingup"), "Video: cartpole-swingup cannot be drawn with .*set MUJOCO_GL=egl"),
         (SmallCards(), r"Video: cards cannot be filmed: render gave \(\(8, 8, 3\), 'float64'\)"),
     ],

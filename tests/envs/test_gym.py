@@ -411,3 +411,55 @@ def test_dqs_learns_from_a_dict(tmp_path: Path) -> None:
     trainer(tmp_path, [batches]).fit(small_agent(data), data)
     observation = torch.cat(batches.seen)["observation"]
     assert observation.shape[1] == 9 and torch.equal(observation[:, 3:7].sum(-1), torch.ones(len(observation)))
+
+
+class Drawn(gymnasium.Env):
+    """Its picture is twice as wide as high: its left half has the member's first action as brightness."""
+
+    metadata = {"render_modes": ["human", "rgb_array"]}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(0, 200, (1,))
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode, self.value = render_mode, 0.0
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.value = float(action[0])
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self) -> np.ndarray | None:
+        picture = np.zeros((60, 120, 3), np.uint8)
+        picture[:, :60] = round(self.value)
+        return picture if self.render_mode == "rgb_array" else None
+
+
+class Undrawable(Drawn):
+    """It names a mode that its constructor does not take."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+
+gymnasium.register("Drawn-v0", entry_point=Drawn)
+gymnasium.register("Undrawable-v0", entry_point=Undrawable)
+
+
+def test_an_environment_that_can_draw_does_so_in_the_size_asked_for() -> None:
+    env = Gym("Drawn-v0").make(2, seed=0)
+    env.step(env.reset().set("action", torch.tensor([[1.0], [0.0]])))
+    for index, brightness in ((0, 200), (1, 100)):
+        picture = env.render(index, 40, 40)
+        assert picture.shape == (40, 40, 3) and picture.dtype == np.uint8
+        assert not picture[:10].any() and not picture[30:].any()  # of a picture twice as wide as high, 20 rows remain
+        assert (picture[10:30, :20] == brightness).all() and not picture[:, 20:].any()
+
+
+@pytest.mark.parametrize(("id", "kwargs"), [("Undrawable-v0", None), ("Drawn-v0", {"render_mode": None})])
+def test_one_that_cannot_says_what_its_class_must_have(id: str, kwargs: dict[str, Any] | None) -> None:
+    env = Gym(id, kwargs=kwargs).make(1, seed=0)
+    env.rand_step(env.reset())
+    with pytest.raises(TypeError, match=rf"^{id} draws no RGB picture; its class must have rgb_array in metadata"):
+        env.render()

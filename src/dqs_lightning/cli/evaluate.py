@@ -60,12 +60,8 @@ def existing_checkpoint(run_or_ckpt: Path) -> Path:
 
 def load_renderer() -> None:
     """Sets MUJOCO_GL, which MuJoCo reads at import, to what this machine can do, and imports dm_control."""
-    if os.environ.get("MUJOCO_GL", "disabled") == "disabled":
-        found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]
-        if not found:
-            raise InputError(
-                "--video: needs the EGL or the OSMesa library (Debian: libegl1 or libosmesa6); neither is installed"
-            )
+    found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]
+    if os.environ.get("MUJOCO_GL", "disabled") == "disabled" and found:
         os.environ["MUJOCO_GL"] = found[0]
     with refusing(f"--video: MuJoCo cannot render here with MUJOCO_GL={os.environ['MUJOCO_GL']}: ", Exception):
         import dm_control.suite  # noqa: F401  (it loads the renderer)

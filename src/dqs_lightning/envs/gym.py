@@ -1,6 +1,7 @@
 """Gymnasium environments as one batched TorchRL environment."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import Any
@@ -9,14 +10,19 @@ import gymnasium
 import mujoco
 import numpy as np
 import torch
+from gymnasium.envs.registration import load_env_creator
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, constructing, one_line
 from dqs_lightning.envs.goals import Goals
 from dqs_lightning.envs.spaces import ActionBox, FlatObservation, check_finite
 from dqs_lightning.registry import nearest
+
+RGB = "rgb_array"
+"""Gymnasium's name of the mode in which `render` returns a picture."""
 
 
 class Gym(Environment):
@@ -83,7 +89,17 @@ class Gym(Environment):
     def _make_one(self) -> gymnasium.Env[Any, Any]:
         if str(self._spec.entry_point).startswith("gymnasium_robotics"):
             _compare_joint_types_with_numpy()
-        return gymnasium.make(self._spec, **copy.deepcopy(self.kwargs or {}))
+        kwargs = copy.deepcopy(self.kwargs or {})
+        if self._draws():
+            kwargs.setdefault("render_mode", RGB)
+        return gymnasium.make(self._spec, **kwargs)
+
+    def _draws(self) -> bool:
+        """Whether its class can draw, which costs nothing until it does."""
+        creator: Any = self._spec.entry_point
+        creator = load_env_creator(creator) if isinstance(creator, str) else creator
+        modes = getattr(creator, "metadata", {}).get("render_modes", ())
+        return RGB in modes and "render_mode" in inspect.signature(creator).parameters
 
 
 class GymBatch(Batch):
@@ -167,6 +183,24 @@ class GymBatch(Batch):
                 break
         self._last[index] = self._flat(observation)
         return total
+
+    def render(self, index: int = 0, height: int = 240, width: int = 320) -> np.ndarray:
+        """RGB picture [height, width, 3], uint8, of one member, in the middle of black where its shape is another."""
+        picture = self._envs[index].render()
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            raise TypeError(
+                f"{self._name} draws no RGB picture; its class must have rgb_array in metadata['render_modes'], and "
+                "an argument render_mode"
+            )
+        rows, columns = picture.shape[:2]
+        scale = min(height / rows, width / columns)
+        size = max(1, round(scale * rows)), max(1, round(scale * columns))
+        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).unsqueeze(0).float()
+        scaled = interpolate(pixels, size, mode="area").squeeze(0).permute(1, 2, 0).round().byte().numpy()
+        whole = np.zeros((height, width, 3), np.uint8)
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        whole[top : top + size[0], left : left + size[1]] = scaled
+        return whole
 
     def _failure(self, index: int, call: str, error: Exception) -> EnvironmentFailure:
         return EnvironmentFailure(f"{self._name}: environment {index} failed in {call}: {one_line(error)}")

@@ -1,0 +1,63 @@
+"""The page docs/your_environment.md: its commands, run in order in a copy of its files."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "your_environment.md").read_text()
+FILES = ROOT / "docs" / "examples" / "tasks"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder after all commands, and what they printed."""
+    root = tmp_path_factory.mktemp("page")
+    folder = root / "docs" / "examples" / "tasks"
+    shutil.copytree(FILES, folder)
+    shutil.copytree(ROOT / "configs", root / "configs")
+    script = "\n".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+    bin = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment.pop("DQS_RUN_DIR", None)
+    run = subprocess.run(
+        ["bash", "-euxc", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder, run.stdout
+
+
+def test_the_page_shows_every_file_of_its_folder() -> None:
+    for file in FILES.iterdir():
+        if file.is_file():
+            assert f'--8<-- "examples/tasks/{file.name}"' in PAGE
+
+
+def test_the_policy_learns_the_task(done: tuple[Path, str]) -> None:
+    folder, printed = done
+    trained, random = (float(value) for value in re.findall(r"Push-v0 .*return (-[\d.]+)", printed))
+    rows = [json.loads(line) for line in (folder / "runs" / "push" / "scores.jsonl").read_text().splitlines()]
+    assert [row["env_frames"] for row in rows] == [512, 1000, 1504]
+    assert random < -10 and trained > random / 2 and rows[-1]["return_mean"] > random / 2
+
+
+def test_the_video_shows_an_episode(done: tuple[Path, str]) -> None:
+    pictures = iio.imread(done[0] / "runs" / "push" / "videos" / "eval.mp4").astype(int)
+    assert pictures.shape == (25, 240, 320, 3)
+    assert pictures[:, 120, 2].max() < 30 and pictures[:, 5, 160].min() > 200  # black beside a white square
+    assert abs(pictures[0] - pictures[-1]).max() > 100
+
+
+def test_the_exported_policy_drives_the_task(done: tuple[Path, str]) -> None:
+    (driven,) = re.findall(r"^return (-[\d.]+)$", done[1], re.MULTILINE)
+    (random,) = re.findall(r"random policy.*return (-[\d.]+)", done[1])
+    assert float(driven) > float(random) / 2
