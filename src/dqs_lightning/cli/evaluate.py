@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
-from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
 from dqs_lightning.cli.writing import existing_folder
 
 if TYPE_CHECKING:  # torch is imported once the arguments have been checked

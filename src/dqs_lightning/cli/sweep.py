@@ -145,10 +145,12 @@ def alone(out: Path) -> Iterator[None]:
 
 def check_commands(file: Path, runs: list[Run]) -> None:
     """Parses the command line of each task and variant as dqs-fit does; an error names the task and the variant."""
-    from dqs_lightning.cli.rehearsal import Rehearsal
+    from dqs_lightning.cli.training import Rehearsal
+    from dqs_lightning.cli.trust import restrict_imports
 
     for family, run in {run.name.rpartition("/")[0]: run for run in runs}.items():
         with refusing(f"{file}: {family}: ", InputError):
+            restrict_imports(())
             Rehearsal(run.command[1:])
 
 

@@ -11,8 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import InputError, printable
 from dqs_lightning.cli.provenance import read_run
 from dqs_lightning.cli.reading import read_text
 from dqs_lightning.cli.sweep_manifest import Manifest

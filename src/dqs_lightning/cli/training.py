@@ -1,8 +1,7 @@
 """The training command: a LightningCLI over one agent and `OnlineData`, with a run directory."""
 
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import yaml
@@ -18,7 +17,7 @@ from dqs_lightning.checkpoint.archive import AtomicCheckpointIO, CheckpointError
 from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
-from dqs_lightning.cli.errors import DONE, STOPPED, InputError
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing
 from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
 from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
 from dqs_lightning.cli.machine import set_threads
@@ -30,8 +29,6 @@ from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.stop_signal import STOP
 
-T = TypeVar("T")
-
 SAFETY = (dqs_callbacks.FiniteGuard, dqs_callbacks.Preempt)
 """Callbacks of every run, whatever `trainer.callbacks` lists; each is switched off by its own `enabled`."""
 
@@ -41,7 +38,7 @@ class FitCLI(LightningCLI):
 
     parser: Parser
 
-    def __init__(self) -> None:
+    def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
             Agent,
             OnlineData,
@@ -53,6 +50,7 @@ class FitCLI(LightningCLI):
             trainer_defaults={"max_epochs": 1, "devices": 1, "enable_model_summary": False},
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
+            args=args,
         )
 
     def init_parser(self, **kwargs: Any) -> Parser:
@@ -69,18 +67,13 @@ class FitCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run_dir", type=str | None, help="Where the run lives. Default: runs/<task>/<agent>/<time>."
-        )
-        parser.add_argument(
-            "--ckpt_path", type=str | None, help="Checkpoint to continue, or auto: the newest one there."
-        )
-        parser.add_argument(
-            "--trust", type=str | None, help="A further package whose classes may be named; command line only."
-        )
-        parser.add_argument(
-            "--threads", type=PositiveInt | None, help="Of torch. Default: OMP_NUM_THREADS, or what the networks need."
-        )
+        for option, kind, text in (
+            ("--run_dir", str | None, "Where the run lives. Default: runs/<task>/<agent>/<time>."),
+            ("--ckpt_path", str | None, "Checkpoint to continue, or auto: the newest one there."),
+            ("--trust", str | None, "A further package whose classes may be named; command line only."),
+            ("--threads", PositiveInt | None, "Of torch. Default: OMP_NUM_THREADS, or what the networks need."),
+        ):
+            parser.add_argument(option, type=kind, help=text)
         parser.add_lightning_class_args(dqs_callbacks.Evaluate, "evaluate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
@@ -90,7 +83,7 @@ class FitCLI(LightningCLI):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(args)  # Lightning's own warns about `args` beside those of the process
         check_seed(self.config.seed_everything)
 
     def before_instantiate_classes(self) -> None:
@@ -103,7 +96,8 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Construct agent, data and trainer. An environment is started to learn its sizes."""
-        checked("data.environment", super().instantiate_classes)
+        with refusing("data.environment.", ValueError):
+            super().instantiate_classes()
         hide_environment(self.parser.written, self.model, self.datamodule)
         set_threads(self.config.threads, self.model, self.trainer.num_devices)
 
@@ -193,14 +187,22 @@ class FitCLI(LightningCLI):
             self.run_dir.discard()
 
 
+class Rehearsal(FitCLI):
+    """Parses a command line of `dqs-fit`, after the command's name: its files, keys, components and types.
+
+    It starts nothing. Values are not checked further: they may require devices or packages that only the machine of
+    the run has.
+    """
+
+    def _set_seed(self) -> None:
+        """Keeps the random state of this process."""
+
+    def before_instantiate_classes(self) -> None:
+        """Does nothing: only the parse is needed."""
+
+    instantiate_classes = before_instantiate_classes
+
+
 def _turn(callback: Callback) -> int:
     """Sort key: a stop acts after all other callbacks, and before the checkpoints, which save their final state."""
     return 2 if isinstance(callback, Checkpoint) else int(isinstance(callback, dqs_callbacks.Preempt))
-
-
-def checked(key: str, make: Callable[[], T]) -> T:
-    """Call a function whose ValueError is one of the user's input."""
-    try:
-        return make()
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error

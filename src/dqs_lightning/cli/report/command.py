@@ -15,8 +15,7 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
-from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
 from dqs_lightning.cli.reading import read_json
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.writing import existing_folder

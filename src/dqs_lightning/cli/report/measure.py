@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dqs_lightning.cli.errors import InputError, refusing
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import InputError, printable, refusing
 from dqs_lightning.cli.provenance import without_place
 from dqs_lightning.cli.report.files import MANIFEST, SCORES, Run, states
 from dqs_lightning.cli.report.published import choose
