@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dqs_callbacks.rows import PeriodicRows
+from dqs_callbacks.periodic import PeriodicRows
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of

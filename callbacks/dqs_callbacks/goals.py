@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
-from dqs_callbacks.rows import PeriodicRows
+from dqs_callbacks.periodic import PeriodicRows
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import Environment, Navigation

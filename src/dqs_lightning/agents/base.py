@@ -49,8 +49,7 @@ class Agent(L.LightningModule, ABC):
         action_dim: dimension of the action; actions are in [-1, 1].
         max_grad_norm: maximum norm of each parameter group's gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     discount: float

@@ -36,11 +36,7 @@ class PPO(Agent):
         entropy_coefficient: weight of the policy's entropy; >= 0.
         value_coefficient: weight of the value's squared error; > 0.
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
-
-    Raises:
-        ValueError: when a number is out of its range; the message names it.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     @checked

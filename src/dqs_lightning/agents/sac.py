@@ -33,8 +33,7 @@ class SAC(TwinCritic):
         tau: weight of the online critics in each update of the target critics, in (0, 1].
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     @checked

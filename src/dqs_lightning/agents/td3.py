@@ -32,8 +32,7 @@ class TD3(TwinCritic):
         tau: weight of the online networks in each update of their targets, in (0, 1].
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: noisy actions drawn for each decision, of which the one of highest Q is taken.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     TARGETS = ("qvalue", "actor")

@@ -12,7 +12,7 @@ import yaml
 
 from dqs_lightning.checkpoint.bounded import MAX_DEPTH, check_bounded
 from dqs_lightning.cli.errors import InputError, refusing
-from dqs_lightning.cli.reading import read_text
+from dqs_lightning.cli.files import read_text
 
 MAX_BYTES = 2**20
 """Largest size of a configuration; the parser needs about 20 s for it."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 
 from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
-from dqs_lightning.cli.writing import existing_folder
+from dqs_lightning.cli.files import existing_folder
 
 if TYPE_CHECKING:  # torch is imported once the arguments have been checked
     from dqs_lightning.agents import Agent

@@ -14,7 +14,7 @@ from typing import Any
 
 from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.errors import InputError, printable
-from dqs_lightning.cli.reading import read_json
+from dqs_lightning.cli.files import read_json
 
 FILE = "run.json"
 PACKAGES = (

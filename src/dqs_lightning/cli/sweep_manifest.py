@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.checkpoint.restore import fits
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, printable
-from dqs_lightning.cli.reading import read_json
+from dqs_lightning.cli.files import read_json
 from dqs_lightning.cli.sweep_plan import Run
 from dqs_lightning.cli.sweep_process import last_words
 

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dqs_lightning.cli.errors import InputError, printable
+from dqs_lightning.cli.files import read_text
 from dqs_lightning.cli.provenance import read_run
-from dqs_lightning.cli.reading import read_text
 from dqs_lightning.cli.sweep_manifest import Manifest
 from dqs_lightning.cli.sweep_plan import Run
 

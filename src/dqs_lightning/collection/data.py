@@ -17,8 +17,7 @@ from dqs_lightning.collection.hindsight import Strategy
 from dqs_lightning.collection.hook import CollectionHook
 from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.collection.replay import Replay
-from dqs_lightning.collection.rollouts import Rollouts
-from dqs_lightning.collection.source import Source
+from dqs_lightning.collection.source import Rollouts, Source
 from dqs_lightning.envs import Environment
 from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts

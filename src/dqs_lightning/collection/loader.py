@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.collectors import collector_of
-from dqs_lightning.collection.episode_returns import EpisodeReturns
 from dqs_lightning.collection.source import TRANSITION, Source
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.envs.transforms import transform_rewards
@@ -23,6 +23,33 @@ if TYPE_CHECKING:
     from dqs_lightning.collection.data import OnlineData
 
 T = TypeVar("T")
+
+
+class EpisodeReturns:
+    """Sums rewards until an episode ends.
+
+    Attributes:
+        running: return so far of each environment's episode, [E, 1]; None: every episode begins.
+        last: mean return of the episodes that ended in the latest block in which one ended; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.running: Tensor | None = None
+        self.last: float | None = None
+
+    def add(self, block: TensorDictBase) -> None:
+        """Adds the rewards of a block [E, T]."""
+        reward, done = block["next", "reward"], block["next", "done"]
+        running = torch.zeros_like(reward.select(-2, 0)) if self.running is None else self.running
+        finished = []
+        for step in range(reward.shape[-2]):
+            running = running + reward.select(-2, step)
+            ended = done.select(-2, step)
+            finished.append(running[ended])
+            running = running.masked_fill(ended, 0)
+        self.running = running
+        if (returns := torch.cat(finished)).numel():
+            self.last = float(returns.mean())
 
 
 class OnlineLoader:

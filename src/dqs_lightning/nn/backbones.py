@@ -52,9 +52,6 @@ class MLP(Backbone):
         hidden: widths of the hidden layers, one or more, each >= 1.
         layer_norm: normalise each hidden layer before its activation, which keeps critics from running away to large
             values (arXiv 2302.02948).
-
-    Raises:
-        ValueError: for no width, or one below 1.
     """
 
     @checked
@@ -86,9 +83,6 @@ class SimBa(Backbone):
         width: of the residual stream; >= 1.
         blocks: 1 to 1000.
         expansion: inner width of a block over `width`; >= 1.
-
-    Raises:
-        ValueError: for a number out of its range.
     """
 
     @checked

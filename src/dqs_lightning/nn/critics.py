@@ -103,9 +103,6 @@ class CriticPair(nn.Module):
             the two differ, every backup takes the lower one, and the error adds up to 1 / (1 - gamma) of them. "mean"
             has no such bias and half the variance.
         outputs: numbers N that each gives, whose mean is its Q.
-
-    Raises:
-        ValueError: for another reduction.
     """
 
     @checked

@@ -95,9 +95,6 @@ class TargetEntropy(_Controlled):
         ceiling: upper bound of T. Without one, T grows forever where no policy reaches the target.
         warmup: updates before T changes; >= 0. At first Q is not informative, and neither is the entropy.
         decay: of the moving average of the entropy, which is a noisy estimate; 0 <= decay < 1.
-
-    Raises:
-        ValueError: for arguments out of these ranges.
     """
 
     @checked
@@ -151,9 +148,6 @@ class TargetESS(_Controlled):
         ceiling: upper bound of T.
         warmup: updates before T changes; >= 0.
         decay: of the moving average of the share; 0 <= decay < 1.
-
-    Raises:
-        ValueError: for arguments out of these ranges.
     """
 
     @checked

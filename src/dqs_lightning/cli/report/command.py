@@ -16,9 +16,8 @@ os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
 from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
-from dqs_lightning.cli.reading import read_json
+from dqs_lightning.cli.files import existing_folder, read_json
 from dqs_lightning.cli.report.runs import read_runs
-from dqs_lightning.cli.writing import existing_folder
 
 SUMMARY, MADE_BY = "summary.json", "dqs-report"
 UNFINISHED = ".dqs-report-"

@@ -101,7 +101,7 @@ def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
 
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint.archive import CheckpointError
-    from dqs_lightning.cli.latency import latencies
+    from dqs_lightning.cli.machine import latencies
     from dqs_lightning.cli.trust import restrict_imports
 
     restrict_imports(trust)
