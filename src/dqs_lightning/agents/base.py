@@ -217,15 +217,9 @@ class Agent(L.LightningModule, ABC):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Return the agent of a checkpoint; no code that the file names is run.
+        """Return the agent of a run's `last.ckpt`, on `map_location` or the CPU; no code that the file names is run.
 
-        Args:
-            checkpoint_path: of a run's `last.ckpt`.
-            map_location: device of the agent; None: CPU.
-            hparams_file: must be None: the arguments are those in the checkpoint.
-            strict: must be None or True: every parameter must be in the checkpoint.
-            weights_only: has no effect: the file is read as tensors and plain values.
-            kwargs: arguments of the class that replace the saved ones.
+        `kwargs` replace saved arguments. `weights_only` has no effect; `hparams_file` and `strict=False` are refused.
 
         Raises:
             CheckpointError: see `load_agent`.

@@ -126,10 +126,8 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     trained = f"{frames:,}" if isinstance(frames, int) else "an unknown number of"
     kind = "random policy" if options.random else f"{type(agent).__name__} at {trained} frames"
     interval = f"95 % interval [{low:.1f}, {high:.1f}]"
-    lines = [f"{printable(data.environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
-    if options.video:
-        lines.append(str(video))
-    return "\n".join(lines)
+    line = f"{printable(data.environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"
+    return f"{line}\n{video}" if options.video else line
 
 
 @reported("dqs-eval")

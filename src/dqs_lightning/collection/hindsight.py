@@ -51,21 +51,16 @@ class Hindsight:
         self.envs, self.steps = shape
         self.running = [0] * self.envs
 
-    def marked(self, block: TensorDictBase) -> TensorDictBase:
-        """Returns a block [E, T] with the entries LEFT and TIME."""
+    def extend(self, buffer: TensorDictReplayBuffer, block: TensorDictBase) -> None:
+        """Stores a block [E, T], with LEFT and TIME; adds its steps to those left in the episodes that it continues."""
         ended = (block["next", "terminated"] | block["next", "truncated"]).squeeze(-1)
         left = torch.zeros(ended.shape, dtype=torch.int64)
         for step in range(self.steps - 2, -1, -1):
             left[:, step] = torch.where(ended[:, step], 0, left[:, step + 1] + 1)
         time = torch.arange(self.steps).expand(self.envs, -1)
-        return block.copy().set(LEFT, left.unsqueeze(-1)).set(TIME, time.unsqueeze(-1).clone())
-
-    def extend(self, buffer: TensorDictReplayBuffer, block: TensorDictBase) -> None:
-        """Stores a block [E, T]; adds its steps to those that were left in the episodes that it continues."""
-        marked = self.marked(block)
+        marked = block.copy().set(LEFT, left.unsqueeze(-1)).set(TIME, time.unsqueeze(-1).clone())
         places = buffer.extend(marked.reshape(-1)).reshape(self.envs, self.steps)
         size, capacity, stored = len(buffer), buffer.storage.max_size, buffer[:][LEFT]
-        ended = (block["next", "terminated"] | block["next", "truncated"]).squeeze(-1)
         for env, ends in enumerate(ended):
             ends_at = ends.nonzero().flatten().tolist()
             back = torch.arange(1, self.running[env] + 1)

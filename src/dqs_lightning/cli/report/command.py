@@ -57,9 +57,8 @@ def names_of(given: Sequence[str]) -> dict[Path, str]:
     """Returns METHOD or TASK/METHOD by path, of texts PATH=NAME."""
     names = {}
     for text in given:
-        if not (
-            found := re.fullmatch(r"(.+)=([^/=]+(?:/[^/=]+)?)", text, re.DOTALL)
-        ):  # a run's folder may be called seed=0
+        # The last = separates them, since a run's folder may be called seed=0.
+        if not (found := re.fullmatch(r"(.+)=([^/=]+(?:/[^/=]+)?)", text, re.DOTALL)):
             raise InputError(f"--name {text}: must be PATH=METHOD or PATH=TASK/METHOD")
         names[Path(found[1])] = found[2]
     return names

@@ -79,7 +79,7 @@ def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.D
     """Draws one panel a task, one line a method, with its band; published returns as marks.
 
     `scores` are of `statistics.tidy`; `axis` is frames, updates or wall_s; `styles` are those of all methods in every
-    picture; `published` is of `published.choose`, and empty for any axis but frames.
+    picture; `published` is of `measure.choose_published`, and empty for any axis but frames.
     """
     tasks, labels = list(scores["task"].unique()), list(published["label"].unique())
     columns = min(len(tasks), 3)

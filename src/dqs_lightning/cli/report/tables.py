@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dqs_lightning.cli.report.measure import BATCH, Report
-from dqs_lightning.cli.report.published import read_published
+from dqs_lightning.cli.report.measure import BATCH, Report, read_published
 from dqs_lightning.cli.report.statistics import REPS, at, costs, summary
 
 NONE = "-"
