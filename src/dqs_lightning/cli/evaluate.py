@@ -9,8 +9,6 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-
 from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
 from dqs_lightning.cli.files import existing_folder
 
@@ -118,7 +116,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
     limit = options.max_steps or STEP_LIMIT
     if options.video:
-        returns = film(env, policy, video, episodes=1, step_limit=limit).returns
+        returns, _ = film(env, policy, video, episodes=1, step_limit=limit)
     else:
         returns = episode_returns(env, policy, step_limit=limit)
     env.close(raise_if_closed=False)
@@ -138,7 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = existing_checkpoint(options.run_or_ckpt)
     if options.video:
         load_renderer()
-    os.environ.setdefault("MUJOCO_GL", "disabled")
     print(evaluate(path, options))
     return DONE
 

@@ -18,9 +18,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MUJOCO_GL", "disabled")
-
 import torch
 from torch import Tensor, nn
 

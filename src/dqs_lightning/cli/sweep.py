@@ -19,16 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a run is as fast as one by hand; Ray's default is 15
 
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing, reported
 from dqs_lightning.cli.provenance import about
-from dqs_lightning.cli.sweep_manifest import Manifest
+from dqs_lightning.cli.sweep_manifest import COLOURS, Manifest, View
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
 from dqs_lightning.cli.sweep_process import execute
-from dqs_lightning.cli.sweep_view import COLOURS, View
 
 FAILED = 1
 """Exit code of a sweep of which a run failed; the others went on."""

@@ -8,6 +8,7 @@ import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dqs_callbacks
@@ -19,7 +20,7 @@ from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing
 from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
-from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
+from dqs_lightning.cli.loggers import RunCSVLogger, drop_later_metrics
 from dqs_lightning.cli.machine import set_threads
 from dqs_lightning.cli.parser import DEFAULT_AGENT, ConfigFile, Parser, defaults_of
 from dqs_lightning.cli.provenance import method_of, write_run
@@ -112,7 +113,8 @@ class FitCLI(LightningCLI):
         kwargs["default_root_dir"] = str(folder)
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given.plugins or [])]
         if given.logger is None or given.logger is True:
-            kwargs["logger"] = default_loggers(folder)
+            board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
+            kwargs["logger"] = [RunCSVLogger(save_dir=folder, name="", version=""), board]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
@@ -120,7 +122,10 @@ class FitCLI(LightningCLI):
             raise InputError(f"trainer: {error}") from error
         made: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         off = {type(c) for c in (*listed, *made) if isinstance(c, SAFETY) and not c.enabled}
-        self.callbacks = sorted((c for c in made if type(c) not in off), key=_turn)
+        # A stop acts after all other callbacks, and before the checkpoints, which save their final state.
+        last = Checkpoint, dqs_callbacks.Preempt
+        kept = (c for c in made if type(c) not in off)
+        self.callbacks = sorted(kept, key=lambda c: [isinstance(c, kind) for kind in last])
         trainer.callbacks = self.callbacks  # type: ignore[attr-defined]
         return trainer
 
@@ -201,8 +206,3 @@ class Rehearsal(FitCLI):
         """Does nothing: only the parse is needed."""
 
     instantiate_classes = before_instantiate_classes
-
-
-def _turn(callback: Callback) -> int:
-    """Sort key: a stop acts after all other callbacks, and before the checkpoints, which save their final state."""
-    return 2 if isinstance(callback, Checkpoint) else int(isinstance(callback, dqs_callbacks.Preempt))

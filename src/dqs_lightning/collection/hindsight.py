@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
 from dqs_lightning.envs.goals import Goals
@@ -76,16 +75,13 @@ class Hindsight:
         rows = (torch.rand(len(drawn)) < self.share).nonzero().flatten()
         if not len(rows):
             return drawn
-        chosen = drawn[rows.to(drawn.device)]
+        rows = rows.to(drawn.device)
+        chosen = drawn[rows]
         left, time = chosen[LEFT].squeeze(-1).cpu(), chosen[TIME].squeeze(-1).cpu()
         ahead = left if self.strategy == "final" else (torch.rand(len(rows)) * (left + 1)).long().minimum(left)
         distance = ahead + (time + ahead) // self.steps * (self.envs - 1) * self.steps
         places = (chosen["index"].reshape(-1).cpu() + distance) % buffer.storage.max_size
         goal = buffer[:]["next", "observation"][places.to(drawn.device)][:, self.goals.achieved]
-        return self._with(drawn, rows.to(drawn.device), goal)
-
-    def _with(self, drawn: TensorDictBase, rows: Tensor, goal: Tensor) -> TensorDictBase:
-        """Writes other goals, and what follows from them, to some rows of sampled transitions."""
         for key in ("observation", ("next", "observation")):
             drawn[key][rows, self.goals.desired] = goal
         reward, terminated = self.goals.outcome(drawn["next", "observation"][rows][:, self.goals.achieved], goal)

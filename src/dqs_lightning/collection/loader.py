@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict, TensorDictBase
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
     from dqs_lightning.collection.data import OnlineData
 
 T = TypeVar("T")
+
+
+class CollectionHook:
+    """Mixin of callbacks that are called while transitions are collected."""
+
+    def on_block_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after a block of transitions after which no update is due, as in the warm-up.
+
+        All ranks call it at the same blocks. Where `trainer.should_stop` is set afterwards, collection ends.
+        """
 
 
 class Behaviour(nn.Module):

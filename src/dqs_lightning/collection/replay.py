@@ -10,10 +10,9 @@ from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.transforms import MultiStepTransform
 
-from dqs_lightning.agents.base import STEPS
-from dqs_lightning.collection.clock import Clock
+from dqs_lightning.agents.base import STEPS, Agent
 from dqs_lightning.collection.hindsight import PLACE, hindsight_of
-from dqs_lightning.collection.source import TRANSITION, Source
+from dqs_lightning.collection.source import TRANSITION, Clock, Source
 from dqs_lightning.finite import check_replay
 
 if TYPE_CHECKING:
@@ -65,15 +64,12 @@ class Replay(Source):
 
     Args:
         data: the run's numbers.
-        discount: gamma of the agent, for transitions over several steps.
-        device: of the agent; the buffer is there where `data.replay_on_device` is set, and on the CPU otherwise.
+        agent: its discount is that of transitions over several steps; the buffer is on its device where
+            `data.replay_on_device` is set, and on the CPU otherwise.
         world_size: number of ranks.
-
-    Raises:
-        ValueError: when the numbers do not fit together; the message names them.
     """
 
-    def __init__(self, data: "OnlineData", discount: float, device: torch.device, world_size: int) -> None:
+    def __init__(self, data: "OnlineData", agent: Agent, world_size: int) -> None:
         steps = data.num_envs * data.steps_per_collect
         self.clock = clock = Clock(
             steps,
@@ -96,9 +92,9 @@ class Replay(Source):
             )
         self.batch_size = data.batch_size
         capacity = min(data.replay_size, clock.total_frames // clock.frames_per_block * steps)
-        storage = Storage(capacity, device=device if data.replay_on_device else "cpu")
+        storage = Storage(capacity, device=agent.device if data.replay_on_device else "cpu")
         self.buffer = TensorDictReplayBuffer(storage=storage)
-        self.multi_step = MultiStep(data.n_steps, discount) if data.n_steps > 1 else None
+        self.multi_step = MultiStep(data.n_steps, agent.discount) if data.n_steps > 1 else None
         self.hindsight = hindsight_of(data)
         self.keys = (*TRANSITION, STEPS) if self.multi_step else TRANSITION
         self.stored = (*self.keys, *PLACE) if self.hindsight else self.keys

@@ -1,14 +1,15 @@
-"""The keys of transitions, what makes batches of them, and that of on-policy agents, from their latest rollout."""
+"""Sources of batches: what they have in common, the clock of a run, and that of on-policy agents."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.agents.base import Rollout
-from dqs_lightning.collection.clock import Clock
 
 if TYPE_CHECKING:
     from dqs_lightning.collection.data import OnlineData
@@ -19,6 +20,62 @@ TRANSITION: tuple[NestedKey, ...] = (
     *(("next", key) for key in ("observation", "reward", "terminated", "truncated")),
 )
 """Keys of the transitions that are collected."""
+
+
+@dataclass
+class Clock:
+    """Counts frames in blocks, the transitions that all ranks collect between two rounds of updates.
+
+    Frame counts are rounded up to whole blocks.
+
+    Args:
+        steps_per_block: agent steps of one rank in a block, over all of its environments.
+        frames_per_block: environment frames of all ranks in a block.
+        total_frames: length of the run.
+        updates_of: number of gradient updates for a number of blocks.
+        random_frames: first frames, whose actions are uniformly random.
+        waiting_frames: first frames, after which no update is due.
+
+    Attributes:
+        frames: environment frames collected so far, over all ranks.
+        total_updates: gradient updates of the whole run.
+    """
+
+    steps_per_block: int
+    frames_per_block: int
+    total_frames: int
+    updates_of: Callable[[int], int]
+    random_frames: int = 0
+    waiting_frames: int = 0
+
+    def __post_init__(self) -> None:
+        self.total_frames = self._whole_blocks(self.total_frames)
+        self.random_frames = self._whole_blocks(self.random_frames)
+        self.waiting_frames = max(self.random_frames, self._whole_blocks(self.waiting_frames))
+        self.frames = 0
+        self.total_updates = self._updates_after(self.total_frames)
+
+    def _whole_blocks(self, frames: int) -> int:
+        return math.ceil(frames / self.frames_per_block) * self.frames_per_block
+
+    def _updates_after(self, frames: int) -> int:
+        return self.updates_of(max(0, frames - self.waiting_frames) // self.frames_per_block)
+
+    @property
+    def updates(self) -> int:
+        """Updates that are due after the frames so far."""
+        return self._updates_after(self.frames)
+
+    @property
+    def random_steps(self) -> int:
+        """Steps of one rank, over all its environments, whose actions are still to be uniformly random."""
+        return max(0, self.random_frames - self.frames) // self.frames_per_block * self.steps_per_block
+
+    def advance(self) -> int:
+        """Counts a block; returns how many updates are due because of it."""
+        before = self.updates
+        self.frames += self.frames_per_block
+        return self.updates - before
 
 
 class Source(ABC):
@@ -50,15 +107,13 @@ class Rollouts(Source):
 
     Args:
         data: the run's numbers.
-        agent: prepares each block, for example by computing advantages.
-        rollout: its sizes.
+        agent: gives the sizes of rollouts, and prepares each block, for example by computing advantages.
         world_size: number of ranks.
-
-    Raises:
-        ValueError: when the numbers do not fit together; the message names them.
     """
 
-    def __init__(self, data: "OnlineData", agent: Agent, rollout: Rollout, world_size: int) -> None:
+    def __init__(self, data: "OnlineData", agent: Agent, world_size: int) -> None:
+        rollout = agent.rollout
+        assert rollout is not None
         if data.hindsight:
             raise ValueError(
                 f"hindsight={data.hindsight}: must be 0 for {type(agent).__name__}, which is on-policy: other goals "

@@ -11,10 +11,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MUJOCO_GL", "disabled")
-os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
-
 from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
 from dqs_lightning.cli.files import existing_folder, read_json
 from dqs_lightning.cli.report.runs import read_runs
