@@ -25,7 +25,7 @@ from faults.tasks import AGENTS, RUN, TASKS, arguments
 RANKS, WORKERS = (1, 2), (0, 2)
 EXACT = {(task, workers): task != "pendulum" for task in TASKS for workers in WORKERS}
 """Where environments are restored in mid-episode."""
-COUNT = "dqs_lightning.collection.episode_returns:EpisodeReturns.add"
+COUNT = "dqs_lightning.collection.loader:EpisodeReturns.add"
 STEP = {
     "DQS": "dqs_lightning.agents.dqs:DQS.training_step",
     "SAC": "dqs_lightning.agents.twin:TwinCritic.training_step",

@@ -59,9 +59,7 @@ PHASES = {
     "start-up, parsing": Phase([wait("dqs_lightning.cli.training:FitCLI.before_instantiate_classes")], False),
     "start-up, constructing": Phase([wait("dqs_lightning.cli.training:FitCLI.instantiate_trainer")], False),
     "building": Phase([wait("dqs_lightning.collection.loader:OnlineLoader._start")]),
-    "warm-up": Phase(
-        [wait("dqs_lightning.collection.episode_returns:EpisodeReturns.add", 3), SLOW], within_s=OBEY_WITHIN_S
-    ),
+    "warm-up": Phase([wait("dqs_lightning.collection.loader:EpisodeReturns.add", 3), SLOW], within_s=OBEY_WITHIN_S),
     "updates": Phase([wait("dqs_lightning.agents.dqs:DQS.training_step", 22)]),
     "evaluation": Phase([wait("dqs_callbacks.evaluate:Evaluate.measure", 2), SLOW], False, within_s=OBEY_WITHIN_S),
     "saving": Phase([wait("dqs_lightning.run.checkpoint:atomic_save", 2)]),

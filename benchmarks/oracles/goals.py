@@ -21,8 +21,8 @@ import torch
 from matplotlib.figure import Figure
 from maze_oracle import Oracle
 
+from dqs_callbacks.goals import NOWHERE, colour_of
 from dqs_callbacks.pictures import COLOURS, DPI
-from dqs_callbacks.trajectories import NOWHERE, colour_of
 from dqs_lightning.agents import DQS, load_agent
 from dqs_lightning.checkpoint.archive import checkpoint_of
 from dqs_lightning.cli.report.runs import read_runs

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from dqs_lightning import diffusion as d
 from dqs_lightning.cli.provenance import about
+from dqs_lightning.nn.backbones import inner_dtype
 from dqs_lightning.nn.critics import CriticPair
-from dqs_lightning.nn.precision import inner_dtype
 
 CRITICS = Path(__file__).parent / "critics"
 DIMENSIONS = {"walker-walk-5k": 6, "walker-walk-17k": 6, "quadruped-walk-17k": 12}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from dqs_lightning.agents import DQS
 from dqs_lightning.agents.backups import BestOf, ExpectedQ, MixtureBackup, SoftPolicyValue
 from dqs_lightning.diffusion import MLP
-from dqs_lightning.nn.precision import inner_dtype
+from dqs_lightning.nn.backbones import inner_dtype
 
 
 class Product(NamedTuple):

@@ -3,13 +3,11 @@
 from dqs_callbacks.diagnostics import Diagnostics
 from dqs_callbacks.evaluate import Evaluate
 from dqs_callbacks.finite_guard import FiniteGuard
-from dqs_callbacks.goals import GoalCoverage
+from dqs_callbacks.goals import GoalCoverage, Trajectories
 from dqs_callbacks.landscape import ActionLandscape
 from dqs_callbacks.preempt import Preempt
-from dqs_callbacks.progress import FramesProgress
+from dqs_callbacks.progress import FramesProgress, Throughput
 from dqs_callbacks.start_from import StartFrom
-from dqs_callbacks.throughput import Throughput
-from dqs_callbacks.trajectories import Trajectories
 from dqs_callbacks.video import CannotFilmError, Video
 from dqs_lightning.finite import NonFiniteError
 

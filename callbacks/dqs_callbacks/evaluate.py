@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dqs_callbacks.rows import PeriodicRows
+from dqs_callbacks.periodic import PeriodicRows
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
@@ -46,10 +46,8 @@ class Evaluate(PeriodicRows):
     ) -> None:
         super().__init__(every_frames)
         self.episodes, self.deterministic, self.best_of = episodes, deterministic, best_of
-        self.max_steps = max_steps
-        self.at_start, self.path = at_start, path
-        self._wall_s = 0.0
-        self._clock = 0.0
+        self.at_start, self.max_steps, self.path = at_start, max_steps, path
+        self._wall_s = self._clock = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if (self.best_of or 1) > 1 and getattr(type(pl_module), "q_value", None) is Agent.q_value:

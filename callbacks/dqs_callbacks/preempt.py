@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from dqs_lightning.collection.hook import CollectionHook
+from dqs_lightning.collection.loader import CollectionHook
 from dqs_lightning.stop_signal import STOP, Phase
 
 

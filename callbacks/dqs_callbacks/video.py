@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from ctypes.util import find_library
 from pathlib import Path
-from typing import NamedTuple
 
 import imageio
 import lightning as L
@@ -28,13 +27,6 @@ from dqs_lightning.ranges import Count, checked
 
 class CannotFilmError(MisconfigurationException):
     """An environment without pictures, or a renderer that does not work here; the message follows the task's name."""
-
-
-class Film(NamedTuple):
-    """Result of `film`: `returns` [num_envs], and the `last` picture [rows x h, columns x w, 3]."""
-
-    returns: Tensor
-    last: np.ndarray
 
 
 class Video(Periodic):
@@ -90,7 +82,7 @@ class Video(Periodic):
         file = Path(trainer.default_root_dir) / "videos" / f"frames={data.env_frames}.mp4"
         policy = policy_of(agent, self.deterministic)
         with closing(data.make_environment(self.episodes, seed)) as env:
-            last = film(env, policy, file, None, self.height, self.width, self.fps, self.max_steps).last
+            _, last = film(env, policy, file, None, self.height, self.width, self.fps, self.max_steps)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("video", last, trainer.global_step, dataformats="HWC")
@@ -108,8 +100,10 @@ def film(
     fps: int = 30,
     max_steps: int | None = None,
     step_limit: int = STEP_LIMIT,
-) -> Film:
+) -> tuple[Tensor, np.ndarray]:
     """Films the first episode of each member: one picture a step, the members side by side, as square as possible.
+
+    Returns the returns [num_envs], and the last picture [rows x height, columns x width, 3].
 
     Args:
         env: batch size [num_envs], with `render(index, height, width)` -> uint8 [height, width, 3]; it is reset first.
@@ -138,7 +132,7 @@ def film(
 
     with _mp4(file, fps) as append:
         returns = episode_returns(env, policy, draw, max_steps, step_limit)
-    return Film(returns, picture)
+    return returns, picture
 
 
 def check_films(data: OnlineData, height: int = 240, width: int = 320) -> None:

@@ -13,8 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.image import imread
 
 from dqs_callbacks import GoalCoverage, Trajectories
-from dqs_callbacks.goals import table
-from dqs_callbacks.trajectories import thinned
+from dqs_callbacks.goals import table, thinned
 from dqs_lightning.envs import Maze, MixtureNavigation
 from dqs_lightning.evaluation.goal_coverage import entropy_of
 from dqs_lightning.run.checkpoint import RunCheckpoint

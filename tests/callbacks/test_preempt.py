@@ -15,7 +15,7 @@ from helpers import maze_data, small_agent, trainer
 from dqs_callbacks import Evaluate, GoalCoverage, Preempt
 from dqs_callbacks.periodic import Periodic
 from dqs_lightning.checkpoint.archive import safe_load
-from dqs_lightning.collection.hook import CollectionHook
+from dqs_lightning.collection.loader import CollectionHook
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.stop_signal import STOP
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import small_data
 
 from dqs_callbacks import Evaluate
-from dqs_callbacks.rows import drop_later_rows
+from dqs_callbacks.periodic import drop_later_rows
 
 
 def at(updates: int) -> Any:

@@ -37,9 +37,8 @@ from dqs_lightning.cli.report.files import write_study
 from dqs_lightning.cli.report.measure import measure
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.report.tables import tables_of
-from dqs_lightning.cli.sweep_manifest import Manifest
+from dqs_lightning.cli.sweep_manifest import Manifest, View
 from dqs_lightning.cli.sweep_plan import expand
-from dqs_lightning.cli.sweep_view import View
 from dqs_lightning.collection.data import OnlineData
 
 ROW = {"env_frames": 1000, "updates": 500, "wall_s": 10.0, "episodes": 10, "return_mean": 100.0}

@@ -18,7 +18,7 @@ from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.provenance import method_of, without_place
 from dqs_lightning.cli.report import command as report
 from dqs_lightning.cli.report.files import write_study
-from dqs_lightning.cli.report.published import DEFAULT, choose, read_published, suite_name
+from dqs_lightning.cli.report.measure import DRAWN, choose_published, read_published, suite_name
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.report.statistics import tidy
 
@@ -232,7 +232,7 @@ def test_published_rows_come_with_their_sources_and_what_they_spend(made: Path) 
     rows, source = read_published()
     assert len(rows) == 1615 and "github.com/nicklashansen/tdmpc2" in source
     assert (files("dqs_lightning.cli.report") / "dmc_published.csv").is_file()
-    assert set(rows["method"]) >= set(DEFAULT)
+    assert set(rows["method"]) >= set(DRAWN)
     td7 = rows[rows["method"] == "TD7"]
     assert td7["updates_per_frame"].isna().all() and td7["label"].str.endswith(", updates not given").all()
     page = (made / "report.html").read_text()
@@ -254,27 +254,27 @@ def test_published_names_are_those_of_the_suite() -> None:
 
 def test_published_rows_are_chosen_by_name_and_within_the_picture() -> None:
     last = {"walker-walk": 200_000.0, "maze": 1e6}
-    rows = choose(None, last)
+    rows = choose_published(None, last)
     assert set(zip(rows["method"], rows["frames"], strict=True)) == {
-        (method, frames) for method in DEFAULT for frames in (100_000, 200_000)
+        (method, frames) for method in DRAWN for frames in (100_000, 200_000)
     }
-    assert set(rows["task"]) == {"walker-walk"} and choose(["none"], last).empty
-    assert set(choose(["XQC"], last)["method"]) == {"XQC"}
-    assert set(choose(None, {"ball_in_cup-catch": 1e5})["task"]) == {"ball_in_cup-catch"}
+    assert set(rows["task"]) == {"walker-walk"} and choose_published(["none"], last).empty
+    assert set(choose_published(["XQC"], last)["method"]) == {"XQC"}
+    assert set(choose_published(None, {"ball_in_cup-catch": 1e5})["task"]) == {"ball_in_cup-catch"}
     with pytest.raises(
         InputError, match=r"--published=TDMPC2: no such method; allowed are none, SAC.*\nDid you mean TD-MPC2"
     ):
-        choose(["TDMPC2"], last)
+        choose_published(["TDMPC2"], last)
 
 
 def test_the_picture_marks_a_published_return_with_what_it_spends(tmp_path: Path) -> None:
     from dqs_lightning.cli.report.pictures import draw_curves, style_of
 
     runs = read_runs([sweep(tmp_path / "s")])
-    rows = choose(None, {"walker-walk": 120_000.0, "walker-run": 120_000.0})
+    rows = choose_published(None, {"walker-walk": 120_000.0, "walker-run": 120_000.0})
     figure = draw_curves(tidy(runs), "frames", style_of(["sac", "soft"]), rows)
     texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert texts == ["sac", "soft", *(f"published: {name}, action repeat 2, 0.5 updates/frame" for name in DEFAULT)]
+    assert texts == ["sac", "soft", *(f"published: {name}, action repeat 2, 0.5 updates/frame" for name in DRAWN)]
     run, walk = figure.axes
     assert (run.get_title(), walk.get_title()) == ("walker-run", "walker-walk")
     here = rows[rows["task"] == "walker-walk"]

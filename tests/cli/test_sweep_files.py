@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.sweep_manifest import Manifest, Record
+from dqs_lightning.cli.sweep_manifest import Manifest, Record, View
 from dqs_lightning.cli.sweep_plan import Run
-from dqs_lightning.cli.sweep_view import View
 
 NAME = "pole/dqs/seed=0"
 RECORD = asdict(

@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from dqs_lightning.agents import DQS, PPO, SAC
 from dqs_lightning.agents.base import STEPS
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.collection.n_step import MultiStep
-from dqs_lightning.collection.rollouts import Rollouts
+from dqs_lightning.collection.replay import MultiStep
+from dqs_lightning.collection.source import Rollouts
 
 
 def stream(length: int) -> TensorDict:

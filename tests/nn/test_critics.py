@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dqs_lightning.diffusion import MLP, Backbone, SimBa
-from dqs_lightning.nn.backbones import FeedForward
+from dqs_lightning.nn.backbones import FeedForward, InnerPrecision, inner_dtype, multiplies_bfloat16
 from dqs_lightning.nn.critics import CriticPair, QNetwork, soft_update
 from dqs_lightning.nn.observation_norm import ObservationNorm
-from dqs_lightning.nn.precision import InnerPrecision, inner_dtype, multiplies_bfloat16
 
 BACKBONES = [MLP((16,)), MLP((16, 8)), MLP((16, 8, 4)), MLP((16, 8), layer_norm=True), SimBa(8, 2, 3)]
 

@@ -49,8 +49,7 @@ class Agent(L.LightningModule, ABC):
         action_dim: dimension of the action; actions are in [-1, 1].
         max_grad_norm: maximum norm of each parameter group's gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     discount: float
@@ -218,15 +217,9 @@ class Agent(L.LightningModule, ABC):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Return the agent of a checkpoint; no code that the file names is run.
+        """Return the agent of a run's `last.ckpt`, on `map_location` or the CPU; no code that the file names is run.
 
-        Args:
-            checkpoint_path: of a run's `last.ckpt`.
-            map_location: device of the agent; None: CPU.
-            hparams_file: must be None: the arguments are those in the checkpoint.
-            strict: must be None or True: every parameter must be in the checkpoint.
-            weights_only: has no effect: the file is read as tensors and plain values.
-            kwargs: arguments of the class that replace the saved ones.
+        `kwargs` replace saved arguments. `weights_only` has no effect; `hparams_file` and `strict=False` are refused.
 
         Raises:
             CheckpointError: see `load_agent`.

@@ -74,9 +74,6 @@ class Quantiles(CriticLoss):
     Args:
         num: N of each critic; >= 1.
         dropped: quantiles left out for each critic; >= 0 and < `num`.
-
-    Raises:
-        ValueError: when a number is out of its range; the message names it.
     """
 
     policy_actions = 1

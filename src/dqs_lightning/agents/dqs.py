@@ -21,9 +21,8 @@ from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
 from dqs_lightning.diffusion.training_points import OnTrajectory, TrainingPoints
 from dqs_lightning.finite import magnitude
-from dqs_lightning.nn.backbones import MLP, Backbone
+from dqs_lightning.nn.backbones import MLP, Backbone, InnerPrecision, inner_dtype
 from dqs_lightning.nn.critics import CriticPair, Reduction, soft_update
-from dqs_lightning.nn.precision import InnerPrecision, inner_dtype
 from dqs_lightning.ranges import Count, Fraction, NonNegative, Positive, Share, checked
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
 

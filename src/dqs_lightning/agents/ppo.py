@@ -36,11 +36,7 @@ class PPO(Agent):
         entropy_coefficient: weight of the policy's entropy; >= 0.
         value_coefficient: weight of the value's squared error; > 0.
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
-
-    Raises:
-        ValueError: when a number is out of its range; the message names it.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     @checked
@@ -67,8 +63,7 @@ class PPO(Agent):
             raise ValueError(f"minibatch_size={minibatch_size}: must be <= rollout_steps={rollout_steps}")
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
-        self.learning_rate = learning_rate
-        self.discount = discount
+        self.learning_rate, self.discount = learning_rate, discount
         self.rollout = Rollout(rollout_steps, epochs, minibatch_size)
         mean = FeedForward(observation_dim, action_dim, actor_backbone)
         actor = ProbabilisticActor(
@@ -114,9 +109,8 @@ class PPO(Agent):
         for key in ("observation", ("next", "observation")):
             block[key] = self.observation_norm(block[key])
         self.advantage(block)
-        self.update_observation_norm(
-            raw.reshape(-1, self.observation_dim)
-        )  # afterwards, since the rollout was collected without it
+        # Afterwards, since the rollout was collected without it.
+        self.update_observation_norm(raw.reshape(-1, self.observation_dim))
         return block
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:

@@ -33,8 +33,7 @@ class SAC(TwinCritic):
         tau: weight of the online critics in each update of the target critics, in (0, 1].
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: actions drawn for each decision, of which the one of highest Q is taken; 1 samples the policy.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     @checked
@@ -54,12 +53,10 @@ class SAC(TwinCritic):
         best_of: Count = 1,
         normalise_observations: bool = False,
     ) -> None:
-        super().__init__(
-            observation_dim, action_dim, learning_rate, discount, tau, max_grad_norm, best_of, normalise_observations
-        )
+        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
-        self.actor_every = actor_every
+        self.learning_rate, self.discount, self.tau, self.actor_every = learning_rate, discount, tau, actor_every
         policy = nn.Sequential(FeedForward(observation_dim, 2 * action_dim, actor_backbone), NormalParamExtractor())
         actor = ProbabilisticActor(
             TensorDictModule(policy, ["observation"], ["loc", "scale"]),

@@ -32,8 +32,7 @@ class TD3(TwinCritic):
         tau: weight of the online networks in each update of their targets, in (0, 1].
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: noisy actions drawn for each decision, of which the one of highest Q is taken.
-        normalise_observations: whether networks receive observations minus their running mean, divided by their running
-            standard deviation.
+        normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
     """
 
     TARGETS = ("qvalue", "actor")
@@ -56,12 +55,11 @@ class TD3(TwinCritic):
         best_of: Count = 1,
         normalise_observations: bool = False,
     ) -> None:
-        super().__init__(
-            observation_dim, action_dim, learning_rate, discount, tau, max_grad_norm, best_of, normalise_observations
-        )
+        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
-        self.exploration_noise, self.actor_every = exploration_noise, actor_every
+        self.learning_rate, self.discount, self.tau, self.actor_every = learning_rate, discount, tau, actor_every
+        self.exploration_noise = exploration_noise
         policy = nn.Sequential(FeedForward(observation_dim, action_dim, actor_backbone), nn.Tanh())
         self.loss = TD3Loss(
             TensorDictModule(policy, ["observation"], ["action"]),

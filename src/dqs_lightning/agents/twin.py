@@ -13,35 +13,21 @@ from dqs_lightning.agents.base import Agent
 from dqs_lightning.diffusion import Backbone
 from dqs_lightning.nn.critics import QNetwork
 from dqs_lightning.nn.observation_norm import ObservationNorm
-from dqs_lightning.ranges import Fraction, Positive, Share, checked
 
 
 class TwinCritic(Agent):
     """Base class of agents whose `loss` holds a policy, two critics and their targets, as TorchRL has them.
 
-    Subclass it, make `loss`, and write `sample` and `learn`. The arguments are those of `SAC`.
+    Subclass it, set `loss`, `learning_rate`, `discount` and `tau`, and write `sample` and `learn`.
     """
 
     TARGETS: tuple[str, ...] = ("qvalue",)
     """Networks of the loss that have a target."""
 
     loss: LossModule
-
-    @checked
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        learning_rate: Positive,
-        discount: Fraction,
-        tau: Share,
-        max_grad_norm: float | None,
-        best_of: int,
-        normalise_observations: bool,
-    ) -> None:
-        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
-        self.learning_rate, self.discount, self.tau = learning_rate, discount, tau
-        self._target_updater: SoftUpdate | None = None
+    learning_rate: float
+    tau: float
+    _target_updater: SoftUpdate | None = None
 
     def make_critics(self, backbone: Backbone) -> list[TensorDictModule]:
         """Two critics as TorchRL's losses take them."""

@@ -37,14 +37,6 @@ def _digest(file: IO[bytes], size: int) -> str:
     return found.hexdigest()
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The OSError during whose handling an error was raised; the error itself where there is none."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, OSError):
-        found = found.__context__
-    return found or error
-
-
 def atomic_save(value: Any, path: str | os.PathLike[str]) -> str:
     """torch.save so that `path` holds either the old value or the whole new one, even if the machine stops.
 
@@ -57,7 +49,10 @@ def atomic_save(value: Any, path: str | os.PathLike[str]) -> str:
         try:
             torch.save(value, file)
         except RuntimeError as error:  # torch closes its archive after a failed write, and fails again
-            raise _cause(error) from error
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise (cause or error) from error
         file.seek(-2, os.SEEK_END)  # the length of the archive's comment, which is empty
         file.write(COMMENT_BYTES.to_bytes(2, "little"))
         digest = _digest(file, file.tell())

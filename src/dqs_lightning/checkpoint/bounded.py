@@ -30,7 +30,8 @@ def check_bounded(value: Any, children: Callable[[Any], Iterable[Any]] | None = 
         if depth > MAX_DEPTH:  # a cycle ends here too
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
         if id(part) not in known:
-            size, height = 1 + _length(part) // CHARACTERS_OF_A_VALUE, 0
+            text, height = getattr(part, "value", part), 0  # value: of a node of YAML
+            size = 1 + (len(text) // CHARACTERS_OF_A_VALUE if isinstance(text, str | bytes) else 0)
             for child in inside(part):
                 more, below = measure(child, depth + 1)
                 size, height = size + more, max(height, below + 1)
@@ -42,11 +43,6 @@ def check_bounded(value: Any, children: Callable[[Any], Iterable[Any]] | None = 
         return known[id(part)]
 
     measure(value, 0)
-
-
-def _length(part: Any) -> int:
-    text = getattr(part, "value", part)  # of a node of YAML
-    return len(text) if isinstance(text, str | bytes) else 0
 
 
 def _items(part: Any) -> Iterable[Any]:

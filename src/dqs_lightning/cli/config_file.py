@@ -12,7 +12,7 @@ import yaml
 
 from dqs_lightning.checkpoint.bounded import MAX_DEPTH, check_bounded
 from dqs_lightning.cli.errors import InputError, refusing
-from dqs_lightning.cli.reading import read_text
+from dqs_lightning.cli.files import read_text
 
 MAX_BYTES = 2**20
 """Largest size of a configuration; the parser needs about 20 s for it."""
@@ -29,21 +29,13 @@ _FLOAT = re.compile(
 class Loader(yaml.SafeLoader):
     """Safe YAML of bounded size in which keys are text and given once, 1e6 is an integer, and dates stay text."""
 
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
     def get_single_data(self) -> Any:
         try:
             return super().get_single_data()
         except InputError:
             raise
+        except RecursionError:
+            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels") from None
         except (ValueError, TypeError, OverflowError) as error:  # of a number, or a list as a key
             raise yaml.YAMLError(str(error)) from error
 

@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
-from dqs_lightning.cli.escape import printable
 from dqs_lightning.registry import nearest
 
 DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED = 0, 2, 3, 4, 5, 75
@@ -80,6 +79,21 @@ def _expected(error: Exception, arguments: Sequence[str]) -> tuple[int, str] | N
         if any(_names(argument, file) for argument in arguments):
             return BAD_INPUT, f"{file}: {error.strerror}"
     return None
+
+
+def printable(value: Any, longest: int | None = 200) -> str:
+    """Returns a value, as `str` shows it, as one line of visible characters that can be printed anywhere.
+
+    Control characters (among them those that move a terminal's cursor), line breaks, invisible and directional marks
+    and lone surrogates become escapes such as \\x1b. Of a longer text `longest` characters are kept; None: all.
+    """
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a list that contains itself
+        text = f"<{type(value).__name__}>"
+    if longest is not None and len(text) > longest:
+        text = text[: longest - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def short(message: str) -> str:

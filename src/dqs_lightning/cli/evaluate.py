@@ -9,11 +9,8 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-
-from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
-from dqs_lightning.cli.escape import printable
-from dqs_lightning.cli.writing import existing_folder
+from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
+from dqs_lightning.cli.files import existing_folder
 
 if TYPE_CHECKING:  # torch is imported once the arguments have been checked
     from dqs_lightning.agents import Agent
@@ -115,7 +112,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
     limit = options.max_steps or STEP_LIMIT
     if options.video:
-        returns = film(env, policy, video, episodes=1, step_limit=limit).returns
+        returns, _ = film(env, policy, video, episodes=1, step_limit=limit)
     else:
         returns = episode_returns(env, policy, step_limit=limit)
     env.close(raise_if_closed=False)
@@ -123,10 +120,8 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     trained = f"{frames:,}" if isinstance(frames, int) else "an unknown number of"
     kind = "random policy" if options.random else f"{type(agent).__name__} at {trained} frames"
     interval = f"95 % interval [{low:.1f}, {high:.1f}]"
-    lines = [f"{printable(data.environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"]
-    if options.video:
-        lines.append(str(video))
-    return "\n".join(lines)
+    line = f"{printable(data.environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"
+    return f"{line}\n{video}" if options.video else line
 
 
 @reported("dqs-eval")
@@ -137,7 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = existing_checkpoint(options.run_or_ckpt)
     if options.video:
         load_renderer()
-    os.environ.setdefault("MUJOCO_GL", "disabled")
     print(evaluate(path, options))
     return DONE
 

@@ -18,9 +18,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MUJOCO_GL", "disabled")
-
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +25,9 @@ from dqs_lightning.agents import DQS, Agent, load_agent
 from dqs_lightning.checkpoint.archive import load_run
 from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
-from dqs_lightning.cli.latency import latencies
-from dqs_lightning.cli.machine import set_threads
+from dqs_lightning.cli.files import existing_folder
+from dqs_lightning.cli.machine import latencies, set_threads
 from dqs_lightning.cli.trust import restrict_imports
-from dqs_lightning.cli.writing import existing_folder
 from dqs_lightning.diffusion import EnergyDiffusion
 from dqs_lightning.diffusion.samplers import Noise
 

@@ -1,13 +1,8 @@
 """`dqs-fit`: train an agent from a configuration."""
 
 import logging
-import os
 import sys
 import warnings
-
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MUJOCO_GL", "disabled")
-os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
 
 from dqs_lightning.cli.errors import DONE, STOPPED, reported
 from dqs_lightning.cli.machine import keep_freed_memory, show_log

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -69,14 +69,6 @@ def drop_later_metrics(file: Path, updates: int) -> None:
     kept = [row for row in rows if int(row["step"]) <= updates]
     if len(kept) < len(rows):
         _write(file, header, kept)
-
-
-def default_loggers(folder: Path) -> list[Logger]:
-    """Returns loggers for CSV and TensorBoard, both in the run directory."""
-    return [
-        RunCSVLogger(save_dir=folder, name="", version=""),
-        TensorBoardLogger(save_dir=folder, name="", version="tensorboard"),
-    ]
 
 
 def _read(file: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -1,9 +1,12 @@
-"""What the commands set for the machine that they run on: the number of threads, and how memory is kept."""
+"""What the commands set and measure on the machine that they run on: threads, memory that is kept, and latencies."""
 
 import ctypes
 import logging
 import os
+import statistics
 import sys
+import timeit
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,3 +82,9 @@ def show_log() -> None:
         package.addHandler(logging.StreamHandler())
         package.setLevel(logging.INFO)
         package.propagate = False
+
+
+def latencies(*calls: Callable[[], object], repeats: int = 50) -> list[float]:
+    """Returns the median milliseconds of each call; they take turns, so a change of the machine's speed affects all."""
+    seconds = [[timeit.timeit(call, number=1) for call in calls] for _ in range(repeats)]
+    return [1e3 * statistics.median(times) for times in zip(*seconds, strict=True)]

@@ -13,9 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dqs_lightning.checkpoint.atomic import atomic_write
-from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.escape import printable
-from dqs_lightning.cli.reading import read_json
+from dqs_lightning.cli.errors import InputError, printable
+from dqs_lightning.cli.files import read_json
 
 FILE = "run.json"
 PACKAGES = (

@@ -19,16 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a run is as fast as one by hand; Ray's default is 15
 
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing, reported
 from dqs_lightning.cli.provenance import about
-from dqs_lightning.cli.sweep_manifest import Manifest
+from dqs_lightning.cli.sweep_manifest import COLOURS, Manifest, View
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
 from dqs_lightning.cli.sweep_process import execute
-from dqs_lightning.cli.sweep_view import COLOURS, View
 
 FAILED = 1
 """Exit code of a sweep of which a run failed; the others went on."""
@@ -145,10 +143,12 @@ def alone(out: Path) -> Iterator[None]:
 
 def check_commands(file: Path, runs: list[Run]) -> None:
     """Parses the command line of each task and variant as dqs-fit does; an error names the task and the variant."""
-    from dqs_lightning.cli.rehearsal import Rehearsal
+    from dqs_lightning.cli.training import Rehearsal
+    from dqs_lightning.cli.trust import restrict_imports
 
     for family, run in {run.name.rpartition("/")[0]: run for run in runs}.items():
         with refusing(f"{file}: {family}: ", InputError):
+            restrict_imports(())
             Rehearsal(run.command[1:])
 
 

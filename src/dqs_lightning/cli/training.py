@@ -1,14 +1,14 @@
 """The training command: a LightningCLI over one agent and `OnlineData`, with a run directory."""
 
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dqs_callbacks
@@ -18,9 +18,9 @@ from dqs_lightning.checkpoint.archive import AtomicCheckpointIO, CheckpointError
 from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
-from dqs_lightning.cli.errors import DONE, STOPPED, InputError
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing
 from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
-from dqs_lightning.cli.loggers import default_loggers, drop_later_metrics
+from dqs_lightning.cli.loggers import RunCSVLogger, drop_later_metrics
 from dqs_lightning.cli.machine import set_threads
 from dqs_lightning.cli.parser import DEFAULT_AGENT, ConfigFile, Parser, defaults_of
 from dqs_lightning.cli.provenance import method_of, write_run
@@ -29,8 +29,6 @@ from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.stop_signal import STOP
-
-T = TypeVar("T")
 
 SAFETY = (dqs_callbacks.FiniteGuard, dqs_callbacks.Preempt)
 """Callbacks of every run, whatever `trainer.callbacks` lists; each is switched off by its own `enabled`."""
@@ -41,7 +39,7 @@ class FitCLI(LightningCLI):
 
     parser: Parser
 
-    def __init__(self) -> None:
+    def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
             Agent,
             OnlineData,
@@ -53,6 +51,7 @@ class FitCLI(LightningCLI):
             trainer_defaults={"max_epochs": 1, "devices": 1, "enable_model_summary": False},
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
+            args=args,
         )
 
     def init_parser(self, **kwargs: Any) -> Parser:
@@ -69,18 +68,13 @@ class FitCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run_dir", type=str | None, help="Where the run lives. Default: runs/<task>/<agent>/<time>."
-        )
-        parser.add_argument(
-            "--ckpt_path", type=str | None, help="Checkpoint to continue, or auto: the newest one there."
-        )
-        parser.add_argument(
-            "--trust", type=str | None, help="A further package whose classes may be named; command line only."
-        )
-        parser.add_argument(
-            "--threads", type=PositiveInt | None, help="Of torch. Default: OMP_NUM_THREADS, or what the networks need."
-        )
+        for option, kind, text in (
+            ("--run_dir", str | None, "Where the run lives. Default: runs/<task>/<agent>/<time>."),
+            ("--ckpt_path", str | None, "Checkpoint to continue, or auto: the newest one there."),
+            ("--trust", str | None, "A further package whose classes may be named; command line only."),
+            ("--threads", PositiveInt | None, "Of torch. Default: OMP_NUM_THREADS, or what the networks need."),
+        ):
+            parser.add_argument(option, type=kind, help=text)
         parser.add_lightning_class_args(dqs_callbacks.Evaluate, "evaluate")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
@@ -90,7 +84,7 @@ class FitCLI(LightningCLI):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(args)  # Lightning's own warns about `args` beside those of the process
         check_seed(self.config.seed_everything)
 
     def before_instantiate_classes(self) -> None:
@@ -103,7 +97,8 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Construct agent, data and trainer. An environment is started to learn its sizes."""
-        checked("data.environment", super().instantiate_classes)
+        with refusing("data.environment.", ValueError):
+            super().instantiate_classes()
         hide_environment(self.parser.written, self.model, self.datamodule)
         set_threads(self.config.threads, self.model, self.trainer.num_devices)
 
@@ -118,7 +113,8 @@ class FitCLI(LightningCLI):
         kwargs["default_root_dir"] = str(folder)
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given.plugins or [])]
         if given.logger is None or given.logger is True:
-            kwargs["logger"] = default_loggers(folder)
+            board = TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
+            kwargs["logger"] = [RunCSVLogger(save_dir=folder, name="", version=""), board]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
@@ -126,7 +122,10 @@ class FitCLI(LightningCLI):
             raise InputError(f"trainer: {error}") from error
         made: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         off = {type(c) for c in (*listed, *made) if isinstance(c, SAFETY) and not c.enabled}
-        self.callbacks = sorted((c for c in made if type(c) not in off), key=_turn)
+        # A stop acts after all other callbacks, and before the checkpoints, which save their final state.
+        last = Checkpoint, dqs_callbacks.Preempt
+        kept = (c for c in made if type(c) not in off)
+        self.callbacks = sorted(kept, key=lambda c: [isinstance(c, kind) for kind in last])
         trainer.callbacks = self.callbacks  # type: ignore[attr-defined]
         return trainer
 
@@ -193,14 +192,17 @@ class FitCLI(LightningCLI):
             self.run_dir.discard()
 
 
-def _turn(callback: Callback) -> int:
-    """Sort key: a stop acts after all other callbacks, and before the checkpoints, which save their final state."""
-    return 2 if isinstance(callback, Checkpoint) else int(isinstance(callback, dqs_callbacks.Preempt))
+class Rehearsal(FitCLI):
+    """Parses a command line of `dqs-fit`, after the command's name: its files, keys, components and types.
 
+    It starts nothing. Values are not checked further: they may require devices or packages that only the machine of
+    the run has.
+    """
 
-def checked(key: str, make: Callable[[], T]) -> T:
-    """Call a function whose ValueError is one of the user's input."""
-    try:
-        return make()
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{key}.{error}") from error
+    def _set_seed(self) -> None:
+        """Keeps the random state of this process."""
+
+    def before_instantiate_classes(self) -> None:
+        """Does nothing: only the parse is needed."""
+
+    instantiate_classes = before_instantiate_classes

@@ -1,1 +1,1 @@
-"""Batches for training: the data module, its clock, collectors, replay and rollouts."""
+"""Batches for training: the data module, its loader, replay and rollouts."""

@@ -14,11 +14,9 @@ from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError, load_run
 from dqs_lightning.checkpoint.restore import UntrustedNameError, saved_arguments
 from dqs_lightning.collection.hindsight import Strategy
-from dqs_lightning.collection.hook import CollectionHook
-from dqs_lightning.collection.loader import OnlineLoader
+from dqs_lightning.collection.loader import CollectionHook, OnlineLoader
 from dqs_lightning.collection.replay import Replay
-from dqs_lightning.collection.rollouts import Rollouts
-from dqs_lightning.collection.source import Source
+from dqs_lightning.collection.source import Rollouts, Source
 from dqs_lightning.envs import Environment
 from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
@@ -184,10 +182,11 @@ class OnlineData(L.LightningDataModule):
         return WorkerBatch(self._makes, self.num_envs, self.workers, seed, self.step_timeout_s, self.restarts)
 
     def source(self, agent: Agent, world_size: int = 1) -> Source:
-        """Returns what turns blocks into batches: a replay buffer, or rollouts for an on-policy agent."""
-        if agent.rollout:
-            return Rollouts(self, agent, agent.rollout, world_size)
-        return Replay(self, agent.discount, agent.device, world_size)
+        """Returns what turns blocks into batches: a replay buffer, or rollouts for an on-policy agent.
+
+        Raises a ValueError that names the numbers when they do not fit together.
+        """
+        return (Rollouts if agent.rollout else Replay)(self, agent, world_size)
 
     def train_dataloader(self) -> CombinedLoader:
         assert self.trainer is not None

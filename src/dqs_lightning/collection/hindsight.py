@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
 from dqs_lightning.envs.goals import Goals
@@ -51,21 +50,16 @@ class Hindsight:
         self.envs, self.steps = shape
         self.running = [0] * self.envs
 
-    def marked(self, block: TensorDictBase) -> TensorDictBase:
-        """Returns a block [E, T] with the entries LEFT and TIME."""
+    def extend(self, buffer: TensorDictReplayBuffer, block: TensorDictBase) -> None:
+        """Stores a block [E, T], with LEFT and TIME; adds its steps to those left in the episodes that it continues."""
         ended = (block["next", "terminated"] | block["next", "truncated"]).squeeze(-1)
         left = torch.zeros(ended.shape, dtype=torch.int64)
         for step in range(self.steps - 2, -1, -1):
             left[:, step] = torch.where(ended[:, step], 0, left[:, step + 1] + 1)
         time = torch.arange(self.steps).expand(self.envs, -1)
-        return block.copy().set(LEFT, left.unsqueeze(-1)).set(TIME, time.unsqueeze(-1).clone())
-
-    def extend(self, buffer: TensorDictReplayBuffer, block: TensorDictBase) -> None:
-        """Stores a block [E, T]; adds its steps to those that were left in the episodes that it continues."""
-        marked = self.marked(block)
+        marked = block.copy().set(LEFT, left.unsqueeze(-1)).set(TIME, time.unsqueeze(-1).clone())
         places = buffer.extend(marked.reshape(-1)).reshape(self.envs, self.steps)
         size, capacity, stored = len(buffer), buffer.storage.max_size, buffer[:][LEFT]
-        ended = (block["next", "terminated"] | block["next", "truncated"]).squeeze(-1)
         for env, ends in enumerate(ended):
             ends_at = ends.nonzero().flatten().tolist()
             back = torch.arange(1, self.running[env] + 1)
@@ -81,16 +75,13 @@ class Hindsight:
         rows = (torch.rand(len(drawn)) < self.share).nonzero().flatten()
         if not len(rows):
             return drawn
-        chosen = drawn[rows.to(drawn.device)]
+        rows = rows.to(drawn.device)
+        chosen = drawn[rows]
         left, time = chosen[LEFT].squeeze(-1).cpu(), chosen[TIME].squeeze(-1).cpu()
         ahead = left if self.strategy == "final" else (torch.rand(len(rows)) * (left + 1)).long().minimum(left)
         distance = ahead + (time + ahead) // self.steps * (self.envs - 1) * self.steps
         places = (chosen["index"].reshape(-1).cpu() + distance) % buffer.storage.max_size
         goal = buffer[:]["next", "observation"][places.to(drawn.device)][:, self.goals.achieved]
-        return self._with(drawn, rows.to(drawn.device), goal)
-
-    def _with(self, drawn: TensorDictBase, rows: Tensor, goal: Tensor) -> TensorDictBase:
-        """Writes other goals, and what follows from them, to some rows of sampled transitions."""
         for key in ("observation", ("next", "observation")):
             drawn[key][rows, self.goals.desired] = goal
         reward, terminated = self.goals.outcome(drawn["next", "observation"][rows][:, self.goals.achieved], goal)

@@ -3,26 +3,118 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.collection.collectors import collector_of
-from dqs_lightning.collection.episode_returns import EpisodeReturns
 from dqs_lightning.collection.source import TRANSITION, Source
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.envs.transforms import transform_rewards
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
-from dqs_lightning.finite import NonFiniteError, check_block
+from dqs_lightning.finite import MAX_MAGNITUDE, NonFiniteError, check_block, check_step, magnitude
 
 if TYPE_CHECKING:
     from dqs_lightning.collection.data import OnlineData
 
 T = TypeVar("T")
+
+
+class CollectionHook:
+    """Mixin of callbacks that are called while transitions are collected."""
+
+    def on_block_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after a block of transitions after which no update is due, as in the warm-up.
+
+        All ranks call it at the same blocks. Where `trainer.should_stop` is set afterwards, collection ends.
+        """
+
+
+class Behaviour(nn.Module):
+    """Computes a collector's actions [..., d] for observations [..., o].
+
+    For a non-finite action or observation it raises a NonFiniteError that names the environment, so that the cause is
+    reported and not a failure of the environment or the agent that follows from it.
+
+    Args:
+        agent: chooses the actions.
+        frames: returns the environment frames before the present block, for the message.
+    """
+
+    def __init__(self, agent: Agent, frames: Callable[[], int]) -> None:
+        super().__init__()
+        self.agent, self.frames = agent, frames
+
+    def forward(self, observation: Tensor) -> Tensor:
+        try:
+            action: Tensor = self.agent(observation)
+        except Exception:  # raised again unless the observation is its cause
+            self._check("observation", observation)
+            raise
+        if not magnitude(action) <= MAX_MAGNITUDE:
+            self._check("observation", observation)
+            self._check("action", action)
+        return action
+
+    def _check(self, source: str, values: Tensor) -> None:
+        check_step(source, values, f"after frame {self.frames():,}: ")
+
+
+def collector_of(env: EnvBase, agent: Agent, steps: int, random_steps: int, frames: Callable[[], int]) -> Collector:
+    """Collects blocks of `steps` steps of all environments together, the first `random_steps` of uniform actions.
+
+    It closes the environments, also when it cannot be constructed. `frames` as in `Behaviour`.
+    """
+    try:
+        return Collector(
+            env,
+            TensorDictModule(Behaviour(agent, frames), in_keys=["observation"], out_keys=["action"]),
+            frames_per_batch=steps,
+            total_frames=-1,
+            init_random_frames=random_steps or None,
+            policy_device=agent.device,
+            env_device=env.device,
+            storing_device=env.device,
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+        )
+    except BaseException:
+        env.close(raise_if_closed=False)
+        raise
+
+
+class EpisodeReturns:
+    """Sums rewards until an episode ends.
+
+    Attributes:
+        running: return so far of each environment's episode, [E, 1]; None: every episode begins.
+        last: mean return of the episodes that ended in the latest block in which one ended; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.running: Tensor | None = None
+        self.last: float | None = None
+
+    def add(self, block: TensorDictBase) -> None:
+        """Adds the rewards of a block [E, T]."""
+        reward, done = block["next", "reward"], block["next", "done"]
+        running = torch.zeros_like(reward.select(-2, 0)) if self.running is None else self.running.to(reward)
+        finished = []
+        for step in range(reward.shape[-2]):
+            running = running + reward.select(-2, step)
+            ended = done.select(-2, step)
+            finished.append(running[ended])
+            running = running.masked_fill(ended, 0)
+        self.running = running
+        if (returns := torch.cat(finished)).numel():
+            self.last = float(returns.mean())
 
 
 class OnlineLoader:

@@ -8,12 +8,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs.transforms import MultiStepTransform
 
-from dqs_lightning.agents.base import STEPS
-from dqs_lightning.collection.clock import Clock
+from dqs_lightning.agents.base import STEPS, Agent
 from dqs_lightning.collection.hindsight import PLACE, hindsight_of
-from dqs_lightning.collection.n_step import MultiStep
-from dqs_lightning.collection.source import TRANSITION, Source
+from dqs_lightning.collection.source import TRANSITION, Clock, Source
 from dqs_lightning.finite import check_replay
 
 if TYPE_CHECKING:
@@ -32,20 +31,45 @@ class Storage(LazyTensorStorage):  # type: ignore[misc]  # torchrl has no types
             torchrl_logger.setLevel(level)
 
 
+class MultiStep:
+    """Makes transitions over n steps of blocks [E, T] that follow one another; TorchRL's transform, but resumable.
+
+    They are r_t + gamma r_t+1 + ... + gamma^(n-1) r_t+n-1, and then the state s_t+n.
+
+    Rewards are summed and discounted up to the end of an episode; the state that follows, and whether it was the last,
+    are those of the last step summed. Transitions whose n steps are not complete wait in `tail` for the next block. The
+    actions of intermediate steps are off-policy without a correction, and have no entropy term in a backup.
+
+    Args:
+        n_steps: n; >= 1.
+        discount: gamma, in [0, 1].
+    """
+
+    def __init__(self, n_steps: int, discount: float) -> None:
+        self.n_steps, self.discount = n_steps, discount
+        self.tail: TensorDictBase | None = None
+
+    def __call__(self, block: TensorDictBase) -> TensorDictBase | None:
+        """Returns the transitions over n steps that a block [E, T] completes; None if there are none."""
+        known = block if self.tail is None else torch.cat([self.tail.to(block.device), block], -1)
+        self.tail = known[..., -self.n_steps :].clone()
+        # A new transform has no state of its own. It does not change its done_keys:
+        # "terminated" and "truncated" are to be those of the last step.
+        made = MultiStepTransform(self.n_steps, self.discount, done_keys=["done"]).inv(known)
+        return None if made is None else made.set(STEPS, made[STEPS].unsqueeze(-1))
+
+
 class Replay(Source):
     """Stores every transition of a rank, and draws batches uniformly from the latest `replay_size` of them.
 
     Args:
         data: the run's numbers.
-        discount: gamma of the agent, for transitions over several steps.
-        device: of the agent; the buffer is there where `data.replay_on_device` is set, and on the CPU otherwise.
+        agent: its discount is that of transitions over several steps; the buffer is on its device where
+            `data.replay_on_device` is set, and on the CPU otherwise.
         world_size: number of ranks.
-
-    Raises:
-        ValueError: when the numbers do not fit together; the message names them.
     """
 
-    def __init__(self, data: "OnlineData", discount: float, device: torch.device, world_size: int) -> None:
+    def __init__(self, data: "OnlineData", agent: Agent, world_size: int) -> None:
         steps = data.num_envs * data.steps_per_collect
         self.clock = clock = Clock(
             steps,
@@ -68,9 +92,9 @@ class Replay(Source):
             )
         self.batch_size = data.batch_size
         capacity = min(data.replay_size, clock.total_frames // clock.frames_per_block * steps)
-        storage = Storage(capacity, device=device if data.replay_on_device else "cpu")
+        storage = Storage(capacity, device=agent.device if data.replay_on_device else "cpu")
         self.buffer = TensorDictReplayBuffer(storage=storage)
-        self.multi_step = MultiStep(data.n_steps, discount) if data.n_steps > 1 else None
+        self.multi_step = MultiStep(data.n_steps, agent.discount) if data.n_steps > 1 else None
         self.hindsight = hindsight_of(data)
         self.keys = (*TRANSITION, STEPS) if self.multi_step else TRANSITION
         self.stored = (*self.keys, *PLACE) if self.hindsight else self.keys

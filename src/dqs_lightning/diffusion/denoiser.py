@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dqs_lightning.diffusion.estimators import Estimate
 from dqs_lightning.diffusion.samplers import Denoise, Moments
-from dqs_lightning.nn.backbones import MLP, Apply, Backbone, apply
+from dqs_lightning.nn.backbones import Apply, Backbone, Layers, apply
 from dqs_lightning.ranges import Positive, checked
 
 VARIANCE_WEIGHT = 0.1
@@ -78,7 +78,7 @@ class RawScore(Preconditioning):
         return sigma**2 / (sigma**2 + 1)
 
 
-class Denoiser(nn.Module):
+class Denoiser(Layers):
     """Estimate of the moments of p(a | x, condition), with SiLU and a sinusoidal embedding of log sigma.
 
     Args:
@@ -99,15 +99,11 @@ class Denoiser(nn.Module):
         embedding: int = 64,
         preconditioning: Preconditioning | None = None,
     ) -> None:
-        super().__init__()
         if not embedding >= 2 or embedding % 2:
             raise ValueError(f"embedding={embedding}: must be an even number >= 2")
+        super().__init__(dim + embedding + condition_dim, 2 * dim, backbone)
         self.dim, self.condition_dim, self.embedding = dim, condition_dim, embedding
         self.preconditioning = preconditioning or EDM()
-        self.backbone = backbone or MLP()
-        self.first = nn.Linear(dim + embedding + condition_dim, self.backbone.width)
-        self.rest = self.backbone.layers()
-        self.last = nn.Linear(self.backbone.features, 2 * dim)
         # A zero last layer starts every sample at the prior's moments, not at a random function of the state.
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)

@@ -1,9 +1,9 @@
-"""Backbones: the hidden layers between a network's first and last linear layer, by name."""
+"""Backbones: the hidden layers between a network's first and last linear layer, by name; and their precision."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from dqs_lightning.ranges import Count, checked, within
 MAX_BLOCKS = 1000
 """Blocks of a `SimBa`, which makes a list of them."""
 
+InnerPrecision = Literal["auto", "float32", "bfloat16"]
+"""The precision in which inner layers are multiplied."""
 Activation = Callable[[Tensor], Tensor]
 Apply = Callable[[nn.Linear, Tensor], Tensor]
 """Applies a linear layer: `layer(hidden)`, or the same in lower precision."""
@@ -52,9 +54,6 @@ class MLP(Backbone):
         hidden: widths of the hidden layers, one or more, each >= 1.
         layer_norm: normalise each hidden layer before its activation, which keeps critics from running away to large
             values (arXiv 2302.02948).
-
-    Raises:
-        ValueError: for no width, or one below 1.
     """
 
     @checked
@@ -86,9 +85,6 @@ class SimBa(Backbone):
         width: of the residual stream; >= 1.
         blocks: 1 to 1000.
         expansion: inner width of a block over `width`; >= 1.
-
-    Raises:
-        ValueError: for a number out of its range.
     """
 
     @checked
@@ -112,12 +108,12 @@ class SimBa(Backbone):
         return features
 
 
-class FeedForward(nn.Module):
-    """Inputs [..., i] -> outputs [..., o] through a backbone, with ReLU.
+class Layers(nn.Module):
+    """The layers of a network: `first`, those of the backbone in `rest`, and `last`.
 
     Args:
-        inputs: dimension i.
-        outputs: dimension o.
+        inputs: of the first layer.
+        outputs: of the last layer.
         backbone: the hidden layers; None: `MLP`.
     """
 
@@ -128,6 +124,30 @@ class FeedForward(nn.Module):
         self.rest = self.backbone.layers()
         self.last = nn.Linear(self.backbone.features, outputs)
 
+
+class FeedForward(Layers):
+    """Inputs [..., i] -> outputs [..., o] through a backbone, with ReLU."""
+
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.last(self.backbone(self.rest, self.first(x), torch.relu_))
         return outputs
+
+
+def inner_dtype(precision: InnerPrecision, like: Tensor) -> torch.dtype:
+    """The type that one of `InnerPrecision` means for tensors such as `like`; only float32 is ever shortened."""
+    if like.dtype is not torch.float32 or precision == "float32":
+        return like.dtype
+    if precision == "bfloat16":
+        return torch.bfloat16
+    return torch.bfloat16 if multiplies_bfloat16(like.device.type) else torch.float32
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
+def multiplies_bfloat16(device_type: str) -> bool:
+    """Whether the hardware has instructions for products in bfloat16; elsewhere they are slower than float32."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device_type == "cpu":
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqs_lightning.nn.backbones import MLP, Backbone
+from dqs_lightning.nn.backbones import Backbone, Layers
 from dqs_lightning.ranges import checked
 
 QValue = Callable[[Tensor], Tensor]
@@ -19,7 +19,7 @@ CHUNK = 512
 Reduction = Literal["min", "mean"]
 
 
-class QNetwork(nn.Module):
+class QNetwork(Layers):
     """Q(s, a) with ReLU, for one action a state or for many.
 
     The first layer acts on the concatenation (s, a), written as the sum of its two halves, so that many actions
@@ -35,12 +35,8 @@ class QNetwork(nn.Module):
     def __init__(
         self, observation_dim: int, action_dim: int, backbone: Backbone | None = None, outputs: int = 1
     ) -> None:
-        super().__init__()
+        super().__init__(observation_dim + action_dim, outputs, backbone)
         self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.backbone = backbone or MLP()
-        self.first = nn.Linear(observation_dim + action_dim, self.backbone.width)
-        self.rest = self.backbone.layers()
-        self.last = nn.Linear(self.backbone.features, outputs)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Q of observation [B, o] and action [..., B, d] -> [..., B]."""
@@ -103,9 +99,6 @@ class CriticPair(nn.Module):
             the two differ, every backup takes the lower one, and the error adds up to 1 / (1 - gamma) of them. "mean"
             has no such bias and half the variance.
         outputs: numbers N that each gives, whose mean is its Q.
-
-    Raises:
-        ValueError: for another reduction.
     """
 
     @checked

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError, NotSavedError, atomic_save, safe_load
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.collection.hook import CollectionHook
+from dqs_lightning.collection.loader import CollectionHook
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.ranges import Count, checked
 from dqs_lightning.run.resume import FINISHED, SETTINGS, apply_changes, changes, check_checkpoint, settings_of
@@ -85,7 +85,9 @@ class RunCheckpoint(CollectionHook, Checkpoint):
                 error = failed
         if self._failed(data, own, error):
             return False
-        self._digests = _gathered(trainer, digest)
+        own_digest = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=trainer.strategy.root_device)
+        everyone = trainer.strategy.all_gather(own_digest).reshape(trainer.world_size, -1)
+        self._digests = [bytes(row.tolist()).hex() for row in everyone]  # in the order of the ranks
         try:
             trainer.save_checkpoint(self.dirpath / "last.ckpt")
         except OSError as failed:
@@ -171,10 +173,3 @@ def own_file(last: Path, checkpoint: dict[str, Any], rank: int) -> tuple[Path, s
     if not own.is_file():
         raise CheckpointError(f"{own}: no such file; {last.name} cannot be continued without it")
     return own, checkpoint[DIGESTS][rank]
-
-
-def _gathered(trainer: L.Trainer, digest: str) -> list[str]:
-    """The digests of all ranks' files, in the order of the ranks."""
-    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=trainer.strategy.root_device)
-    everyone = trainer.strategy.all_gather(own).reshape(trainer.world_size, -1)
-    return [bytes(row.tolist()).hex() for row in everyone]

@@ -22,26 +22,18 @@ class _Controlled(Temperature):
     e_before = 0.
     """
 
+    rate: float
+    gain: float = 0.0
+    warmup: int
+    """Updates before T changes."""
     log_temperature: Tensor
 
-    @checked
-    def __init__(
-        self,
-        target: Finite,
-        rate: Positive,
-        gain: NonNegative,
-        initial: Positive,
-        floor: Positive,
-        ceiling: Positive,
-        warmup: CountOrZero,
-        decay: HalfOpenShare,
-    ) -> None:
+    def __init__(self, target: float, initial: float, floor: float, ceiling: float, decay: float) -> None:
         super().__init__()
         if not floor <= initial <= ceiling:
             raise ValueError(f"initial={initial}: must be between floor={floor} and ceiling={ceiling}")
-        self.target, self.rate, self.gain = target, rate, gain
+        self.target, self.decay = target, decay
         self.initial, self.floor, self.ceiling = initial, floor, ceiling
-        self.warmup, self.decay = warmup, decay
         self.smoothed = ExponentialMovingAverage(decay, target)
         self.register_buffer("log_temperature", torch.tensor(math.log(initial)))
 
@@ -95,9 +87,6 @@ class TargetEntropy(_Controlled):
         ceiling: upper bound of T. Without one, T grows forever where no policy reaches the target.
         warmup: updates before T changes; >= 0. At first Q is not informative, and neither is the entropy.
         decay: of the moving average of the entropy, which is a noisy estimate; 0 <= decay < 1.
-
-    Raises:
-        ValueError: for arguments out of these ranges.
     """
 
     @checked
@@ -114,7 +103,8 @@ class TargetEntropy(_Controlled):
         warmup: CountOrZero = 5_000,
         decay: HalfOpenShare = 0.99,
     ) -> None:
-        super().__init__(target, rate, gain, initial, floor, ceiling, warmup, decay)
+        super().__init__(target, initial, floor, ceiling, decay)
+        self.rate, self.gain, self.warmup = rate, gain, warmup
         self.end, self.over_updates = target if end is None else end, over_updates
         for name, value in (("target", target), ("end", self.end)):
             if value >= math.log(2):
@@ -151,9 +141,6 @@ class TargetESS(_Controlled):
         ceiling: upper bound of T.
         warmup: updates before T changes; >= 0.
         decay: of the moving average of the share; 0 <= decay < 1.
-
-    Raises:
-        ValueError: for arguments out of these ranges.
     """
 
     @checked
@@ -167,7 +154,8 @@ class TargetESS(_Controlled):
         warmup: CountOrZero = 5_000,
         decay: HalfOpenShare = 0.99,
     ) -> None:
-        super().__init__(target, rate, 0.0, initial, floor, ceiling, warmup, decay)
+        super().__init__(target, initial, floor, ceiling, decay)
+        self.rate, self.warmup = rate, warmup
 
     def measure(self, measured: Measurements) -> Tensor:
         return measured.ess()

@@ -61,9 +61,6 @@ class Relative(Temperature):
         decay: of the moving average, over about 1 / (1 - decay) updates; 0 <= decay < 1.
         initial: T before the first measurement, in units of Q; >= floor.
         floor: lower bound of T, in units of Q; > 0. It is needed where Q does not depend on the action.
-
-    Raises:
-        ValueError: for arguments out of these ranges.
     """
 
     @checked

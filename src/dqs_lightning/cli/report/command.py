@@ -11,15 +11,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MUJOCO_GL", "disabled")
-os.environ.setdefault("MPLBACKEND", "agg")  # a matplotlibrc in the working directory could name any module
-
-from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
-from dqs_lightning.cli.escape import printable
-from dqs_lightning.cli.reading import read_json
+from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
+from dqs_lightning.cli.files import existing_folder, read_json
 from dqs_lightning.cli.report.runs import read_runs
-from dqs_lightning.cli.writing import existing_folder
 
 SUMMARY, MADE_BY = "summary.json", "dqs-report"
 UNFINISHED = ".dqs-report-"
@@ -59,9 +53,8 @@ def names_of(given: Sequence[str]) -> dict[Path, str]:
     """Returns METHOD or TASK/METHOD by path, of texts PATH=NAME."""
     names = {}
     for text in given:
-        if not (
-            found := re.fullmatch(r"(.+)=([^/=]+(?:/[^/=]+)?)", text, re.DOTALL)
-        ):  # a run's folder may be called seed=0
+        # The last = separates them, since a run's folder may be called seed=0.
+        if not (found := re.fullmatch(r"(.+)=([^/=]+(?:/[^/=]+)?)", text, re.DOTALL)):
             raise InputError(f"--name {text}: must be PATH=METHOD or PATH=TASK/METHOD")
         names[Path(found[1])] = found[2]
     return names

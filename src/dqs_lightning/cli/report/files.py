@@ -13,10 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dqs_lightning.cli.errors import InputError, refusing
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import InputError, printable, refusing
+from dqs_lightning.cli.files import read_json, read_text
 from dqs_lightning.cli.provenance import merged, read_run, without_place
-from dqs_lightning.cli.reading import read_json, read_text
 
 SCORES, STUDY, MANIFEST, METRICS = "scores.jsonl", "scores.csv", "manifest.json", "metrics.csv"
 VERSIONS = ("python", "torch", "lightning", "torchrl", "dm_control", "mujoco", "stable-baselines3")

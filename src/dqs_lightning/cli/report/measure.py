@@ -1,18 +1,18 @@
 """Checks the choices of a report's command line against its runs, and computes what it contains."""
 
 import argparse
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
-from dqs_lightning.cli.errors import InputError, refusing
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import InputError, did_you_mean, printable, refusing
 from dqs_lightning.cli.provenance import without_place
 from dqs_lightning.cli.report.files import MANIFEST, SCORES, Run, states
-from dqs_lightning.cli.report.published import choose
 from dqs_lightning.cli.report.runs import find_files
 from dqs_lightning.cli.report.statistics import Aggregate, aggregate, at, tidy
 
@@ -20,6 +20,12 @@ MOST = 200
 """Tasks, and methods, of one report."""
 BATCH = 64
 CHECKPOINT = "checkpoints/last.ckpt"
+PUBLISHED = "dmc_published.csv"
+"""Published returns to compare with; its first lines say where its numbers come from."""
+DRAWN = ("SAC (TD-MPC2 repo)", "TD-MPC2", "SimbaV2 UTD 1")
+"""Drawn by default: all three at half an update a frame."""
+COLUMNS = {"updates_per_env_frame": "updates_per_frame", "env_frames": "frames"}
+COLUMNS |= {"return_mean": "mean", "return_std": "std"}
 
 Decisions = Mapping[tuple[str, str], tuple[float, float]]
 """Median milliseconds of one decision and of `BATCH` at once, by task and method."""
@@ -37,7 +43,7 @@ class Report:
     points: pd.DataFrame  # the runs at those frames, see `statistics.at`
     baseline: str
     aggregates: Sequence[Aggregate]  # one for each of the frames at which methods can be compared
-    published: pd.DataFrame  # rows to draw, see `published.choose`
+    published: pd.DataFrame  # rows to draw, see `choose_published`
     unscored: Sequence[str]  # runs of a sweep that were not evaluated once, as NAME (STATE)
     decisions: Decisions  # empty without --time-actions
 
@@ -64,7 +70,7 @@ def measure(runs: Sequence[Run], options: argparse.Namespace, command: Sequence[
         points=points,
         baseline=baseline,
         aggregates=[one for one in compared if one],
-        published=choose(options.published, scores.groupby("task", sort=False)["frames"].max().to_dict()),
+        published=choose_published(options.published, scores.groupby("task", sort=False)["frames"].max().to_dict()),
         unscored=list(dict.fromkeys(unscored)),
         decisions=time_decisions(runs, options.trust) if options.time_actions else {},
     )
@@ -87,6 +93,46 @@ def choose_baseline(chosen: str | None, methods: Sequence[str]) -> str:
     return chosen or next((method for method in methods if method.lower() == "sac"), methods[0])
 
 
+def read_published() -> tuple[pd.DataFrame, str]:
+    """Reads all published rows, and where they come from.
+
+    updates_per_frame is NaN where it was not given; task is of the DeepMind Control Suite, with hyphens only; mean and
+    std are over seeds; label is the method with its action repeat and updates.
+    """
+    text = (files("dqs_lightning.cli.report") / PUBLISHED).read_text()
+    source = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    table = pd.read_csv(io.StringIO(text), comment="#").rename(columns=COLUMNS)
+    updates = table["updates_per_frame"].map("{:g} updates/frame".format, na_action="ignore")
+    repeat = table["action_repeat"].astype(str)
+    table["label"] = table["method"] + ", action repeat " + repeat + ", " + updates.fillna("updates not given")
+    return table, source
+
+
+def suite_name(task: str) -> str:
+    """Returns a task of ours as the published tables call it: ball_in_cup-catch is cup-catch."""
+    return task.replace("_", "-").replace("ball-in-cup-", "cup-")
+
+
+def choose_published(names: Sequence[str] | None, last_frames: Mapping[str, float]) -> pd.DataFrame:
+    """Selects the published rows of some methods at frames that our runs reached, by our task names.
+
+    None selects `DRAWN`, ["none"] no rows. `last_frames` is the last frame of any run, by task.
+    """
+    table, _ = read_published()
+    known = list(table["method"].unique())
+    chosen = list(DRAWN) if names is None else [] if list(names) == ["none"] else list(names)
+    for name in chosen:
+        if name not in known:
+            allowed = f"allowed are none, {', '.join(known)}{did_you_mean(name, known)}"
+            raise InputError(f"--published={name}: no such method; {allowed}")
+    rows = table[table["method"].isin(chosen)]
+    ours = [
+        rows[(rows["task"] == suite_name(task)) & (rows["frames"] <= last)].assign(task=task)
+        for task, last in last_frames.items()
+    ]
+    return pd.concat(ours, ignore_index=True)
+
+
 def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
     """Times the policy of each method's first seed that has a checkpoint, on one thread; policies take turns.
 
@@ -102,7 +148,7 @@ def time_decisions(runs: Sequence[Run], trust: Sequence[str] = ()) -> Decisions:
 
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint.archive import CheckpointError
-    from dqs_lightning.cli.latency import latencies
+    from dqs_lightning.cli.machine import latencies
     from dqs_lightning.cli.trust import restrict_imports
 
     restrict_imports(trust)

@@ -9,13 +9,12 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
-from dqs_lightning.cli.escape import markdown
 from dqs_lightning.cli.report.command import MADE_BY, SUMMARY
 from dqs_lightning.cli.report.files import KEYS, TEXTS
 from dqs_lightning.cli.report.measure import Report
 from dqs_lightning.cli.report.pictures import pictures_of
 from dqs_lightning.cli.report.statistics import costs, summary
-from dqs_lightning.cli.report.tables import tables_of
+from dqs_lightning.cli.report.tables import markdown, tables_of
 
 FEW_SEEDS = 5
 SHOWN = 6

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -15,13 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from dqs_callbacks.pictures import COLOURS, DPI
-from dqs_lightning.cli.escape import drawable
+from dqs_callbacks.pictures import COLOURS, DPI, STYLE
 from dqs_lightning.cli.report.measure import Report
 from dqs_lightning.cli.report.statistics import Aggregate, curve
 
-STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
-STYLE["text.usetex"] = False  # a matplotlibrc could have names, which come from files, read as TeX
 LINES = ("-", "--", ":", "-.")
 MARKS = ("s", "^", "D", "v", "P", "X", "o", "<", ">", "p", "h", "*")
 FEW_POINTS, FEW_SEEDS, FEW_METHODS = 16, 5, 4
@@ -83,7 +79,7 @@ def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.D
     """Draws one panel a task, one line a method, with its band; published returns as marks.
 
     `scores` are of `statistics.tidy`; `axis` is frames, updates or wall_s; `styles` are those of all methods in every
-    picture; `published` is of `published.choose`, and empty for any axis but frames.
+    picture; `published` is of `measure.choose_published`, and empty for any axis but frames.
     """
     tasks, labels = list(scores["task"].unique()), list(published["label"].unique())
     columns = min(len(tasks), 3)
@@ -113,6 +109,12 @@ def draw_curves(scores: pd.DataFrame, axis: str, styles: Styles, published: pd.D
     if labels:
         _legend(figure, [marks[label] for label in labels], [f"published: {label}" for label in labels], above=True)
     return figure
+
+
+def drawable(text: str, longest: int = 60) -> str:
+    """Returns a text that Matplotlib draws as it is: no mathematics, and no name that a legend would leave out."""
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
 
 
 def _legend(figure: Figure, artists: Sequence[Artist], texts: Sequence[str], above: bool = False) -> None:

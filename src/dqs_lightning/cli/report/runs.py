@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.escape import printable
+from dqs_lightning.cli.errors import InputError, printable
 from dqs_lightning.cli.report.files import SCORES, STUDY, Run, run_of, runs_of
 
 

@@ -1,19 +1,20 @@
 """Makes the tables of a report: data frames of text, as Markdown here and as HTML by the template of the page."""
 
+import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from dqs_lightning.cli.escape import markdown
-from dqs_lightning.cli.report.measure import BATCH, Report
-from dqs_lightning.cli.report.published import read_published
+from dqs_lightning.cli.report.measure import BATCH, Report, read_published
 from dqs_lightning.cli.report.statistics import REPS, at, costs, summary
 
 NONE = "-"
 NUMERIC = set("0123456789.,-[]() ±")
 LONG = 36
 """Characters of a cell that may be broken into lines."""
+_MARKDOWN = re.compile(r"[\\`*~|$\[\]]|(?<!\w)_|_(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Table:
         shown = [[cell if NUMERIC.issuperset(cell) else markdown(cell) for cell in row] for row in rows]
         lines = [f"| {' | '.join(row)} |" for row in shown]
         return "\n".join([f"**{markdown(self.title)}.** {markdown(self.note)}", "", *lines])
+
+
+def markdown(text: str) -> str:
+    """Returns a text that Markdown shows as it is: no HTML, links, emphasis, code, mathematics or table cells."""
+    return html.escape(_MARKDOWN.sub(r"\\\g<0>", text), quote=False)
 
 
 def tables_of(report: Report) -> list[Table]:

@@ -1,6 +1,7 @@
-"""Reads text and JSON from files that may hold anything; each fault is an `InputError` that names the file."""
+"""Reads files that may hold anything, and checks folders to write in; each fault is an `InputError` that names it."""
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,19 @@ def read_json(file: Path) -> Any:
         content = json.loads(text)
         check_bounded(content)
     return content
+
+
+def existing_folder(option: str, folder: Path) -> Path:
+    """Returns the deepest existing folder of a path in which the rest of it can be created.
+
+    An error's message begins with `option`, which names the option and its value.
+    """
+    with refusing(f"{option}: ", OSError):
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise InputError(f"{option}: {there} is not a folder")
+        if any(len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX") for part in folder.parts):
+            raise InputError(f"{option}: a part of the path is too long")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {there} is not writable")
+    return there
