@@ -91,8 +91,8 @@ class Throughput(Callback):
     """Logs `time/env_fps` (frames of all ranks), `time/updates_per_s` and `train/return` at the log interval.
 
     Both rates are over the time since the last row, everything included. With `data.workers`, `time/worker_restarts`
-    is the number of workers that were replaced so far on this rank. Without them, and where the environment is a
-    simulation that may diverge, `env/physics_errors` is its `physics_errors` so far, of training and evaluation.
+    is the number of workers that were replaced so far on this rank. Where the environment is a simulation that may
+    diverge, `env/physics_errors` is its `physics_errors` so far, of training and evaluation.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Throughput(Callback):
         metrics = {"time/env_fps": frames / seconds, "time/updates_per_s": updates / seconds}
         if data.workers:
             metrics["time/worker_restarts"] = float(data.restarts.used)
-        elif data.environment.physics_errors is not None:
+        if data.environment.physics_errors is not None:
             metrics["env/physics_errors"] = float(data.environment.physics_errors)
         if data.train_return is not None:
             metrics["train/return"] = data.train_return

@@ -68,6 +68,11 @@ class Environment(ABC):
         self.action_repeat = action_repeat
 
     @property
+    def source(self) -> "Environment":
+        """The environment under all transforms: itself where there are none."""
+        return self
+
+    @property
     @abstractmethod
     def name(self) -> str:
         """Short name for run directories and reports, without slashes."""

@@ -32,6 +32,10 @@ class _Transformed(Environment):
         self._environment, self._transforms = environment, transforms
 
     @property
+    def source(self) -> Environment:
+        return self._environment.source
+
+    @property
     def name(self) -> str:
         return self._environment.name
 

@@ -68,8 +68,8 @@ class WorkerBatch(EnvBase):
 
     def _start(self, index: int, further: int = 0) -> Child:
         seed = self._seed + index * self._each + further
-        make = partial(self._environment.make, self._each, seed)
-        return Child(_Members, CloudpickleWrapper(make), self._environment.name, seed)
+        environment = self._environment
+        return Child(_Members, CloudpickleWrapper(lambda: environment), self._each, seed)
 
     def _rows(self, index: int) -> slice:
         return slice(index * self._each, (index + 1) * self._each)
@@ -146,12 +146,14 @@ class WorkerBatch(EnvBase):
         of_reset = chosen(tensordict, len(self._lost)).numpy()
         masks = {index: of_reset[self._rows(index)] for index in range(len(self._workers))}
         requests = {index: ("reset", None if mask.all() else mask) for index, mask in masks.items() if mask.any()}
-        answers: dict[int, Arrays] = {}
+        answers: dict[int, tuple[Arrays, int]] = {}
         while missing := requests.keys() - answers.keys():
             answers |= self._ask({index: requests[index] for index in missing}, self._reset_limit_s)
+        if self._environment.source.physics_errors is not None:
+            self._environment.source.count_diverged(sum(diverged for _, diverged in answers.values()))
         self._reset_limit_s = self._step_limit_s
         self._lost &= ~of_reset  # true for members of a worker that was replaced just now, which this is not for
-        self._last = self._joined(answers, self._last)
+        self._last = self._joined({index: found for index, (found, _) in answers.items()}, self._last)
         return self._tensordict(self._observed, self._last).update(self.full_done_spec.zero())
 
     def _tensordict(self, keys: list[Any], arrays: Arrays) -> TensorDictBase:
@@ -192,9 +194,11 @@ class WorkerBatch(EnvBase):
 class _Members:
     """The environments of one worker, in its process."""
 
-    def __init__(self, make: Callable[[], EnvBase], name: str, seed: int) -> None:
+    def __init__(self, sent: Callable[[], Environment], num_envs: int, seed: int) -> None:
+        environment = sent()
         seed_everything(seed, verbose=False)
-        self.env = env = Watched(make, name)
+        self.env = env = Watched(partial(environment.make, num_envs, seed), environment.name)
+        self._source, self._diverged = environment.source, 0
         self._observed, self._returned = keys_of(env)
 
     def __call__(self, request: tuple[Any, ...]) -> Any:
@@ -208,13 +212,15 @@ class _Members:
         stepped = self.env.step(TensorDict({"action": torch.from_numpy(action)}, self.env.batch_size))["next"]
         return [stepped[key].numpy() for key in self._returned]
 
-    def reset(self, chosen: np.ndarray | None) -> Arrays:
+    def reset(self, chosen: np.ndarray | None) -> tuple[Arrays, int]:
+        """Returns observations, and how many simulations have diverged since the last reset: each ends an episode."""
         if chosen is None:
             found = self.env.reset()
         else:
             mask = torch.from_numpy(chosen).reshape(-1, 1)
             found = self.env._reset(TensorDict({"_reset": mask}, self.env.batch_size))
-        return [found[key].numpy() for key in self._observed]
+        before, self._diverged = self._diverged, self._source.physics_errors or 0
+        return [found[key].numpy() for key in self._observed], self._diverged - before
 
     def seed(self, seed: int | None) -> None:
         self.env.set_seed(seed)
