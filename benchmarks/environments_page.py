@@ -60,7 +60,7 @@ def page(rows: Sequence[Mapping[str, Any]], tasks: int) -> str:
 
 
 def _listed(counts: Counter[str]) -> str:
-    words = {"trains": "train", "refused": "are refused", "stopped": "stopped", "failed": "failed"}
+    words = {"trains": "train", "refused": "refused", "stopped": "stopped", "failed": "failed"}
     return ", ".join(f"{counts[outcome]} {word}" for outcome, word in words.items() if counts[outcome]) or "none ran"
 
 

@@ -41,5 +41,5 @@ def test_a_page_counts_outcomes_and_escapes_reasons() -> None:
     row = dict.fromkeys(FIELDS, "") | {"suite": "gymnasium", "environment": "A-v0", "outcome": "refused"}
     other = row | {"environment": "B-v0", "outcome": "discrete", "reason": "Discrete"}
     text = page([row | {"reason": "a|b<c"}, other], tasks=5)
-    assert "Of 1 environments, 1 are refused." in text and "3 environments have not been run yet." in text
+    assert "Of 1 environments, 1 refused." in text and "3 environments have not been run yet." in text
     assert r"a\|b&lt;c" in text and "actions are discrete: B-v0." in text and "| B-v0" not in text
