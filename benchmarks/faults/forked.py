@@ -36,7 +36,8 @@ PROCESSES = ("--data.workers=1", "--data.workers=2")
 """Arguments with which a command has further processes for its environments."""
 RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 IMPORTED = (
-    *LAUNCHERS, "dqs_lightning.cli.fit", "dqs_lightning.cli.training", "dqs_lightning.cli.trust",
+    *LAUNCHERS, "dqs_lightning.cli.evaluate", "dqs_lightning.cli.fit", "dqs_lightning.cli.training",
+    "dqs_lightning.cli.trust",
     # What a run imports only once it is under way.
     "fsspec.implementations.local", "gymnasium.envs.classic_control", "omegaconf", "pandas.testing", "pandas.plotting",
     "torch.distributed", "torch.profiler", "torch.utils.tensorboard", "torchrl.collectors", "torchrl.envs",
@@ -57,7 +58,8 @@ def fork(order: Mapping[str, Any]) -> int:
     """Fork a process that runs a command; returns its id.
 
     Args:
-        order: `argv` (after the program's name), `cwd`, `env`, `ranks`; `out` and `err`, files of its streams.
+        order: `module`, whose `main` is the command; `argv` (after the program's name), `cwd`, `env`, `ranks`; `out`
+            and `err`, files of its streams.
     """
     if pid := os.fork():
         return pid
@@ -80,7 +82,8 @@ def _command(order: Mapping[str, Any]) -> int:
         spare = Spare(order["argv"])
         for name in LAUNCHERS:
             sys.modules[name].subprocess = SimpleNamespace(Popen=spare.start)  # type: ignore[attr-defined]
-    return child.main()
+    main: Callable[[], int] = importlib.import_module(order["module"]).main
+    return main()
 
 
 def _settle(cwd: str, env: Mapping[str, str]) -> None:

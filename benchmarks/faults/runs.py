@@ -124,7 +124,7 @@ class Launcher:
         tmpdir: Path | None = None,
         module: str = "faults.child",
     ) -> Run:
-        """Start `dqs-fit argv` in a folder, which is made; marks of an earlier run in it are removed."""
+        """Start a module's command, by default `dqs-fit`, in a folder, which is made; marks in it are removed."""
         cwd.mkdir(parents=True, exist_ok=True)
         for mark in (cwd / MARKS).glob("*"):
             mark.unlink()
@@ -136,7 +136,8 @@ class Launcher:
                     cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
                 )  # fmt: skip
             return Run(process.pid, cwd, process.poll)
-        order = dict(argv=list(argv), cwd=str(cwd), env=env, ranks=ranks, out=str(cwd / "out"), err=str(cwd / "err"))
+        streams = {"out": str(cwd / "out"), "err": str(cwd / "err")}
+        order = {"module": module, "argv": list(argv), "cwd": str(cwd), "env": env, "ranks": ranks, **streams}
         pid = self._ask({"fork": order})["pid"]
         return Run(pid, cwd, lambda: self._ask({"poll": pid})["code"])
 

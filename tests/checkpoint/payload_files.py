@@ -92,7 +92,7 @@ class Target:
         file: below the folder, in which the command runs.
         command: reads the file; returns an exit code, or nothing.
         values: contents of the file with a value at the places where one may stand; empty where it holds none.
-        slow: whether it trains or exports, which the default tests leave out.
+        slow: whether the default tests leave it out: it trains or exports, or is read by the code of another target.
         quick: whether the default tests try every place of a value, not one for each form.
     """
 
@@ -298,13 +298,14 @@ TARGETS = [
            fitted("--config=base.yaml", "--config=payload.yaml"), configurations),
     Target("configuration alone: dqs-fit", Path("payload.yaml"), fitted("--config=payload.yaml")),
     Target("extended configuration: dqs-fit", Path("payload.yaml"),
-           fitted("--config=child.yaml"), configurations),
+           fitted("--config=child.yaml"), configurations, slow=True),
     Target("file of a component: dqs-fit", Path("payload.yaml"),
-           fitted("--config=base.yaml", "--model=payload.yaml"), lambda value: [yaml.safe_dump(value).encode()]),
+           fitted("--config=base.yaml", "--model=payload.yaml"), lambda value: [yaml.safe_dump(value).encode()],
+           slow=True),
     Target("sweep file: dqs-sweep", Path("sweep.yaml"),
            main(sweep.main, "sweep.yaml", "--dry-run", "--out=sweep"), sweeps),
     Target("configuration of a sweep: dqs-sweep", Path("payload.yaml"),
-           main(sweep.main, "others.yaml", "--dry-run", "--out=new"), configurations),
+           main(sweep.main, "others.yaml", "--dry-run", "--out=new"), configurations, slow=True),
     Target("manifest.json: dqs-sweep", Path("sweep/manifest.json"),
            main(sweep.main, "sweep.yaml", "--dry-run", "--out=sweep"), manifests),
     Target("log.txt: dqs-sweep", RUN / "log.txt", viewed),

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from dqs_lightning.cli.errors import refusing
 from dqs_lightning.registry import components
 
-MOST_LISTED = 11
+MOST_LISTED = 12
 """Components of a family that a message lists."""
 
 
