@@ -22,6 +22,16 @@ for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 """
 """What `dqs-fit` does with the messages of Lightning's own Trainer."""
+BASELINES = """
+from dqs_lightning import PPO, SAC, TD3, Gym
+
+for build in (SAC, TD3, lambda *sizes: PPO(*sizes, rollout_steps=32, minibatch_size=32, epochs=1)):
+    data = OnlineData(Gym("Pendulum-v1"), total_frames=256, init_random_frames=128, num_envs=2)
+    trainer = L.Trainer(max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
+                        enable_progress_bar=False)
+    trainer.fit(build(data.observation_dim, data.action_dim), data)
+    assert data.finished
+"""
 
 
 def fresh(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +91,10 @@ def scores(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_python_gives_the_scores_of_the_command_and_both_write_nothing_to_stderr(tmp_path: Path) -> None:
-    """README's example, shortened, and the command that it names, on the task whose model MuJoCo has notes on."""
+    """README's example, shortened, and the command that it names, on the task whose model MuJoCo has notes on.
+
+    The baselines are trained after the example, and are quiet too.
+    """
     (example,) = python_blocks("README.md")
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     short = {
@@ -90,7 +103,7 @@ def test_python_gives_the_scores_of_the_command_and_both_write_nothing_to_stderr
         "every_frames=10_000, episodes=10": "every_frames=400, episodes=2",
         "runs/mine": str(tmp_path / "python"),
     }
-    by_python = fresh(tmp_path, "-c", QUIET_LIGHTNING + replaced(example, short))
+    by_python = fresh(tmp_path, "-c", QUIET_LIGHTNING + replaced(example, short) + BASELINES)
     assert by_python.returncode == 0, by_python.stderr
     by_command = fresh(
         tmp_path, "-m", "dqs_lightning.cli.fit", "--config", str(ROOT / "configs" / "cheetah.yaml"),
@@ -116,23 +129,3 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path) -> None:
     checks = "assert actions.shape == (64, 1, 6) and action.shape == (1, 6) and x.shape == (1000, 2)\n"
     done = fresh(tmp_path, "-c", replaced("\n".join(python_blocks("docs/python.md")), short) + checks)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_the_baselines_are_quiet_too(tmp_path: Path) -> None:
-    code = (
-        QUIET_LIGHTNING
-        + """
-import lightning as L
-from dqs_lightning import PPO, SAC, TD3, Gym, OnlineData
-
-for build in (SAC, TD3, lambda *sizes: PPO(*sizes, rollout_steps=32, minibatch_size=32, epochs=1)):
-    data = OnlineData(Gym("Pendulum-v1"), total_frames=256, init_random_frames=128, num_envs=2)
-    trainer = L.Trainer(max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-                        enable_progress_bar=False)
-    trainer.fit(build(data.observation_dim, data.action_dim), data)
-    assert data.finished
-"""
-    )
-    done = fresh(tmp_path, "-c", code)
-    assert (done.returncode, done.stderr) == (0, "")

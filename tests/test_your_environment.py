@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
+from faults.runs import Launcher
 
 pytestmark = pytest.mark.slow
 
@@ -18,22 +21,31 @@ PAGE = (ROOT / "docs" / "your_environment.md").read_text()
 FILES = ROOT / "docs" / "examples" / "tasks"
 
 
+MODULES = {"dqs-fit": "fit", "dqs-eval": "evaluate", "dqs-export": "export"}
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder after all commands, and what they printed."""
+    """The folder after all commands, and what they printed. Commands are forked (see `faults.forked`)."""
     root = tmp_path_factory.mktemp("page")
     folder = root / "docs" / "examples" / "tasks"
     shutil.copytree(FILES, folder)
     shutil.copytree(ROOT / "configs", root / "configs")
-    script = "\n".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
-    bin = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment.pop("DQS_RUN_DIR", None)
-    run = subprocess.run(
-        ["bash", "-euxc", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return folder, run.stdout
+    script = "\n".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)).splitlines()
+    assert next(line for line in script if line) == "export PYTHONPATH=$PWD"
+    printed = ""
+    with pytest.MonkeyPatch.context() as patched, closing(Launcher()) as launcher:
+        patched.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        for program, *arguments in (shlex.split(line) for line in script if line and not line.startswith("export")):
+            if program in MODULES:
+                ended, err = launcher.run(arguments, folder, 280, module=f"dqs_lightning.cli.{MODULES[program]}")
+                printed += (folder / "out").read_text()
+                assert ended.code == 0, err
+            else:
+                assert program == "python"
+                command = [sys.executable, *arguments]
+                printed += subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    return folder, printed
 
 
 def test_the_page_shows_every_file_of_its_folder() -> None:

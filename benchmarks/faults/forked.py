@@ -24,8 +24,6 @@ from multiprocessing.connection import arbitrary_address  # type: ignore[attr-de
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from faults import child
-
 LAUNCHERS = (
     "lightning.pytorch.strategies.launchers.subprocess_script",
     "lightning.fabric.strategies.launchers.subprocess_script",
@@ -78,11 +76,11 @@ def fork(order: Mapping[str, Any]) -> int:
 def _command(order: Mapping[str, Any]) -> int:
     sys.argv = ["dqs-fit", *order["argv"]]
     _settle(order["cwd"], order["env"])
+    main: Callable[[], int] = importlib.import_module(order["module"]).main
     if order["ranks"] > 1:
-        spare = Spare(order["argv"])
+        spare = Spare(main)
         for name in LAUNCHERS:
             sys.modules[name].subprocess = SimpleNamespace(Popen=spare.start)  # type: ignore[attr-defined]
-    main: Callable[[], int] = importlib.import_module(order["module"]).main
     return main()
 
 
@@ -147,9 +145,12 @@ class Spare:
     """A fork made before the command begins, which becomes the second rank when Lightning's launcher starts one.
 
     Offers what the launcher uses of `subprocess.Popen`.
+
+    Args:
+        main: the command.
     """
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, main: Callable[[], int]) -> None:
         reading, self._writing = os.pipe()
         self.returncode: int | None = None
         self.pid = os.fork()
@@ -161,7 +162,7 @@ class Spare:
                 os._exit(0)
             settings = json.loads(order)
             _settle(settings["cwd"], settings["env"])
-            _run(child.main)
+            _run(main)
         os.close(reading)
 
     def start(self, command: Sequence[str], env: Mapping[str, str], cwd: str | None = None, **_: Any) -> "Spare":

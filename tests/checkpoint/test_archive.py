@@ -103,9 +103,17 @@ def fit(folder: Path, stop_at: int | None = None, resume: bool = False, n_steps:
     return {**state, "replay": replay["action"]}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """State at the end of a run that was not stopped."""
+    return fit(tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize(("stop_at", "n_steps"), [(1, 1), (37, 1), (150, 1), (37, 3)])
-def test_a_stopped_run_continues_bitwise(tmp_path: Path, stop_at: int, n_steps: int) -> None:
-    whole = fit(tmp_path / "whole", n_steps=n_steps)
+def test_a_stopped_run_continues_bitwise(
+    whole: dict[str, torch.Tensor], tmp_path: Path, stop_at: int, n_steps: int
+) -> None:
+    whole = whole if n_steps == 1 else fit(tmp_path / "whole", n_steps=n_steps)
     fit(tmp_path / "parts", stop_at=stop_at, n_steps=n_steps)
     parts = fit(tmp_path / "parts", resume=True, n_steps=n_steps)
     for name, value in whole.items():

@@ -215,7 +215,7 @@ BAD = {
     "no value": (["--data.num_envs"], "--data.num_envs", "needs a value"),
     "no dashes": (["total_frames=5"], "total_frames=5", "start with --"),
     "a group as a number": (["--data=3"], "data=3", "must hold keys and values"),
-    "no environment": (["--data.environment=null"], "data.environment=null", "DMControl, "),
+    "no environment": (["--data.environment=null"], "data.environment=null", "must be"),
     "key of another class": (["--model.temperature.value=1"], "model.temperature.value", "no such option of Relative"),
     "key of one callback": (["--trainer.callbacks.refresh=1"], "trainer.callbacks.refresh", "callbacks.refresh_s?"),
     "what the environment sets": (["--model.observation_dim=3"], "model.observation_dim", "environment"),

@@ -1,4 +1,7 @@
-"""Two real processes: nothing to set but the number of devices."""
+"""Two processes of a run: nothing to set but the number of devices.
+
+Those of one run are new interpreters, the others are forks (see `faults.forked`).
+"""
 
 import json
 import os
@@ -6,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from faults.runs import Launcher
 
 from dqs_lightning.checkpoint.archive import safe_load
 
@@ -36,8 +41,8 @@ def environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k != "DQS_RUN_DIR"}, "OMP_NUM_THREADS": "1"}
 
 
-def command(arguments: list[str] = ARGUMENTS) -> list[str]:
-    return [sys.executable, str(Path(__file__).with_name("two_ranks.py")), *arguments]
+def command() -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("two_ranks.py")), *ARGUMENTS]
 
 
 @pytest.fixture(scope="module")
@@ -68,31 +73,41 @@ def test_ranks_hold_equal_weights_and_explore_apart(whole: Path) -> None:
     assert [json.loads(row)["env_frames"] for row in rows] == [1312, 2560]
 
 
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        found = Launcher()
+        yield found
+        found.close()
+
+
 @pytest.mark.parametrize("model", BASELINES)
-def test_ranks_of_the_baselines_hold_equal_weights_and_normalise_alike(tmp_path: Path, model: str) -> None:
+def test_ranks_of_the_baselines_hold_equal_weights_and_normalise_alike(
+    launcher: Launcher, tmp_path: Path, model: str
+) -> None:
     arguments = [*SMALL, f"--model={model}", "--model.normalise_observations=true", *BASELINES[model]]
-    done = subprocess.run(
-        command(arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended, err = launcher.run(arguments, tmp_path, 240, ranks=2, module="two_ranks")
+    assert ended.code == 0, err[-3000:]
     weights = [torch.load(tmp_path / "r" / f"weights-{rank}.pt") for rank in range(2)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert weights[0]["observation_norm.batches"] > 1 and weights[0]["observation_norm.mean"].any()
 
 
-def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(whole: Path, tmp_path: Path) -> None:
-    quiet = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(), cwd=tmp_path, **quiet)
+def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(
+    whole: Path, launcher: Launcher, tmp_path: Path
+) -> None:
+    started = launcher.start(ARGUMENTS, tmp_path, ranks=2, module="two_ranks")
     # An evaluation has been written: training is under way.
     while not (scores := tmp_path / "r" / "scores.jsonl").exists() or not scores.read_text():
-        assert process.poll() is None
+        assert started.poll() is None
         time.sleep(0.05)
-    find = ["pgrep", "-P", str(process.pid), "-f", "two_ranks.py"]  # not multiprocessing's resource tracker
-    (rank,) = subprocess.run(find, capture_output=True, text=True, check=True).stdout.split()
-    os.kill(int(rank), signal.SIGTERM)
-    assert process.wait(60) == 75
+    (rank,) = (pid for pid in started.processes() if pid != started.pid)
+    os.kill(rank, signal.SIGTERM)
+    assert started.end(60).code == 75
     stopped = safe_load(tmp_path / "r" / "checkpoints" / "last.ckpt")
     assert 0 < stopped["global_step"] < 320
-    assert subprocess.run(command(), cwd=tmp_path, timeout=240, **quiet).returncode == 0
+    ended, err = launcher.run(ARGUMENTS, tmp_path, 240, ranks=2, module="two_ranks")
+    assert ended.code == 0, err[-3000:]
     one, other = (torch.load(path / "r" / "weights-0.pt") for path in (whole, tmp_path))
     assert all(torch.equal(value, other[name]) for name, value in one.items())

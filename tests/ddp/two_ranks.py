@@ -6,7 +6,14 @@ import torch
 
 from dqs_lightning.cli.training import FitCLI
 
-cli = FitCLI()
-code = cli.fit()
-torch.save(cli.model.state_dict(), cli.run_dir.path / f"weights-{cli.trainer.global_rank}.pt")
-sys.exit(code)
+
+def main() -> int:
+    """The command."""
+    cli = FitCLI()
+    code = cli.fit()
+    torch.save(cli.model.state_dict(), cli.run_dir.path / f"weights-{cli.trainer.global_rank}.pt")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

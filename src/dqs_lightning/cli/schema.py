@@ -97,7 +97,10 @@ def family_members(families: tuple[type, ...]) -> dict[str, type]:
 def listed(families: tuple[type, ...]) -> str:
     """Returns the components of some families as a message lists them, or the base class where there are many."""
     known = family_members(families)
-    return f"one of {', '.join(known)}" if 0 < len(known) <= MOST_LISTED else f"a {families[0].__name__}"
+    if 0 < len(known) <= MOST_LISTED:
+        return f"one of {', '.join(known)}"
+    name = families[0].__name__
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 def resolve(name: str, families: tuple[type, ...]) -> type | None:

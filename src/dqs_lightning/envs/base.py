@@ -68,7 +68,7 @@ class Environment(ABC):
         self.action_repeat = action_repeat
 
     @property
-    def source(self) -> "Environment":
+    def untransformed(self) -> "Environment":
         """The environment under all transforms: itself where there are none."""
         return self
 

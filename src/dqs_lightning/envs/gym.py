@@ -156,12 +156,12 @@ class GymBatch(Batch):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = self._box(tensordict.get("action"))
-        rewards = [0.0] * len(self._envs)
-        for index in self._running:
-            try:
+        rewards, index = [0.0] * len(self._envs), 0
+        try:
+            for index in self._running:
                 rewards[index] = self._advance(index, actions[index, ...])
-            except Exception as error:
-                raise self._failure(index, "step", error) from error
+        except Exception as error:
+            raise self._failure(index, "step", error) from error
         return self._result(reward=torch.from_numpy(np.array(rewards, np.float32).reshape(-1, 1)))
 
     def _result(self, **entries: Tensor) -> TensorDictBase:
@@ -174,13 +174,15 @@ class GymBatch(Batch):
 
     def _advance(self, index: int, action: np.ndarray) -> float:
         """Rewards of the frames of one action, summed."""
-        env, total = self._envs[index], 0.0
-        for _ in range(self._repeat):
-            observation, reward, terminated, truncated, _ = env.step(action.copy() if self._repeat > 1 else action)
+        step, left = self._envs[index].step, self._repeat - 1
+        observation, reward, terminated, truncated, _ = step(action.copy() if left else action)
+        total = float(reward)
+        while left and not (terminated or truncated):
+            left -= 1
+            observation, reward, terminated, truncated, _ = step(action.copy())
             total += float(reward)
-            if terminated or truncated:
-                self._end(index, bool(terminated), bool(truncated))
-                break
+        if terminated or truncated:
+            self._end(index, bool(terminated), bool(truncated))
         self._last[index] = self._flat(observation)
         return total
 

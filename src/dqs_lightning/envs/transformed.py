@@ -32,8 +32,8 @@ class _Transformed(Environment):
         self._environment, self._transforms = environment, transforms
 
     @property
-    def source(self) -> Environment:
-        return self._environment.source
+    def untransformed(self) -> Environment:
+        return self._environment.untransformed
 
     @property
     def name(self) -> str:

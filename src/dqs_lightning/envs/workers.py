@@ -149,8 +149,8 @@ class WorkerBatch(EnvBase):
         answers: dict[int, tuple[Arrays, int]] = {}
         while missing := requests.keys() - answers.keys():
             answers |= self._ask({index: requests[index] for index in missing}, self._reset_limit_s)
-        if self._environment.source.physics_errors is not None:
-            self._environment.source.count_diverged(sum(diverged for _, diverged in answers.values()))
+        if self._environment.untransformed.physics_errors is not None:
+            self._environment.untransformed.count_diverged(sum(diverged for _, diverged in answers.values()))
         self._reset_limit_s = self._step_limit_s
         self._lost &= ~of_reset  # true for members of a worker that was replaced just now, which this is not for
         self._last = self._joined({index: found for index, (found, _) in answers.items()}, self._last)
@@ -198,7 +198,7 @@ class _Members:
         environment = sent()
         seed_everything(seed, verbose=False)
         self.env = env = Watched(partial(environment.make, num_envs, seed), environment.name)
-        self._source, self._diverged = environment.source, 0
+        self._source, self._diverged = environment.untransformed, 0
         self._observed, self._returned = keys_of(env)
 
     def __call__(self, request: tuple[Any, ...]) -> Any:
