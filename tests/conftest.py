@@ -5,8 +5,12 @@ import os
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from faults.runs import Launcher
 from torch import nn
 
 
@@ -14,6 +18,15 @@ from torch import nn
 def _seeded() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Forks commands of one process that has imported the library, which saves the seconds of the imports."""
+    tests = Path(__file__).parent
+    found = Launcher([tests / "ddp", tests.parent / "docs" / "examples" / "tasks"])
+    yield found
+    found.close()
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -1,13 +1,11 @@
 """The page docs/your_environment.md: its commands, run in order in a copy of its files."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -25,7 +23,7 @@ MODULES = {"dqs-fit": "fit", "dqs-eval": "evaluate", "dqs-export": "export"}
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def done(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder after all commands, and what they printed. Commands are forked (see `faults.forked`)."""
     root = tmp_path_factory.mktemp("page")
     folder = root / "docs" / "examples" / "tasks"
@@ -34,17 +32,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     script = "\n".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)).splitlines()
     assert next(line for line in script if line) == "export PYTHONPATH=$PWD"
     printed = ""
-    with pytest.MonkeyPatch.context() as patched, closing(Launcher()) as launcher:
-        patched.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        for program, *arguments in (shlex.split(line) for line in script if line and not line.startswith("export")):
-            if program in MODULES:
-                ended, err = launcher.run(arguments, folder, 280, module=f"dqs_lightning.cli.{MODULES[program]}")
-                printed += (folder / "out").read_text()
-                assert ended.code == 0, err
-            else:
-                assert program == "python"
-                command = [sys.executable, *arguments]
-                printed += subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    for program, *arguments in (shlex.split(line) for line in script if line and not line.startswith("export")):
+        if program in MODULES:
+            ended, err = launcher.run(arguments, folder, 280, module=f"dqs_lightning.cli.{MODULES[program]}")
+            printed += (folder / "out").read_text()
+            assert ended.code == 0, err
+        else:
+            assert program == "python"
+            command = [sys.executable, *arguments]
+            printed += subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
     return folder, printed
 
 

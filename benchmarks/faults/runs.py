@@ -108,9 +108,14 @@ class Run:
 
 
 class Launcher:
-    """Starts runs. The process that forks them is started when it is first needed, and ended by `close`."""
+    """Starts runs. The process that forks them is started when it is first needed, and ended by `close`.
 
-    def __init__(self) -> None:
+    Args:
+        paths: folders with further modules that forked commands can import.
+    """
+
+    def __init__(self, paths: Sequence[Path] = ()) -> None:
+        self._paths = paths
         self._lock = threading.Lock()
         self._server: subprocess.Popen[str] | None = None
 
@@ -150,9 +155,11 @@ class Launcher:
     def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
         with self._lock:
             if self._server is None:
+                env = environment()
+                env["PYTHONPATH"] = os.pathsep.join([*map(str, self._paths), env["PYTHONPATH"]])
                 self._server = subprocess.Popen(
                     [sys.executable, "-m", "faults.server"],
-                    env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                    env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 )  # fmt: skip
                 self._answer()
             assert self._server.stdin is not None

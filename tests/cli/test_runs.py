@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,18 +33,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 ENVIRONMENT.pop("DQS_RUN_DIR", None)
 
 
-LAUNCHER = Launcher()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _launcher() -> Iterator[None]:
-    yield
-    LAUNCHER.close()
-
-
-def forked(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def forked(launcher: Launcher, module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command that is forked; its streams are files of the folder."""
-    started = LAUNCHER.start(arguments, cwd, module=f"dqs_lightning.cli.{module}")
+    started = launcher.start(arguments, cwd, module=f"dqs_lightning.cli.{module}")
     code = started.end(200).code
     assert code is not None
     return subprocess.CompletedProcess(arguments, code, (cwd / "out").read_text(), started.err)
@@ -88,8 +79,8 @@ def test_run_json_says_what_the_run_is_and_with_what_it_was_made(finished: Path)
     assert set(settings) == {"model", "data", "evaluate"}
 
 
-def test_the_saved_configuration_runs_again(finished: Path, tmp_path: Path) -> None:
-    again = forked("fit", "--config", str(finished / "config.yaml"), "--run_dir=again", cwd=tmp_path)
+def test_the_saved_configuration_runs_again(launcher: Launcher, finished: Path, tmp_path: Path) -> None:
+    again = forked(launcher, "fit", "--config", str(finished / "config.yaml"), "--run_dir=again", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     first, second = (safe_load(path / "checkpoints" / "last.ckpt") for path in (finished, tmp_path / "again"))
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
@@ -97,10 +88,10 @@ def test_the_saved_configuration_runs_again(finished: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
-    finished: Path, tmp_path: Path, signal_number: int
+    launcher: Launcher, finished: Path, tmp_path: Path, signal_number: int
 ) -> None:
     arguments = [*SMALL, "--run_dir=r", "--ckpt_path=auto"]
-    started = LAUNCHER.start(arguments, tmp_path)
+    started = launcher.start(arguments, tmp_path)
     # An evaluation has been written: training is under way.
     while not (scores := tmp_path / "r" / "scores.jsonl").exists() or not scores.read_text():
         assert started.poll() is None
@@ -109,7 +100,7 @@ def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
     assert started.end(120).code == 75
     checkpoint = safe_load(tmp_path / "r" / "checkpoints" / "last.ckpt")
     assert 0 < checkpoint["global_step"] < 400
-    continued = forked("fit", *arguments, cwd=tmp_path)
+    continued = forked(launcher, "fit", *arguments, cwd=tmp_path)
     assert continued.returncode == 0, continued.stderr
     assert "was finished already" not in continued.stderr
     whole, parts = (safe_load(path / "checkpoints" / "last.ckpt") for path in (finished, tmp_path / "r"))
@@ -126,27 +117,29 @@ def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
     assert steps == sorted(steps)
 
 
-def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(launcher: Launcher, finished: Path) -> None:
     before = (finished / "checkpoints" / "last.ckpt").read_bytes()
-    again = forked("fit", *SMALL, f"--run_dir={finished}", "--ckpt_path=auto", cwd=finished)
+    again = forked(launcher, "fit", *SMALL, f"--run_dir={finished}", "--ckpt_path=auto", cwd=finished)
     assert again.returncode == 0 and "was finished already" in again.stderr
     assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_run_that_diverges_says_so_and_exits_with_3(tmp_path: Path) -> None:
-    done = forked("fit", *SMALL, "--model.critic_lr=1e30", "--run_dir=r", cwd=tmp_path)
+def test_a_run_that_diverges_says_so_and_exits_with_3(launcher: Launcher, tmp_path: Path) -> None:
+    done = forked(launcher, "fit", *SMALL, "--model.critic_lr=1e30", "--run_dir=r", cwd=tmp_path)
     assert done.returncode == 3
     assert "diverged: update 1: critic.members" in done.stderr and "the last checkpoint is kept" in done.stderr
 
 
-def test_evaluation_in_a_fresh_process(finished: Path) -> None:
-    first, again = (start("evaluate", str(finished), "--episodes=3", cwd=finished) for start in (run, forked))
+def test_evaluation_in_a_fresh_process(launcher: Launcher, finished: Path) -> None:
+    first, again = (
+        start("evaluate", str(finished), "--episodes=3", cwd=finished) for start in (run, partial(forked, launcher))
+    )
     assert first.returncode == 0, first.stderr
     assert first.stdout == again.stdout
     assert first.stdout.startswith("cartpole-swingup  DQS at 2,400 frames  return ")
     assert "95 % interval [" in first.stdout and "3 episodes" in first.stdout
     file, cut = str(finished / "checkpoints" / "last.ckpt"), "--max_steps=20"
-    by_file = forked("evaluate", file, "--episodes=3", "--random", cut, cwd=finished)
+    by_file = forked(launcher, "evaluate", file, "--episodes=3", "--random", cut, cwd=finished)
     assert "random policy" in by_file.stdout
     assert "cartpole-swingup: 3 of 3 episodes did not end within 20 steps" in by_file.stderr
 
@@ -173,8 +166,8 @@ def test_a_renderer_that_is_not_there_is_named(finished: Path) -> None:
     assert "--video" in done.stderr and len(done.stderr.splitlines()) <= 5
 
 
-def test_a_missing_run_is_named(tmp_path: Path) -> None:
-    done = forked("evaluate", "nothing", cwd=tmp_path)
+def test_a_missing_run_is_named(launcher: Launcher, tmp_path: Path) -> None:
+    done = forked(launcher, "evaluate", "nothing", cwd=tmp_path)
     assert done.returncode == 2 and "nothing: no such" in done.stderr
 
 

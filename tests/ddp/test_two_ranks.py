@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,15 +70,6 @@ def test_ranks_hold_equal_weights_and_explore_apart(whole: Path) -> None:
     assert not torch.equal(replays[0]["observation"][0], replays[1]["observation"][0])
     rows = (whole / "r" / "scores.jsonl").read_text().splitlines()
     assert [json.loads(row)["env_frames"] for row in rows] == [1312, 2560]
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        found = Launcher()
-        yield found
-        found.close()
 
 
 @pytest.mark.parametrize("model", BASELINES)

@@ -1,6 +1,4 @@
-"""One process that forks the training commands of all tests here."""
-
-from collections.abc import Iterator
+"""Where the studies' cells run in the tests here."""
 
 import pytest
 from faults.runs import Launcher
@@ -8,7 +6,5 @@ from faults.study import Lab
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    launcher = Launcher()
-    yield Lab(launcher, tmp_path_factory.mktemp("faults"))
-    launcher.close()
+def lab(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(launcher, tmp_path_factory.mktemp("faults"))
