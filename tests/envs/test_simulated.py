@@ -159,6 +159,15 @@ def test_member_i_of_a_seed_is_the_first_of_seed_plus_i_over_several_episodes() 
         assert torch.equal(env.reset()["observation"][2], alone.reset()["observation"][0])
 
 
+def test_observations_and_rewards_are_passed_on_without_a_copy() -> None:
+    env = _Recipe().make(2, seed=0)
+    found = act(env, env.reset(), 0.1, 0.2)
+    members = env._current_state
+    assert members is not None
+    assert found["observation"].data_ptr() == members.obs.unsafe_buffer_pointer()
+    assert found["reward"].data_ptr() == members.reward.unsafe_buffer_pointer()
+
+
 def test_observations_are_not_overwritten_by_later_steps() -> None:
     env = _Recipe().make(2, seed=0)
     now = env.reset()
