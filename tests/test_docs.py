@@ -305,6 +305,20 @@ def test_gains_of_threads_are_those_measured() -> None:
         assert cells["chosen"] == str(measured[width]["chosen"])
 
 
+def test_rates_of_simulators_are_those_measured() -> None:
+    rows = rows_of(DOCS / "results.md", "Simulators")
+    measured = {(r["task"], r["num_envs"], r["environment"]): r for r in result("simulators.json")["rows"]}
+    assert len(rows) == 6
+    for label, cells in rows.items():
+        ((task, number, environment),) = re.findall(r"(\S+), (\d+) environments, `(\w+)`", label)
+        row, beside = measured[task, int(number), environment], measured[task, int(number), "DMControl"]
+        assert cells["frames per CPU-second"] == f"{row['frames_per_cpu_s']:.0f}"
+        assert cells["of `DMControl`"] == f"{beside['frames_per_cpu_s']:.0f}"
+        assert (
+            cells["ratio"] == f"{row['of_dm_control']:.2f}" and cells["s of compiling"] == f"{row['compiling_s']:.0f}"
+        )
+
+
 ACTIONS = {
     "eager": "eager",
     "torch.compile of the exported graph": "compile",
