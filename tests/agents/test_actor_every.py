@@ -1,4 +1,4 @@
-"""The actor learns at every k-th update: what changes, what is logged, and what a continued run does."""
+"""Tests of `actor_every`: which parameters an update changes, what is logged, and that resumed runs are identical."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def critics(agent: Agent) -> list[nn.Parameter]:
 
 
 class Recorder(L.Callback):
-    """Records after each update which parameters it has changed, and what was watched."""
+    """Records after each update which parameters have changed, and the values of `watched`."""
 
     def __init__(self) -> None:
         self.before: dict[str, list[torch.Tensor]] = {}
@@ -69,22 +69,25 @@ class Recorder(L.Callback):
 
 @pytest.mark.parametrize("cls", [DQS, SAC, TD3])
 def test_critics_learn_at_every_update_and_the_actor_at_every_third(cls: type[Agent], tmp_path: Path) -> None:
-    """Adam's momentum would change an actor whose gradient is zero instead of absent."""
-    data, seen = small_data(), Recorder()
-    trainer(tmp_path, [seen], max_steps=7).fit(make(cls, data), data)
-    assert [row["critics"] for row in seen.changed] == [True] * 7
-    assert [row["actor"] for row in seen.changed] == [True, False, False, True, False, False, True]
+    """The critics' parameters change at every update, the actor's at every third.
+
+    The actor's gradients must be absent in between: with zero gradients Adam's momentum would still change it.
+    """
+    data, recorder = small_data(), Recorder()
+    trainer(tmp_path, [recorder], max_steps=7).fit(make(cls, data), data)
+    assert [row["critics"] for row in recorder.changed] == [True] * 7
+    assert [row["actor"] for row in recorder.changed] == [True, False, False, True, False, False, True]
 
 
 @pytest.mark.parametrize("cls, name", [(DQS, "score_loss"), (SAC, "actor_loss"), (TD3, "actor_loss")])
-def test_a_row_has_the_mean_over_the_updates_that_had_the_metric(cls: type[Agent], name: str, tmp_path: Path) -> None:
-    data, seen = small_data(), Recorder()
-    fit = trainer(tmp_path, [seen], max_steps=7, log_every_n_steps=7)
+def test_logged_values_are_means_over_the_updates_with_that_metric(cls: type[Agent], name: str, tmp_path: Path) -> None:
+    data, recorder = small_data(), Recorder()
+    fit = trainer(tmp_path, [recorder], max_steps=7, log_every_n_steps=7)
     fit.fit(make(cls, data), data)
     for metric, updates in ((name, (0, 3, 6)), ("critic_loss", range(7))):
-        mean = sum(seen.watched[update][metric] for update in updates) / len(updates)
+        mean = sum(recorder.watched[update][metric] for update in updates) / len(updates)
         assert fit.callback_metrics[f"train/{metric}"].item() == pytest.approx(mean, rel=1e-5), metric
-    assert all((name in row) == (update % EVERY == 0) for update, row in enumerate(seen.watched))
+    assert all((name in row) == (update % EVERY == 0) for update, row in enumerate(recorder.watched))
 
 
 @pytest.mark.parametrize("temperature", [Relative, TargetEntropy, TargetESS])
@@ -99,17 +102,17 @@ def test_the_temperature_is_measured_at_updates_of_the_actor(temperature: type[T
     [(DQS, {"temperature": TargetEntropy}), (DQS, {"temperature": TargetESS}), (SAC, {})],
     ids=["dqs-entropy", "dqs-ess", "sac"],
 )
-def test_a_run_that_stops_between_two_updates_of_the_actor_continues_bitwise(
+def test_a_run_stopped_between_two_actor_updates_resumes_bitwise_identically(
     cls: type[Agent], changes: dict[str, type], tmp_path: Path
 ) -> None:
     weights = []
     for folder, steps in (("whole", (96,)), ("cut", (61, 96))):
-        for most in steps:
+        for max_steps in steps:
             data = small_data()
             agent = make(cls, data, **{name: component(warmup=0) for name, component in changes.items()})
             last = tmp_path / folder / "checkpoints" / "last.ckpt"
             callbacks = [FiniteGuard(), RunCheckpoint(str(last.parent))]
-            fit = trainer(tmp_path / folder, callbacks, max_steps=most)
+            fit = trainer(tmp_path / folder, callbacks, max_steps=max_steps)
             fit.fit(agent, data, ckpt_path=last if last.exists() else None, weights_only=True)
         weights.append(agent.state_dict())
     assert fit.global_step == 96

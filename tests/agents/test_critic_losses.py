@@ -1,4 +1,4 @@
-"""What the critics' outputs come to be under each loss."""
+"""Tests of the critic losses: the outputs that minimise them, their gradients, and the target returns."""
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ VALUE = torch.tensor([1.0, -2.0, 30.0])
 
 
 def outputs_of(loss: CriticLoss) -> Tensor:
-    """Of two target critics in three states, [2, 3, N]."""
+    """Returns outputs of two target critics in three states, [2, 3, N]."""
     return 10 * torch.randn(2, 3, loss.outputs, generator=torch.Generator().manual_seed(0))
 
 
 def minimiser(loss: CriticLoss, returns: Tensor) -> Tensor:
-    """Outputs [2, N] of one state and action at which the loss against its returns [B] has no slope left."""
+    """Returns the outputs [2, N] for one state and action that minimise the loss against its returns [B]."""
     outputs = torch.zeros(2, 1, loss.outputs, dtype=returns.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([outputs], max_iter=1000, line_search_fn="strong_wolfe")
 
@@ -33,7 +33,7 @@ def minimiser(loss: CriticLoss, returns: Tensor) -> Tensor:
         return found
 
     for _ in range(5):
-        optimizer.step(closure)  # type: ignore[no-untyped-call]  # nor this
+        optimizer.step(closure)  # type: ignore[no-untyped-call]  # same here
     return outputs.detach().squeeze(1)
 
 
@@ -41,19 +41,22 @@ LEVELS = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
 
 
 def test_squared_error_fits_the_mean() -> None:
-    returns = -100 * torch.log1p(-LEVELS)  # of an exponential law: the mean is no quantile in the middle
+    returns = -100 * torch.log1p(-LEVELS)  # of an exponential distribution, whose mean is not its median
     expected = returns.mean().expand(2, 1)
     torch.testing.assert_close(minimiser(SquaredError(), returns), expected, atol=1e-3, rtol=0)
 
 
 def test_quantiles_fit_the_quantiles() -> None:
-    """Of a law so wide that the Huber loss is the absolute one but for a hundredth of it."""
+    """The outputs that minimise the loss are the quantiles of the returns.
+
+    The returns differ so much that the Huber loss is close to the absolute error.
+    """
     expected = -100 * torch.log1p(-(torch.arange(8, dtype=torch.float64) + 0.5) / 8)
     found = minimiser(Quantiles(8), -100 * torch.log1p(-LEVELS))
     torch.testing.assert_close(found, expected.expand(2, 8), atol=1.0, rtol=0)
 
 
-def test_quantiles_have_the_value_and_the_slope_of_the_quantile_huber_loss() -> None:
+def test_quantiles_have_the_value_and_gradient_of_the_quantile_huber_loss() -> None:
     loss, outputs = Quantiles(5, 1), (3 * torch.randn(2, 16, 5)).requires_grad_()
     target = 3 * torch.randn(16, 8)
     levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]).unsqueeze(-1)
@@ -66,15 +69,15 @@ def test_quantiles_have_the_value_and_the_slope_of_the_quantile_huber_loss() -> 
 
 
 @LOSSES
-def test_returns_move_with_the_value(loss: CriticLoss) -> None:
+def test_returns_shift_with_the_value(loss: CriticLoss) -> None:
     returns = loss.returns(VALUE, outputs_of(loss).unsqueeze(1))
     assert returns.shape[0] == 3
     torch.testing.assert_close(loss.returns(VALUE + 7, outputs_of(loss).unsqueeze(1)), returns + 7)
 
 
 @LOSSES
-def test_nothing_is_dropped_by_chance(loss: CriticLoss) -> None:
-    """Without a cut the returns' mean is V; with one it is below, and what is left is the least of the pool."""
+def test_only_the_largest_quantiles_are_dropped(loss: CriticLoss) -> None:
+    """The mean of the returns is V; with `dropped` the smallest of the pool are kept and the mean is below V."""
     returns = loss.returns(VALUE, outputs_of(loss).unsqueeze(1))
     dropped = getattr(loss, "dropped", 0)
     if not dropped:
@@ -87,7 +90,7 @@ def test_nothing_is_dropped_by_chance(loss: CriticLoss) -> None:
 
 
 @LOSSES
-def test_each_critic_and_state_learns_from_its_own(loss: CriticLoss) -> None:
+def test_gradients_of_critics_and_states_are_independent(loss: CriticLoss) -> None:
     def gradient(outputs: Tensor, target: Tensor) -> Tensor:
         outputs = outputs.clone().requires_grad_()
         return torch.autograd.grad(loss.loss(outputs, target), outputs)[0]

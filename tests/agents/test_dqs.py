@@ -1,4 +1,4 @@
-"""The agent computes what the paper's equations say, and learns the law that it promises."""
+"""Tests of DQS: targets and losses follow the paper's equations, and the actor learns the Boltzmann distribution."""
 
 import copy
 import math
@@ -80,55 +80,55 @@ def critic_target(agent: DQS, batch: TensorDict, trajectory: Trajectory, tempera
     return agent.critic_target(batch, following, torch.tensor(temperature), trajectory)
 
 
-def noised(agent: DQS, batch: TensorDict) -> list[Posterior]:
-    """Where the energy estimator is used in an update."""
-    seen: list[Posterior] = []
+def estimated_posteriors(agent: DQS, batch: TensorDict) -> list[Posterior]:
+    """Returns the posteriors that the energy estimator receives in an update."""
+    posteriors: list[Posterior] = []
     estimate = agent.diffusion.energy_estimator.estimate
 
     def spy(posterior: Posterior) -> Estimate:
-        seen.append(posterior)
+        posteriors.append(posterior)
         return estimate(posterior)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(agent.diffusion.energy_estimator, "estimate", spy)
         agent.losses(batch)
-    return seen
+    return posteriors
 
 
 def test_target_bootstraps_from_truncated_and_not_from_terminated_states() -> None:
     changes = {"backup": ExpectedQ(), "critic_reduction": "min", "critic_loss": SquaredError()}
     agent, batch = tiny(discount=0.9, normalise_observations=False, **changes), make_batch()
-    path, _ = trajectories(agent, batch)
-    target = critic_target(agent, batch, path)
-    value = agent.target_critic(batch["next", "observation"], path.action[0]).min(0).values
+    trajectory, _ = trajectories(agent, batch)
+    target = critic_target(agent, batch, trajectory)
+    value = agent.target_critic(batch["next", "observation"], trajectory.action[0]).min(0).values
     reward, terminated = batch["next", "reward"].squeeze(-1), batch["next", "terminated"].squeeze(-1)
     torch.testing.assert_close(target.squeeze(-1), torch.where(terminated, reward, reward + 0.9 * value))
     assert (batch["next", "truncated"].squeeze(-1) & ~terminated).any()
 
 
 @pytest.mark.parametrize("inner_precision", ["float32", "bfloat16"])
-def test_paths_start_from_the_states_that_they_are_for(inner_precision: str) -> None:
+def test_trajectories_depend_on_their_own_states(inner_precision: str) -> None:
     agent = tiny(
         backup=Soft(64, policy_actions=2), training_points=OnTrajectory(5, 6, 2), inner_precision=inner_precision
     )
     torch.nn.init.normal_(agent.diffusion.denoiser.last.weight)
-    batch, paths = make_batch(), []
+    batch, drawn = make_batch(), []
     for changed in (None, "observation", ("next", "observation")):
         if changed is not None:
             batch = batch.clone()
             batch[changed] = batch[changed] + 1
         torch.manual_seed(1)
-        paths.append(trajectories(agent, batch))
-    assert paths[0][0].action.shape == (2, 32, 2)
-    assert paths[0][1].x.shape == (3, 3, 5, 2)
-    (next_0, here_0), (next_1, here_1), (next_2, here_2) = paths
+        drawn.append(trajectories(agent, batch))
+    assert drawn[0][0].action.shape == (2, 32, 2)
+    assert drawn[0][1].x.shape == (3, 3, 5, 2)
+    (next_0, here_0), (next_1, here_1), (next_2, here_2) = drawn
     assert torch.equal(next_0.action, next_1.action)
     assert not torch.isclose(here_0.action, here_1.action).all(-1).any()
     assert torch.equal(here_1.x, here_2.x)
     assert not torch.isclose(next_1.action, next_2.action).all(-1).any()
 
 
-def test_an_update_without_paths_at_its_states() -> None:
+def test_training_points_around_replay_actions_need_no_trajectories_of_their_states() -> None:
     agent, batch = tiny(training_points=AroundReplayActions()), make_batch()
     at_next, at_here = trajectories(agent, batch)
     assert not len(at_here.action)
@@ -140,25 +140,27 @@ def test_bad_precision_is_refused() -> None:
         tiny(inner_precision="half")
 
 
-def test_target_of_quantiles_is_the_law_of_the_return_of_the_policys_action() -> None:
+def test_target_of_quantiles_is_the_return_distribution_of_the_policys_action() -> None:
     agent = tiny(discount=0.9, backup=ExpectedQ(), critic_loss=Quantiles(5, dropped=1), normalise_observations=False)
     batch = make_batch()
-    path, _ = trajectories(agent, batch)
-    target = critic_target(agent, batch, path)
-    pool = agent.target_critic.outputs(batch["next", "observation"], path.action[0]).permute(1, 0, 2).reshape(32, 10)
+    trajectory, _ = trajectories(agent, batch)
+    target = critic_target(agent, batch, trajectory)
+    pool = (
+        agent.target_critic.outputs(batch["next", "observation"], trajectory.action[0]).permute(1, 0, 2).reshape(32, 10)
+    )
     kept = pool.sort(-1).values[:, :8]
     alive = ~batch["next", "terminated"]
     torch.testing.assert_close(target, batch["next", "reward"] + 0.9 * alive * kept)
 
 
-def test_quantiles_want_an_action_of_the_policy() -> None:
+def test_quantiles_need_an_action_of_the_policy() -> None:
     message = "backup=Soft with policy_actions=0: critic_loss=Quantiles needs at least 1"
     with pytest.raises(ValueError, match=message):
         tiny(backup=Soft(8, policy_actions=0), critic_loss=Quantiles())
 
 
-def test_quantiles_learn_the_law_of_a_random_reward() -> None:
-    """Rewards 0 and 20, three to one: a mean of 5, and a quarter of the quantiles at 20."""
+def test_quantiles_learn_the_distribution_of_a_random_reward() -> None:
+    """Rewards are 20 with probability 1/4, else 0: the mean is 5, and a quarter of the quantiles are 20."""
     torch.manual_seed(0)
     agent = tiny(critic_loss=Quantiles(8, dropped=0), critic_lr=1e-2, normalise_observations=False)
     optimizer, batch = agent.configure_optimizers(), make_batch(256)
@@ -194,14 +196,14 @@ def test_soft_target_is_the_log_mean_exp_of_the_target_critic() -> None:
 
 def test_actor_learns_at_the_first_states_of_the_batch() -> None:
     batch = make_batch()
-    (posterior,) = noised(tiny(training_points=OnTrajectory(states=5, points=4)), batch)
+    (posterior,) = estimated_posteriors(tiny(training_points=OnTrajectory(states=5, points=4)), batch)
     assert posterior.x.shape == (4, 5, 2)
-    (posterior,) = noised(tiny(training_points=AroundReplayActions()), batch)
+    (posterior,) = estimated_posteriors(tiny(training_points=AroundReplayActions()), batch)
     assert posterior.x.shape == (1, 32, 2)
 
 
 @pytest.mark.parametrize("name", [name for name in components(Temperature) if name not in ("Constant", "LogLinear")])
-def test_a_controlled_temperature_moves_by_what_it_measures(name: str, tmp_path: Path) -> None:
+def test_a_controlled_temperature_changes_during_a_run(name: str, tmp_path: Path) -> None:
     temperature = components(Temperature)[name](**({} if name == "Relative" else {"warmup": 0, "rate": 0.01}))
     before = temperature().item()
     data = small_data(total_frames=480)
@@ -221,8 +223,11 @@ def test_every_backup_trains_with_every_critic_loss(name: str, loss: str, tmp_pa
 
 
 @pytest.mark.parametrize("sampler", [MomentMatched(8), ProbabilityFlow(8)], ids=lambda s: type(s).__name__)
-def test_entropy_of_a_policy_that_knows_nothing(sampler: Sampler) -> None:
-    """A fresh denoiser is that of a normal law of deviation sigma_data; wide noise makes it nearly exact."""
+def test_entropy_of_an_untrained_policy(sampler: Sampler) -> None:
+    """The entropy of an untrained policy is that of a normal distribution of standard deviation sigma_data.
+
+    An untrained denoiser is the exact one of that distribution; sigma_max is large, so sampling is nearly exact.
+    """
     agent = tiny(sampler=sampler, support=Unbounded(), noise_schedule=Karras(0.01, 5.0))
     entropy = agent.diffusion.entropy(agent.trajectory(torch.randn(4, 3), 512))
     exact = torch.full((4,), math.log(2 * math.pi * math.e * 0.5**2))
@@ -246,7 +251,7 @@ def test_the_score_loss_trains_the_denoiser_and_the_critic_loss_the_critics() ->
     agent.zero_grad()
     torch.manual_seed(3)
     agent.losses(batch)[0].backward()
-    torch.testing.assert_close([p.grad for p in agent.critic.parameters()], alone)  # the score loss adds nothing
+    torch.testing.assert_close([p.grad for p in agent.critic.parameters()], alone)  # the score loss adds no gradient
 
 
 def test_a_run_makes_one_optimizer_step_each_update_and_averages_the_target(tmp_path: Path) -> None:
@@ -278,7 +283,7 @@ def test_gradients_are_clipped_to_the_norm_in_each_group(tmp_path: Path) -> None
 
 
 class Bandit(torch.nn.Module):
-    """A critic known in closed form: two bumps on the line whose heights depend on the state."""
+    """Critic in closed form: two modes on the line, the right one of a height that depends on the state."""
 
     def __init__(self, width: float = 0.15) -> None:
         super().__init__()
@@ -296,8 +301,8 @@ class Bandit(torch.nn.Module):
         return self.value(observation, action).expand(2, *action.shape[:-1])
 
 
-def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> None:
-    """Share of the right mode = sigmoid(s / T) when T = 1: several good actions live on, in the right amounts."""
+def test_the_actor_learns_the_boltzmann_distribution_of_its_critic_at_each_state() -> None:
+    """The samples cover both modes, and the share of the right one is sigmoid(s / T), with T = 1."""
     agent = DQS(1, 1, energy_estimator=Importance(64), **small((64, 64)), temperature=Constant(1.0))
     agent.critic = Bandit()
     optimizer = torch.optim.Adam(agent.diffusion.denoiser.parameters(), 2e-3)
@@ -315,11 +320,11 @@ def test_the_actor_learns_the_boltzmann_law_of_its_critic_for_each_state() -> No
     actions = agent.sample(states, 4000)[..., 0]
     shares = (actions > 0).float().mean(0)
     torch.testing.assert_close(shares, torch.sigmoid(states[:, 0]), atol=0.06, rtol=0)
-    spread = torch.where(actions > 0, actions - 0.5, actions + 0.5).std(0)
-    torch.testing.assert_close(spread, torch.full((3,), 0.15), atol=0.04, rtol=0)
+    std = torch.where(actions > 0, actions - 0.5, actions + 0.5).std(0)
+    torch.testing.assert_close(std, torch.full((3,), 0.15), atol=0.04, rtol=0)
 
 
-def test_acting() -> None:
+def test_act_and_sample() -> None:
     agent = tiny()
     observation = torch.randn(64, 3)
     assert agent.act(observation).shape == (64, 2)
@@ -343,7 +348,7 @@ def collected_and_sampled(agent: DQS, observation: Tensor) -> list[Tensor]:
     return actions
 
 
-def test_exploration_noise_is_for_collecting_alone() -> None:
+def test_exploration_noise_is_added_only_while_collecting() -> None:
     observation = torch.randn(4000, 3)
     torch.testing.assert_close(*collected_and_sampled(tiny(exploration_noise=0.0), observation), rtol=0, atol=0)
     collected, sampled = collected_and_sampled(tiny(exploration_noise=0.05), observation)
@@ -354,8 +359,8 @@ def test_exploration_noise_is_for_collecting_alone() -> None:
     assert tiny(exploration_noise=3.0)(observation).abs().max() == 1
 
 
-def test_without_an_actor_actions_follow_the_critics_at_once() -> None:
-    """exp(Q/T) with Q = -4 (a - 0.3)^2 and T = 0.5 is normal, of deviation 0.25."""
+def test_without_an_actor_actions_follow_the_critics() -> None:
+    """Samples follow exp(Q/T): with Q = -4 (a - 0.3)^2 and T = 0.5 it is normal with standard deviation 0.25."""
     changes = {"energy_estimator": Resampling(256), "temperature": Constant(0.5), "amortised": False}
     agent = DQS(3, 1, **changes)
     agent.critic.bind = lambda observation, dtype: lambda action: -4 * (action[..., 0] - 0.3).square()
@@ -381,28 +386,28 @@ def test_without_an_actor_only_the_critics_learn(tmp_path: Path) -> None:
     "backbone", [MLP((16, 16)), MLP((16,), layer_norm=True), SimBa(8)], ids=["mlp", "norms", "simba"]
 )
 @pytest.mark.parametrize(
-    "changes", [{}, {"backup": Soft(16)}, {"temperature": Relative()}], ids=["plain", "soft", "spread"]
+    "changes", [{}, {"backup": Soft(16)}, {"temperature": Relative()}], ids=["default", "soft", "relative"]
 )
-def test_every_part_sees_normalised_observations(backbone: Backbone, changes: dict[str, object]) -> None:
-    """An agent that normalises does with a batch what one that does not does with the normalised batch."""
+def test_every_network_receives_normalised_observations(backbone: Backbone, changes: dict[str, object]) -> None:
+    """Losses, actions and Q equal those of an agent without normalisation on a normalised batch."""
     torch.manual_seed(0)
     both = {"critic_backbone": backbone, "actor_backbone": backbone, **changes}
     agent, plain = tiny(**both), tiny(**both, normalise_observations=False)
     plain.load_state_dict({k: v for k, v in agent.state_dict().items() if not k.startswith("observation_norm")})
     batch = make_batch()
     agent.update_observation_norm(100 + 7 * batch["observation"])
-    seen = copy.deepcopy(batch)
+    normalised = copy.deepcopy(batch)
     for key in ("observation", ("next", "observation")):
-        seen[key] = agent.observation_norm(batch[key])
+        normalised[key] = agent.observation_norm(batch[key])
     found = []
-    for one, data in ((agent, batch), (plain, seen)):
+    for one, data in ((agent, batch), (plain, normalised)):
         torch.manual_seed(1)
         loss, _ = one.losses(data)
-        spread = Measured(one, data["observation"], None).q_std()
+        q_std = Measured(one, data["observation"], None).q_std()
         action = one.act(data["observation"], best_of=3)
-        found.append((loss, spread, action, one.q_value(data["observation"], action)))
+        found.append((loss, q_std, action, one.q_value(data["observation"], action)))
     torch.testing.assert_close(found[0], found[1])
-    assert not torch.equal(seen["observation"], batch["observation"])
+    assert not torch.equal(normalised["observation"], batch["observation"])
 
 
 def test_the_policy_is_conditioned_on_the_temperature() -> None:
@@ -450,7 +455,7 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
         "found = {file.stem: load_agent(file).act(o, deterministic=True) for file in f.glob('*.ckpt')};"
         "torch.save(found, f / 'actions.pt')"
     )
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like here: another number rounds otherwise
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: rounding depends on the number of threads
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=one_thread)
     found = torch.load(tmp_path / "actions.pt")
     assert found.keys() == actions.keys() and len(actions) >= 4
@@ -489,7 +494,7 @@ def test_a_checkpoint_of_no_known_agent_is_refused(tmp_path: Path) -> None:
         ("exploration_noise", float("nan")),
     ],
 )
-def test_numbers_out_of_range_are_named(key: str, value: object) -> None:
+def test_numbers_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
         tiny(**{key: value})
 
@@ -505,11 +510,11 @@ COMPONENTS = [
         "temperature": Relative(),
     },
 ]
-COMPONENT_NAMES = ["default", "published", "soft", "entropic"]
+COMPONENT_NAMES = ["default", "published", "soft", "soft policy value"]
 each_configuration = pytest.mark.parametrize("changes", COMPONENTS, ids=COMPONENT_NAMES)
 
 
-def test_components_are_saved_as_they_are_and_not_as_defaults() -> None:
+def test_hyperparameters_contain_the_default_components() -> None:
     saved = DQS(3, 2).hparams
     for name in (
         "noise_schedule",
@@ -526,7 +531,10 @@ def test_components_are_saved_as_they_are_and_not_as_defaults() -> None:
 
 @each_configuration
 def test_the_captured_function_gives_the_gradients_of_a_plain_update(changes: dict[str, object]) -> None:
-    """As far as a machine without CUDA shows it: there the graph is the function itself."""
+    """A captured update has the metrics and gradients of a plain one.
+
+    Without CUDA the graph is the function itself, so the capture is not tested.
+    """
     batch = make_batch()
     agents = [DQS(3, 2, **small(), cuda_graph=graph, **copy.deepcopy(changes)) for graph in (True, False)]
     agents[1].load_state_dict(agents[0].state_dict())
@@ -548,10 +556,10 @@ def test_the_captured_function_gives_the_gradients_of_a_plain_update(changes: di
 @pytest.mark.parametrize(
     ("changes", "with_actor"),
     [*((changes, True) for changes in COMPONENTS), (COMPONENTS[0], False)],
-    ids=[*COMPONENT_NAMES, "the critics' alone"],
+    ids=[*COMPONENT_NAMES, "critics only"],
 )
-def test_the_compiler_sees_the_losses_as_one_graph(changes: dict[str, object], with_actor: bool) -> None:
-    """Without a break, and with the values and gradients of the plain ones. Random numbers are drawn in one order."""
+def test_the_losses_compile_as_one_graph(changes: dict[str, object], with_actor: bool) -> None:
+    """The losses compile without a graph break, and keep their values, gradients and order of random numbers."""
     torch.compiler.reset()
     agent, batch = DQS(3, 2, **small(), inner_precision="float32", **copy.deepcopy(changes)), make_batch()
     found = []
@@ -567,15 +575,17 @@ def test_the_compiler_sees_the_losses_as_one_graph(changes: dict[str, object], w
     torch.testing.assert_close(others, gradients, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("take", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))], ids=["here", "away"])
-def test_a_copy_compiles_and_captures_its_own_losses(take: Callable[[DQS], DQS]) -> None:
-    """One that kept the original's would learn nothing, and would not reach another process."""
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_compiles_and_captures_its_own_losses(duplicate: Callable[[DQS], DQS]) -> None:
+    """A copied or unpickled agent uses its own parameters in its compiled and captured losses."""
     agent, batch = DQS(3, 2, **small(), compile_losses=True), make_batch()
     with torch.compiler.set_stance("force_eager"):
         for _ in range(3):
             agent.fused_losses(batch)
             agent.captured(batch)
-        other = take(agent)
+        other = duplicate(agent)
         for parameter in other.parameters():
             parameter.data.zero_()
         torch.manual_seed(1)

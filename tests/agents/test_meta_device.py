@@ -1,6 +1,6 @@
-"""Acting and a whole update on the `meta` device, whose tensors have no values: what a GPU needs, without a GPU.
+"""Tests acting and updates on the `meta` device, whose tensors have no values, in place of a GPU.
 
-A tensor that was left on the CPU fails there, and so does every device-to-host sync, such as `item()` or an `if`.
+Tensors left on the CPU fail there, and so do device-to-host syncs such as `item()` or an `if`.
 """
 
 from collections.abc import Callable
@@ -48,11 +48,11 @@ BY_NAME = {
     "actor_backbone": Backbone,
 }
 SPECIAL: dict[str, Callable[[], object]] = {"NoiseSplit": lambda: NoiseSplit(TargetScore(4), Importance(4))}
-"""How a component is made whose arguments have no defaults."""
+"""Factories of components whose arguments have no defaults."""
 
 
 def shipped() -> list[tuple[str, str]]:
-    """Each argument of DQS with each shipped component."""
+    """Returns each argument of DQS with each shipped component."""
     return [
         (argument, name)
         for argument, base in BY_NAME.items()
@@ -62,7 +62,7 @@ def shipped() -> list[tuple[str, str]]:
 
 
 def on_meta(agent: Agent) -> Agent:
-    """Moves an agent there. TorchRL's parameters have no conversion to it, so they are made anew."""
+    """Moves an agent to the meta device. TorchRL's parameters cannot be converted, so they are recreated."""
     for module in list(agent.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, TensorDictParams):
@@ -80,9 +80,10 @@ def batch() -> TensorDict:
 
 
 def update(agent: Agent, updates: int = 2) -> None:
-    """Moves an agent to the device, acts, and makes updates: with the actor, then of the critics alone if it may wait.
+    """Moves an agent to the meta device, makes updates, and acts.
 
-    An on-policy agent prepares its rollout before: TorchRL's estimator of the advantage looks for NaN on the host.
+    The first update includes the actor; with `actor_every` > 1 the next one is of the critics only. An on-policy
+    agent prepares its rollout before the move, since TorchRL's advantage estimator checks for NaN on the host.
     """
     batches = [agent.prepare(batch().unsqueeze(0)).squeeze(0).to("meta") for _ in range(updates)]
     agent = on_meta(agent)
@@ -91,11 +92,11 @@ def update(agent: Agent, updates: int = 2) -> None:
     agent.trainer = trainer
     optimizer = agent.configure_optimizers()
     for group in optimizer.param_groups:
-        group["fused"] = False  # which meta tensors cannot have
+        group["fused"] = False  # not available for meta tensors
     trainer.strategy.optimizers = [optimizer]
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
     for number in range(updates):
-        progress.completed = number + agent.actor_every * Measured.EVERY  # at which the temperature is measured
+        progress.completed = number + agent.actor_every * Measured.EVERY  # measures the temperature
         agent.training_step(batches[number], number)
     observation = torch.randn(5, OBSERVATION, device="meta")
     best_of = None if isinstance(agent, PPO) else 4
@@ -106,10 +107,10 @@ def update(agent: Agent, updates: int = 2) -> None:
 
 @pytest.mark.parametrize("cls", [DQS, SAC, TD3, PPO])
 def test_acting_and_updates_of_each_agent(cls: type[Agent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two places of TorchRL that cannot work there are left out.
+    """Each agent acts and makes updates, with two checks in TorchRL disabled that need values.
 
-    `SoftUpdate` compares addresses when it is made, once in a run. `TanhNormal` compares its bounds on the host each
-    time it is made, unless it is compiled: two syncs for each distribution of SAC and PPO.
+    `SoftUpdate` compares addresses in its constructor, once in a run. `TanhNormal` compares its bounds on the host in
+    its constructor unless that is compiled: two syncs for each distribution of SAC and PPO.
     """
     monkeypatch.setattr(SoftUpdate, "init_", lambda self: setattr(self, "initialized", True))
     monkeypatch.setattr(continuous, "is_compiling", lambda: True)
@@ -121,21 +122,21 @@ def test_acting_and_updates_of_each_agent(cls: type[Agent], monkeypatch: pytest.
 def test_dqs_with_each_component(argument: str, name: str) -> None:
     cls = components(BY_NAME[argument])[name]
     changes: dict[str, Any] = {**small(), argument: SPECIAL.get(name, cls)()}
-    if name == "Unbounded":  # which has no uniform distribution to measure Q over, or to start from
+    if name == "Unbounded":  # it has no uniform distribution to measure Q over or to start from
         changes |= {"temperature": Constant(), "energy_estimator": Importance(4)}
     update(DQS(OBSERVATION, ACTION, **changes), updates=1)
 
 
 class _Synchronising(Constant):
-    """Reads a value of the device."""
+    """Temperature that reads a value from the device."""
 
     def step(self, *arguments: Any, **others: Any) -> None:
         super().step(*arguments, **others)
         float(self.updates)
 
 
-class _Left(Constant):
-    """Keeps a tensor that does not follow the module to its device."""
+class _TensorOnCPU(Constant):
+    """Temperature with a tensor that does not follow the module to its device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class _Left(Constant):
         return super().forward() * self.value_on_cpu
 
 
-@pytest.mark.parametrize("cls", [_Synchronising, _Left])
+@pytest.mark.parametrize("cls", [_Synchronising, _TensorOnCPU])
 def test_a_sync_and_a_tensor_on_the_cpu_fail(cls: type[Temperature]) -> None:
     with pytest.raises(RuntimeError, match="meta"):
         update(DQS(OBSERVATION, ACTION, **small(), temperature=cls()), updates=1)

@@ -1,4 +1,4 @@
-"""PPO on TorchRL's loss: what this project adds to it, and that it learns."""
+"""Tests of PPO: what it adds to TorchRL's loss, and that it learns."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from dqs_lightning.agents import PPO
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
-FEW = {"rollout_steps": 48, "epochs": 3, "minibatch_size": 20}
+SHORT_ROLLOUTS = {"rollout_steps": 48, "epochs": 3, "minibatch_size": 20}
 
 
 def block(agent: PPO, reward: Tensor, terminated: Tensor, truncated: Tensor) -> TensorDictBase:
-    """Transitions [T] in time's order of one environment."""
+    """Returns T consecutive transitions of one environment."""
     observation = torch.randn(len(reward) + 1, 3)
     following = {
         "observation": observation[1:],
@@ -33,8 +33,8 @@ def block(agent: PPO, reward: Tensor, terminated: Tensor, truncated: Tensor) -> 
     return TensorDict({"observation": observation[:-1], "action": action, "next": following}, [len(reward)])
 
 
-def test_advantages_are_generalised_ones() -> None:
-    """A_t = sum_l (gamma lambda)^l delta_(t+l) to the end of the episode; a cut bootstraps, a death does not."""
+def test_advantages_are_generalised_advantage_estimates() -> None:
+    """A_t = sum_l (gamma lambda)^l delta_(t+l) to the end of the episode; only truncated states are bootstrapped."""
     agent = PPO(3, 2, **small(), discount=0.9, gae_lambda=0.7)
     reward, ends = torch.randn(6), torch.zeros(6, dtype=torch.bool)
     terminated, truncated = ends.clone(), ends.clone()
@@ -56,9 +56,9 @@ def test_advantages_are_generalised_ones() -> None:
 
 
 def test_the_ratio_is_one_on_the_rollout_itself() -> None:
-    """With normalised observations too, whose statistics then move on."""
+    """The probability ratio is 1 on a rollout, also with normalised observations, whose statistics it updates."""
     agent = PPO(3, 2, **small(), normalise_observations=True)
-    agent.loss.actor_network.module[0].module[0].last.weight.data.normal_(std=3.0)  # into the corners
+    agent.loss.actor_network.module[0].module[0].last.weight.data.normal_(std=3.0)  # actions near the bounds
     for _ in range(2):
         ends = torch.zeros(40, dtype=torch.bool)
         prepared = agent.prepare(block(agent, torch.randn(40), ends, ends))
@@ -86,7 +86,7 @@ def test_learns_the_best_action() -> None:
     assert agent.sample(observation, 50).std() < 0.3
 
 
-class Keep(L.Callback):
+class BatchRecorder(L.Callback):
     def __init__(self) -> None:
         self.rows: list[TensorDictBase] = []
 
@@ -94,40 +94,42 @@ class Keep(L.Callback):
         self.rows.append(batch)
 
 
-def test_goes_through_each_rollout_in_epochs(tmp_path: Path) -> None:
-    data, keep = small_data(total_frames=401), Keep()
-    fit = trainer(tmp_path, [keep])
-    fit.fit(PPO(data.observation_dim, data.action_dim, **small(), **FEW), data)
-    # A rollout is 48 steps of 2 frames, 5 of them reach 400 frames; an epoch has 2 whole batches of 20.
+def test_each_rollout_is_used_for_several_epochs(tmp_path: Path) -> None:
+    data, recorder = small_data(total_frames=401), BatchRecorder()
+    fit = trainer(tmp_path, [recorder])
+    fit.fit(PPO(data.observation_dim, data.action_dim, **small(), **SHORT_ROLLOUTS), data)
+    # A rollout is 48 steps of 2 frames, 5 rollouts reach 400 frames; an epoch has 2 whole batches of 20.
     assert data.env_frames == 480 and fit.global_step == 5 * 3 * 2
     for rollout in range(5):
-        epochs = [torch.cat(keep.rows[start : start + 2]) for start in range(6 * rollout, 6 * rollout + 6, 2)]
+        epochs = [torch.cat(recorder.rows[start : start + 2]) for start in range(6 * rollout, 6 * rollout + 6, 2)]
         for epoch in epochs:
             assert len(torch.unique(epoch["observation"], dim=0)) == 40
         assert not torch.equal(epochs[0]["observation"], epochs[1]["observation"])
-    first, last = (set(map(tuple, torch.cat(rows)["observation"].tolist())) for rows in (keep.rows[:6], keep.rows[-6:]))
+    first, last = (
+        set(map(tuple, torch.cat(rows)["observation"].tolist())) for rows in (recorder.rows[:6], recorder.rows[-6:])
+    )
     assert not first & last
 
 
-def test_a_run_continues_bitwise(tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_identical(tmp_path: Path) -> None:
     weights = []
     for folder, steps in (("whole", (-1,)), ("cut", (21, -1))):
-        for most in steps:
+        for max_steps in steps:
             data = small_data(total_frames=600)
             torch.manual_seed(3)
-            agent = PPO(data.observation_dim, data.action_dim, **small(), **FEW, normalise_observations=True)
+            agent = PPO(data.observation_dim, data.action_dim, **small(), **SHORT_ROLLOUTS, normalise_observations=True)
             last = tmp_path / folder / "checkpoints" / "last.ckpt"
             callbacks = [FiniteGuard(), RunCheckpoint(str(last.parent))]
-            fit = trainer(tmp_path / folder, callbacks, max_steps=most)
+            fit = trainer(tmp_path / folder, callbacks, max_steps=max_steps)
             fit.fit(agent, data, ckpt_path=last if last.exists() else None, weights_only=True)
         weights.append(agent.state_dict())
     assert fit.global_step == 7 * 6
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_more_environments_than_a_batch_can_hold_are_refused(tmp_path: Path) -> None:
+def test_more_environments_than_a_rollout_allows_are_refused(tmp_path: Path) -> None:
     data = OnlineData(small_data().environment, num_envs=40, total_frames=800, init_random_frames=0)
-    agent = PPO(data.observation_dim, data.action_dim, **small(), **FEW | {"minibatch_size": 48})
+    agent = PPO(data.observation_dim, data.action_dim, **small(), **SHORT_ROLLOUTS | {"minibatch_size": 48})
     with pytest.raises(ValueError, match="num_envs=40: a rollout of 48 steps has 1 for each environment, "):
         trainer(tmp_path).fit(agent, data)
 
@@ -152,6 +154,6 @@ def test_has_no_q() -> None:
         {"value_coefficient": 0},
     ],
 )
-def test_refuses(changes: dict[str, Any]) -> None:
+def test_bad_arguments_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         PPO(3, 2, **changes)

@@ -1,4 +1,4 @@
-"""TD3 on TorchRL's loss: what this project adds to it, and that it learns."""
+"""Tests of TD3: what it adds to TorchRL's loss, and that it learns."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from dqs_lightning.agents import TD3
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
-def test_explores_around_one_action_within_the_box() -> None:
+def test_explores_around_one_action_within_the_bounds() -> None:
     agent, observation = TD3(3, 2, **small(), exploration_noise=0.1), torch.randn(5, 3)
     best = agent.act(observation, deterministic=True)
     drawn = agent.sample(observation, 4000)
@@ -24,7 +24,7 @@ def test_explores_around_one_action_within_the_box() -> None:
 
 
 def test_learns_the_best_action() -> None:
-    """Episodes of one step, rewarded by -(a - 0.3)^2."""
+    """Learns the best action of one-step episodes with reward -(a - 0.3)^2."""
     agent = TD3(2, 1, **small((64, 64)), learning_rate=3e-3)
     optimizer = agent.configure_optimizers()
     for _ in range(600):
@@ -33,11 +33,11 @@ def test_learns_the_best_action() -> None:
         optimizer.zero_grad()
         (agent.loss.value_loss(batch)[0] + agent.loss.actor_loss(batch)[0]).backward()
         optimizer.step()
-    here = torch.zeros(1, 2)
-    assert agent.act(here, deterministic=True).item() == pytest.approx(0.3, abs=0.07)
+    observation = torch.zeros(1, 2)
+    assert agent.act(observation, deterministic=True).item() == pytest.approx(0.3, abs=0.07)
     actions = torch.linspace(-1, 1, 9).reshape(9, 1, 1)
     torch.testing.assert_close(
-        agent.q_value(here, actions).flatten(), -(actions.flatten() - 0.3).square(), atol=0.1, rtol=0
+        agent.q_value(observation, actions).flatten(), -(actions.flatten() - 0.3).square(), atol=0.1, rtol=0
     )
 
 
@@ -48,29 +48,29 @@ def policy_and_targets(agent: TD3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_policy_and_targets_change_at_every_second_update(tmp_path: Path) -> None:
-    seen = []
+    history = []
     for updates in (1, 2, 3, 4):
         data = small_data()
         torch.manual_seed(3)
         agent = TD3(data.observation_dim, data.action_dim, **small())
-        if not seen:
-            seen.append(policy_and_targets(agent))
+        if not history:
+            history.append(policy_and_targets(agent))
         trainer(tmp_path / str(updates), max_steps=updates).fit(agent, data)
-        seen.append(policy_and_targets(agent))
-    for i, moves in enumerate((True, False, True, False)):
-        assert [not torch.equal(a, b) for a, b in zip(seen[i], seen[i + 1], strict=True)] == [moves] * 3
+        history.append(policy_and_targets(agent))
+    for i, changes in enumerate((True, False, True, False)):
+        assert [not torch.equal(a, b) for a, b in zip(history[i], history[i + 1], strict=True)] == [changes] * 3
 
 
-def test_a_run_continues_bitwise(tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_identical(tmp_path: Path) -> None:
     weights = []
     for folder, steps in (("whole", (-1,)), ("cut", (61, -1))):
-        for most in steps:
+        for max_steps in steps:
             data = small_data()
             torch.manual_seed(3)
             agent = TD3(data.observation_dim, data.action_dim, **small(), normalise_observations=True)
             last = tmp_path / folder / "checkpoints" / "last.ckpt"
             callbacks = [FiniteGuard(), RunCheckpoint(str(last.parent))]
-            fit = trainer(tmp_path / folder, callbacks, max_steps=most)
+            fit = trainer(tmp_path / folder, callbacks, max_steps=max_steps)
             fit.fit(agent, data, ckpt_path=last if last.exists() else None, weights_only=True)
         weights.append(agent.state_dict())
     assert fit.global_step == 192
@@ -90,6 +90,6 @@ def test_a_run_continues_bitwise(tmp_path: Path) -> None:
         {"tau": 0},
     ],
 )
-def test_refuses(changes: dict[str, Any]) -> None:
+def test_bad_arguments_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         TD3(3, 2, **changes)

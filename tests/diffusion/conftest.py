@@ -1,4 +1,4 @@
-"""Laws known exactly, to compare with: a mixture on the line, and quadrature for any energy."""
+"""Exact references for the tests: a mixture on the line, and quadrature for any energy."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from dqs_lightning.diffusion import LogProb, Moments, Support
 
 
 class Mixture:
-    """Gaussians of one width on the line. Everything about it is known, noised or not."""
+    """Mixture of two Gaussians of equal standard deviation on the line, with exact moments and quantiles."""
 
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
     means = torch.tensor([-0.6, 0.5], dtype=torch.float64)
@@ -46,7 +46,7 @@ def mixture() -> Mixture:
 
 @pytest.fixture
 def wells() -> LogProb:
-    """An energy in any dimension with two wells on the diagonal, of unequal depth."""
+    """Energy in any dimension with two modes of unequal mass on the diagonal."""
 
     def log_prob(a: Tensor) -> Tensor:
         left, right = ((a - center).square().sum(-1) / (2 * 0.3**2) for center in (-0.5, 0.5))
@@ -56,7 +56,7 @@ def wells() -> LogProb:
 
 
 def midpoints(support: Support, dim: int, cells: int) -> Tensor:
-    """Centers of a grid over the latent set, [cells^dim, dim]; 8 stands for infinity."""
+    """Returns the centers of a grid over the latent set, [cells^dim, dim]; an infinite one is truncated at -8 and 8."""
     low, high = support.project(torch.tensor([-8.0, 8.0], dtype=torch.float64)).tolist()
     axis = low + (high - low) * (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     return torch.stack(torch.meshgrid(*[axis] * dim, indexing="ij"), -1).reshape(-1, dim)
@@ -64,7 +64,7 @@ def midpoints(support: Support, dim: int, cells: int) -> Tensor:
 
 @pytest.fixture
 def posterior() -> Callable[[LogProb, Tensor, Tensor, Support], Moments]:
-    """Moments of p(latent | x) by quadrature: x [..., d], sigma [..., 1] or scalar -> [..., d]."""
+    """Computes the moments of p(latent | x) by quadrature: x [..., d], sigma [..., 1] or scalar -> [..., d]."""
 
     def moments(log_prob: LogProb, x: Tensor, sigma: Tensor, support: Support) -> Moments:
         dim = x.shape[-1]
@@ -82,7 +82,7 @@ def posterior() -> Callable[[LogProb, Tensor, Tensor, Support], Moments]:
 
 @pytest.fixture
 def wasserstein() -> Callable[[Tensor, np.ndarray], float]:
-    """Distance between samples on the line and as many quantiles of a law."""
+    """Computes the Wasserstein-1 distance between samples on the line and as many quantiles of a distribution."""
 
     def distance(samples: Tensor, quantiles: np.ndarray) -> float:
         return float(np.abs(np.sort(samples.flatten().double().numpy()) - quantiles).mean())

@@ -1,4 +1,4 @@
-"""The sampler by itself: what it draws, and what it says when it is used wrongly."""
+"""Tests of `BoltzmannSampler`: its samples, entropy and likelihood, and its errors."""
 
 import math
 
@@ -36,7 +36,7 @@ def fitted() -> BoltzmannSampler:
     return fit(BoltzmannSampler(2, backbone=MLP((128, 128))), bumps, 800)
 
 
-def test_draws_the_law(fitted: BoltzmannSampler) -> None:
+def test_samples_have_the_boltzmann_distribution(fitted: BoltzmannSampler) -> None:
     samples = fitted.sample(10_000, generator=torch.Generator().manual_seed(0))
     assert samples.shape == (10_000, 2)
     right = samples.sum(-1) > 0
@@ -45,7 +45,7 @@ def test_draws_the_law(fitted: BoltzmannSampler) -> None:
     torch.testing.assert_close(samples[right].std(0), torch.full((2,), 0.15), atol=0.03, rtol=0)
 
 
-def test_its_entropy_and_its_likelihood_are_those_of_the_law(fitted: BoltzmannSampler) -> None:
+def test_entropy_and_likelihood_are_those_of_the_boltzmann_distribution(fitted: BoltzmannSampler) -> None:
     share = -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
     exact = share + 2 * 0.5 * math.log(2 * math.pi * math.e * 0.15**2)
     assert fitted.entropy().item() == pytest.approx(exact, abs=0.2)
@@ -60,19 +60,19 @@ def test_follows_its_generator(fitted: BoltzmannSampler) -> None:
     assert not torch.equal(one, other)
 
 
-def test_more_steps_when_asked(fitted: BoltzmannSampler) -> None:
-    asked: list[int] = []
-    handle = fitted.diffusion.denoiser.last.register_forward_hook(lambda *_: asked.append(1))
+def test_steps_can_be_set_for_one_call(fitted: BoltzmannSampler) -> None:
+    calls: list[int] = []
+    handle = fitted.diffusion.denoiser.last.register_forward_hook(lambda *_: calls.append(1))
     fitted.sample(3, steps=17)
     fitted.sample(3)
     handle.remove()
-    assert len(asked) == 17 + 10
+    assert len(calls) == 17 + 10
     assert fitted.diffusion.sampler.steps == 10
     with pytest.raises(ValueError, match="steps=0"):
         fitted.sample(3, steps=0)
 
 
-def test_a_condition_turns_the_law() -> None:
+def test_samples_depend_on_the_condition() -> None:
     def one_mode(x: Tensor, condition: Tensor) -> Tensor:
         return -(x - 0.6 * condition).square().sum(-1) / (2 * 0.1**2)
 
@@ -86,15 +86,15 @@ def test_a_condition_turns_the_law() -> None:
     assert (sampler.sample(400, each) - 0.6 * each).abs().mean() < 0.15
 
 
-def test_a_box_of_any_size_is_the_same_problem() -> None:
-    """Samples are scaled, entropy and log density move by d log(scale)."""
+def test_rescaling_the_box() -> None:
+    """Rescaling the box scales the samples and shifts entropy and log density by d log(scale)."""
     unit = fit(BoltzmannSampler(2, backbone=MLP((32,))), bumps, 30)
     wide = fit(BoltzmannSampler(2, Box(10, 30), backbone=MLP((32,))), lambda x: bumps((x - 20) / 10), 30)
     wide.load_state_dict(unit.state_dict())
     one, two = (sampler.sample(100, generator=torch.Generator().manual_seed(0)) for sampler in (unit, wide))
     torch.testing.assert_close(two, 20 + 10 * one)
-    here, there = (s.entropy(num=64, generator=torch.Generator().manual_seed(0)) for s in (unit, wide))
-    torch.testing.assert_close(there, here + 2 * math.log(10))
+    unit_entropy, wide_entropy = (s.entropy(num=64, generator=torch.Generator().manual_seed(0)) for s in (unit, wide))
+    torch.testing.assert_close(wide_entropy, unit_entropy + 2 * math.log(10))
     torch.testing.assert_close(wide.log_prob(two), unit.log_prob(one) - 2 * math.log(10), atol=1e-3, rtol=0)
 
 
@@ -132,7 +132,7 @@ def test_components_by_name_and_by_object() -> None:
         BoltzmannSampler(0)
 
 
-def test_fitting_goes_on_where_it_stopped() -> None:
+def test_a_second_fit_continues_training() -> None:
     sampler = fit(
         BoltzmannSampler(2, energy_estimator=GuidedDefensive(8), sampler=Ancestral(4), backbone=MLP((32,))), bumps, 5
     )
@@ -141,7 +141,7 @@ def test_fitting_goes_on_where_it_stopped() -> None:
     assert any(not torch.equal(value, before[name]) for name, value in sampler.state_dict().items())
 
 
-# What it says
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_fitting_goes_on_where_it_stopped() -> None:
         (lambda x, condition: x.sum(-1), r"cannot be called as log_prob\(x\)"),
     ],
 )
-def test_a_wrong_energy_is_named_before_any_work(log_prob: object, message: str) -> None:
+def test_a_bad_energy_is_refused_before_training(log_prob: object, message: str) -> None:
     sampler = BoltzmannSampler(2)
     before = {name: value.clone() for name, value in sampler.state_dict().items()}
     with pytest.raises(ValueError, match=message):
@@ -163,7 +163,7 @@ def test_a_wrong_energy_is_named_before_any_work(log_prob: object, message: str)
     assert all(torch.equal(value, before[name]) for name, value in sampler.state_dict().items())
 
 
-def test_an_energy_that_breaks_later_is_named() -> None:
+def test_an_energy_that_becomes_nan_during_training_is_refused() -> None:
     calls = []
 
     def breaks(x: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def test_an_energy_that_breaks_later_is_named() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_an_energy_that_is_nan_in_a_rare_region_leaves_the_weights_as_they_were(seed: int) -> None:
+def test_an_energy_that_is_nan_in_a_rare_region_leaves_the_weights_unchanged(seed: int) -> None:
     found: list[list[Tensor]] = []
 
     def rare(x: Tensor) -> Tensor:
@@ -194,8 +194,8 @@ def test_an_energy_that_is_nan_in_a_rare_region_leaves_the_weights_as_they_were(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("estimator", ["MultiStart", "TargetScore", "QScore", "PosteriorMode"])
-def test_values_are_checked_whatever_the_estimator_makes_of_them(estimator: str, value: float) -> None:
-    """Those that follow the gradient alone make nothing of the value."""
+def test_values_are_checked_with_estimators_that_do_not_use_them(estimator: str, value: float) -> None:
+    """Values that are not finite are refused, also with estimators that use only the gradient."""
 
     def rare(x: Tensor) -> Tensor:
         return torch.where((x[..., 0] - 0.3).abs() < 0.02, value, -x.square().sum(-1))
@@ -206,14 +206,14 @@ def test_values_are_checked_whatever_the_estimator_makes_of_them(estimator: str,
     assert all(p.isfinite().all() for p in sampler.parameters())
 
 
-def test_a_gradient_that_is_not_finite_is_named() -> None:
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
     sampler = BoltzmannSampler(2, energy_estimator="QScore", backbone=MLP((16,)))
     with pytest.raises(ValueError, match=r"update 0: the gradient of the loss is not finite"):
         fit(sampler, lambda x: -(x - x).sum(-1).abs().sqrt(), 3)
     assert all(p.isfinite().all() for p in sampler.parameters())
 
 
-def test_conditions_that_do_not_fit() -> None:
+def test_bad_conditions_and_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"conditions of shape None: must be of dimension 3"):
         fit(BoltzmannSampler(2, condition_dim=3), lambda x, c: x.sum(-1))
     with pytest.raises(ValueError, match=r"conditions of shape \[5, 2\]"):

@@ -28,8 +28,8 @@ PRECONDITIONINGS = list(components(Preconditioning).values())
 SIGMA = torch.tensor([[0.03], [0.2], [1.0], [4.0]], dtype=torch.float64)
 
 
-class _Bare(Preconditioning):
-    """The network's output as it is: the mean, and the variance's logarithm."""
+class _NoPreconditioning(Preconditioning):
+    """Leaves the network's outputs unchanged: the mean, and the logarithm of the variance."""
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones_like(sigma)
@@ -43,7 +43,7 @@ class _Bare(Preconditioning):
 
 
 def network(preconditioning: Preconditioning, condition_dim: int = 3) -> Denoiser:
-    """A denoiser of random weights, the last layer's too; the same ones at each call."""
+    """Returns a denoiser with random weights in every layer, the same at each call."""
     torch.manual_seed(5)
     denoiser = Denoiser(2, condition_dim, MLP((16, 16)), 8, preconditioning).double()
     for parameter in denoiser.parameters():
@@ -65,7 +65,7 @@ def test_all_preconditionings_are_found() -> None:
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
 def test_edm_coefficients(sigma_data: float) -> None:
-    """Input and regression target of the network have unit variance when clean actions have sigma_data^2."""
+    """Input and regression target of the network have unit variance if clean actions have variance sigma_data^2."""
     edm, data, noise = EDM(sigma_data), sigma_data**2, SIGMA**2
     c_skip, c_out, c_in = edm.coefficients(SIGMA)
     torch.testing.assert_close(c_skip, data / (data + noise))
@@ -85,8 +85,8 @@ def test_bad_sigma_data_is_refused(sigma_data: float) -> None:
 @pytest.mark.parametrize(
     "preconditioning", [*(cls() for cls in PRECONDITIONINGS), EDM(1.3)], ids=lambda p: type(p).__name__
 )
-def test_prior_variance_is_a_normal_posteriors(preconditioning: Preconditioning) -> None:
-    """1 / V - 1 / sigma^2 is the prior's precision at every sigma, sigma_data^-2 or 1."""
+def test_prior_variance_is_that_of_a_normal_posterior(preconditioning: Preconditioning) -> None:
+    """1 / V - 1 / sigma^2 is the precision of the prior at every sigma: sigma_data^-2, or 1 without sigma_data."""
     variance = preconditioning.prior_variance(SIGMA)
     assert variance.shape == SIGMA.shape
     assert (variance > 0).all()
@@ -96,7 +96,7 @@ def test_prior_variance_is_a_normal_posteriors(preconditioning: Preconditioning)
 
 def test_raw_score_is_the_networks_output() -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    output = network(_Bare())(x, SIGMA, condition).mean
+    output = network(_NoPreconditioning())(x, SIGMA, condition).mean
     denoised = network(RawScore())(x, SIGMA, condition).mean
     torch.testing.assert_close(score(denoised, x, SIGMA), output)
 
@@ -109,7 +109,7 @@ def test_raw_score_is_the_networks_output() -> None:
 def test_denoiser_is_the_preconditioned_network(denoiser: Denoiser) -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     c_skip, c_out, c_in = denoiser.preconditioning.coefficients(SIGMA)
-    mean, ratio = network(_Bare())(c_in * x, SIGMA, condition)
+    mean, ratio = network(_NoPreconditioning())(c_in * x, SIGMA, condition)
     moments = denoiser(x, SIGMA, condition)
     torch.testing.assert_close(moments.mean, c_skip * x + c_out * mean)
     torch.testing.assert_close(moments.variance, denoiser.preconditioning.prior_variance(SIGMA) * ratio)
@@ -119,7 +119,7 @@ def test_denoiser_is_the_preconditioned_network(denoiser: Denoiser) -> None:
 
 
 @pytest.mark.parametrize("preconditioning", [cls() for cls in PRECONDITIONINGS], ids=lambda p: type(p).__name__)
-def test_starts_at_the_priors_moments(preconditioning: Preconditioning) -> None:
+def test_an_untrained_denoiser_has_the_priors_moments(preconditioning: Preconditioning) -> None:
     x, sigma = torch.randn(4, 2), SIGMA.float()
     c_skip, _, _ = preconditioning.coefficients(sigma)
     moments = Denoiser(2, preconditioning=preconditioning)(x, sigma, x.new_empty(0))
@@ -138,8 +138,8 @@ def test_moments_have_the_shape_and_dtype_of_x(shape: tuple[int, ...], dtype: to
 
 
 @pytest.mark.parametrize("output", [-1e4, -20.0, 20.0, 1e4])
-def test_variance_is_positive_and_bounded_whatever_the_weights(output: float) -> None:
-    """Within a factor of 10^4 of the prior's: log V and 1 / V stay finite in the loss."""
+def test_variance_is_positive_and_bounded_for_any_weights(output: float) -> None:
+    """The variance is within a factor of 10^4 of the prior's, so that log V and 1 / V are finite in the loss."""
     denoiser, x = Denoiser(2, backbone=MLP((8,)), embedding=4), torch.randn(4, 2)
     torch.nn.init.constant_(denoiser.last.bias, output)
     ratio = denoiser(x, SIGMA.float(), x.new_empty(0)).variance / EDM().prior_variance(SIGMA.float())
@@ -147,7 +147,7 @@ def test_variance_is_positive_and_bounded_whatever_the_weights(output: float) ->
     assert ((ratio > 1) == (output > 0)).all()
 
 
-def test_given_equals_forward(denoiser: Denoiser) -> None:
+def test_bind_equals_forward(denoiser: Denoiser) -> None:
     x, condition = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     denoise = denoiser.bind(condition)
     for sigma in (SIGMA, 0.5 * SIGMA):
@@ -160,7 +160,7 @@ def test_scalar_sigma_equals_a_column(denoiser: Denoiser) -> None:
     torch.testing.assert_close(denoiser(x, sigma, condition), denoiser(x, sigma.expand(4, 1), condition))
 
 
-def test_many_actions_a_condition_equal_a_loop(denoiser: Denoiser) -> None:
+def test_many_actions_per_condition_equal_a_loop(denoiser: Denoiser) -> None:
     x, condition = torch.randn(5, 4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     together = denoiser(x, SIGMA, condition)
     for m in range(5):
@@ -169,10 +169,10 @@ def test_many_actions_a_condition_equal_a_loop(denoiser: Denoiser) -> None:
             torch.testing.assert_close(Moments(*(found[m, b] for found in together)), alone)
 
 
-def test_listens_to_noise_and_condition() -> None:
-    bare, x = network(_Bare()), torch.zeros(4, 2, dtype=torch.float64)
+def test_moments_depend_on_noise_and_condition() -> None:
+    denoiser, x = network(_NoPreconditioning()), torch.zeros(4, 2, dtype=torch.float64)
     condition = torch.zeros(4, 3, dtype=torch.float64)
-    for found, other in zip(bare(x, SIGMA, condition), bare(x, SIGMA, condition + 1), strict=True):
+    for found, other in zip(denoiser(x, SIGMA, condition), denoiser(x, SIGMA, condition + 1), strict=True):
         assert len(found.unique(dim=0)) == 4
         assert not torch.allclose(found, other)
 
@@ -196,47 +196,47 @@ def test_bad_embeddings_are_refused(embedding: int) -> None:
 
 
 def constant_problem() -> tuple[Moments, Estimate, Tensor]:
-    """Moments [1, 2] to choose for a point of which 64 estimates were made, at one noise level."""
+    """Returns 64 estimates [64, 2] at one point, the moments [1, 2] that minimise their loss, and the noise level."""
     targets = torch.randn(64, 2, dtype=torch.float64)
     estimate = Estimate(targets, torch.rand(64, 2, dtype=torch.float64) + 0.1, torch.ones(64))
     best = Moments(targets.mean(0, keepdim=True), estimate.second_moment.mean(0, keepdim=True))
     return best, estimate, torch.full((64, 1), 0.4, dtype=torch.float64)
 
 
-def slopes(denoiser: Denoiser, moments: Moments, estimate: Estimate, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives of the loss in mean and variance."""
+def gradients(denoiser: Denoiser, moments: Moments, estimate: Estimate, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the derivatives of the loss in mean and variance."""
     leaves = Moments(*(found.clone().requires_grad_() for found in moments))
     return torch.autograd.grad(denoiser.loss(leaves, estimate, sigma), leaves)
 
 
-def test_loss_is_least_at_the_estimates_means(denoiser: Denoiser) -> None:
-    """D at the mean of the targets, V at the mean of their spreads; each has its slope on either side."""
+def test_loss_is_smallest_at_the_mean_of_the_estimates(denoiser: Denoiser) -> None:
+    """The loss is smallest where D is the mean of the targets and V the mean of their second moments."""
     best, estimate, sigma = constant_problem()
-    at_best = slopes(denoiser, best, estimate, sigma)
-    for slope in at_best:
-        torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-9)
+    at_best = gradients(denoiser, best, estimate, sigma)
+    for gradient in at_best:
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
     for factor in (0.5, 2.0):
-        mean, variance = slopes(denoiser, Moments(best.mean + factor - 1, best.variance * factor), estimate, sigma)
+        mean, variance = gradients(denoiser, Moments(best.mean + factor - 1, best.variance * factor), estimate, sigma)
         assert (mean * (factor - 1) > 0).all()
         assert (variance * (factor - 1) > 0).all()
 
 
-def test_mean_and_variance_are_learned_apart(denoiser: Denoiser) -> None:
-    """A wrong mean moves no variance, and a wrong variance no mean."""
+def test_gradients_of_mean_and_variance_are_independent(denoiser: Denoiser) -> None:
+    """A wrong mean has no effect on the gradient of the variance, and a wrong variance none on that of the mean."""
     best, estimate, sigma = constant_problem()
-    mean, variance = slopes(denoiser, Moments(best.mean, 3 * best.variance), estimate, sigma)
+    mean, variance = gradients(denoiser, Moments(best.mean, 3 * best.variance), estimate, sigma)
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9)
     assert variance.abs().min() > 1e-3
-    mean, variance = slopes(denoiser, Moments(best.mean + 1, best.variance), estimate, sigma)
+    mean, variance = gradients(denoiser, Moments(best.mean + 1, best.variance), estimate, sigma)
     torch.testing.assert_close(variance, torch.zeros_like(variance), rtol=0, atol=1e-9)
     assert mean.abs().min() > 1e-3
 
 
-def test_a_noise_level_counts_by_its_weight(denoiser: Denoiser) -> None:
-    """Row by row the slope of the mean is 2 lambda(sigma) (D - D_K) / size; that of log V has no weight."""
+def test_only_the_mean_is_weighted_by_noise_level(denoiser: Denoiser) -> None:
+    """The gradient of the mean is 2 lambda(sigma) (D - D_K) / size in each row; that of log V is not weighted."""
     mean, variance = torch.randn(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64) + 0.1
     estimate = Estimate(torch.randn_like(mean), torch.rand_like(mean), torch.ones(4))
-    in_mean, in_variance = slopes(denoiser, Moments(mean, variance), estimate, SIGMA)
+    in_mean, in_variance = gradients(denoiser, Moments(mean, variance), estimate, SIGMA)
     expected = denoiser.preconditioning.loss_weight(SIGMA) * (mean - estimate.denoised) / 4
     torch.testing.assert_close(in_mean, expected)
     share = in_variance * variance / (1 - estimate.second_moment / variance)
@@ -244,12 +244,12 @@ def test_a_noise_level_counts_by_its_weight(denoiser: Denoiser) -> None:
     assert share.min() > 0
 
 
-def test_no_entry_has_a_boundless_slope(denoiser: Denoiser) -> None:
-    """To FAR the slope of log V is the likelihood's, 1 - S / V; from there on it stays at 1 - FAR, S however far."""
+def test_the_gradient_of_the_variance_is_bounded(denoiser: Denoiser) -> None:
+    """The gradient of log V is that of the likelihood, 1 - S / V, up to S / V = 30, and constant above."""
     mean, variance = torch.zeros(4, 2, dtype=torch.float64), torch.full((4, 2), 0.25, dtype=torch.float64)
     ratio = torch.tensor([[0.0, 1.0], [2.0, 29.0], [31.0, 1e3], [1e5, 1e9]], dtype=torch.float64)
     estimate = Estimate(mean, ratio * variance, torch.ones(4))
-    _, in_variance = slopes(denoiser, Moments(mean, variance), estimate, SIGMA)
+    _, in_variance = gradients(denoiser, Moments(mean, variance), estimate, SIGMA)
     expected = 1 - torch.tensor([[0.0, 1.0], [2.0, 29.0], [30.0, 30.0], [30.0, 30.0]], dtype=torch.float64)
     torch.testing.assert_close(in_variance * variance / 0.1 * 8, expected)
 
@@ -258,7 +258,7 @@ def test_no_entry_has_a_boundless_slope(denoiser: Denoiser) -> None:
 
 
 def test_learns_to_sample_an_energy(mixture, wasserstein: Callable[[Tensor, np.ndarray], float]) -> None:
-    """Training on an energy alone gives the posterior's moments, and then samples of its law, masses included."""
+    """Training on an energy gives the posterior's moments, and samples whose modes have the correct masses."""
     schedule, support, estimator = Geometric(), Box(), Defensive(num_samples=32)
     denoiser = Denoiser(1, backbone=MLP((64, 64)), embedding=16)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-2)
@@ -288,7 +288,7 @@ def test_learns_to_sample_an_energy(mixture, wasserstein: Callable[[Tensor, np.n
     assert wasserstein(samples, mixture.quantiles(4000)) < 0.08
 
 
-def test_the_mathematics_imports_torch_alone() -> None:
+def test_the_diffusion_package_imports_no_heavy_library() -> None:
     heavy = "lightning", "torchrl", "tensordict", "dm_control", "gymnasium", "jsonargparse"
     program = f"import sys, dqs_lightning.diffusion; print([name for name in {heavy} if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -25,8 +25,8 @@ from dqs_lightning.diffusion.support import Support
 SCHEDULE = Geometric()
 
 
-class Law:
-    """A mixture over k of prod_i exp(f_ki(latent_i)) on a grid: everything about it by quadrature on the line."""
+class Distribution:
+    """Mixture over k of prod_i exp(f_ki(latent_i)) on a grid, with moments, densities and entropy by quadrature."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], weights: list[float], low: float = -1, high: float = 1) -> None:
         """f: grid [G] -> [K, d, G]."""
@@ -59,13 +59,13 @@ class Law:
         return torch.logsumexp(self.log_weights + each, -1) - self.dim * math.log(self.h)
 
     def entropy(self) -> float:
-        """Of the latent."""
+        """Entropy of the latent."""
         cells = torch.cartesian_prod(*[torch.arange(len(self.grid))] * self.dim).reshape(-1, self.dim)
         log_p = self.clean(cells)
         return -float((log_p.exp() * log_p).sum() * self.h**self.dim)
 
     def draw(self, *shape: int) -> Tensor:
-        """Latents [*shape, d]."""
+        """Draws latents [*shape, d]."""
         num = math.prod(shape)
         which = torch.multinomial(self.log_weights.exp(), num, replacement=True)
         columns = [torch.multinomial(self.f[which, i].exp(), 1) for i in range(self.dim)]
@@ -78,22 +78,22 @@ def normal(*components: list[tuple[float, float]]) -> Callable[[Tensor], Tensor]
     return lambda g: torch.stack([torch.stack([-((g - m) / s).square() / 2 for m, s in each]) for each in components])
 
 
-def slopes(*components: list[float]) -> Callable[[Tensor], Tensor]:
+def exponential(*components: list[float]) -> Callable[[Tensor], Tensor]:
     return lambda g: torch.stack([torch.stack([k * g for k in each]) for each in components])
 
 
-LAWS: dict[str, tuple[Law, Support]] = {
-    "uniform": (Law(slopes([0.0]), [1]), Box()),
-    "corner": (Law(slopes([10.0]), [1]), Box()),
-    "sharp corner": (Law(slopes([30.0]), [1]), Box()),
-    "half a normal": (Law(normal([(1.0, 0.1)]), [1]), Box()),
-    "narrow": (Law(normal([(0.3, 0.02)]), [1]), Box()),
-    "two modes": (Law(normal([(-0.6, 0.15)], [(0.5, 0.15)]), [0.3, 0.7], -2, 2), Unbounded()),
-    "off center": (Law(normal([(0.7, 0.1), (-0.6, 0.1)]), [1]), Box()),
-    "two modes 2d": (Law(normal([(-0.5, 0.1), (-0.5, 0.3)], [(0.5, 0.1), (0.5, 0.1)]), [0.3, 0.7]), Box()),
-    "opposite corners": (Law(slopes([-20.0, -20.0], [20.0, 20.0]), [0.5, 0.5]), Box()),
+DISTRIBUTIONS: dict[str, tuple[Distribution, Support]] = {
+    "uniform": (Distribution(exponential([0.0]), [1]), Box()),
+    "corner": (Distribution(exponential([10.0]), [1]), Box()),
+    "sharp corner": (Distribution(exponential([30.0]), [1]), Box()),
+    "half a normal": (Distribution(normal([(1.0, 0.1)]), [1]), Box()),
+    "narrow": (Distribution(normal([(0.3, 0.02)]), [1]), Box()),
+    "two modes": (Distribution(normal([(-0.6, 0.15)], [(0.5, 0.15)]), [0.3, 0.7], -2, 2), Unbounded()),
+    "off center": (Distribution(normal([(0.7, 0.1), (-0.6, 0.1)]), [1]), Box()),
+    "two modes 2d": (Distribution(normal([(-0.5, 0.1), (-0.5, 0.3)], [(0.5, 0.1), (0.5, 0.1)]), [0.3, 0.7]), Box()),
+    "opposite corners": (Distribution(exponential([-20.0, -20.0], [20.0, 20.0]), [0.5, 0.5]), Box()),
 }
-laws = pytest.mark.parametrize("name", LAWS)
+each_distribution = pytest.mark.parametrize("name", DISTRIBUTIONS)
 
 
 def shrink(x: Tensor, sigma: Tensor) -> Moments:
@@ -104,12 +104,12 @@ def shrink(x: Tensor, sigma: Tensor) -> Moments:
 # Entropy
 
 
-@laws
-def test_entropy_is_that_of_quadrature(name: str) -> None:
-    law, support = LAWS[name]
-    answer = entropy(law.denoise, SCHEDULE, support, law.draw(64, 12))
+@each_distribution
+def test_entropy_equals_quadrature(name: str) -> None:
+    distribution, support = DISTRIBUTIONS[name]
+    answer = entropy(distribution.denoise, SCHEDULE, support, distribution.draw(64, 12))
     assert answer.shape == (12,)
-    assert float(answer.mean()) == pytest.approx(law.entropy(), abs=0.11)
+    assert float(answer.mean()) == pytest.approx(distribution.entropy(), abs=0.11)
     assert float(answer.std()) < 0.35
 
 
@@ -123,8 +123,8 @@ def test_entropy_of_a_normal(std: float) -> None:
     assert answer == pytest.approx(3 * (0.5 * math.log(2 * math.pi * math.e) + math.log(std)), abs=0.05)
 
 
-def test_correlations_between_dimensions_count() -> None:
-    """Of N(0, C) with C = 1 within and 0.9 between six dimensions."""
+def test_entropy_includes_correlations_between_dimensions() -> None:
+    """The entropy of N(0, C) in six dimensions with variances 1 and covariances 0.9 is the exact one."""
     covariance = 0.9 + 0.1 * torch.eye(6, dtype=torch.float64)
 
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
@@ -136,104 +136,111 @@ def test_correlations_between_dimensions_count() -> None:
     assert float(entropy(denoise, SCHEDULE, Unbounded(), samples)) == pytest.approx(exact, abs=0.1)
 
 
-def test_tail_at_the_walls() -> None:
-    """Uniform on the box: log 2 a dimension; without the walls' tail 0.013 is missing."""
-    law, support = LAWS["uniform"]
+def test_entropy_includes_the_term_of_the_bounds() -> None:
+    """The entropy of the uniform distribution on the box is log 2; without the term of the bounds 0.013 is missing."""
+    distribution, support = DISTRIBUTIONS["uniform"]
     schedule = Geometric(0.1, 2.0)
     samples = torch.linspace(-1, 1, 8001, dtype=torch.float64)[1::2].unsqueeze(1)
-    assert float(entropy(law.denoise, schedule, support, samples)) == pytest.approx(math.log(2), abs=0.02)
+    assert float(entropy(distribution.denoise, schedule, support, samples)) == pytest.approx(math.log(2), abs=0.02)
 
 
-def test_entropy_with_few_samples_is_little_biased() -> None:
-    law, support = LAWS["two modes"]
-    assert float(entropy(law.denoise, SCHEDULE, support, law.draw(8, 64)).mean()) == pytest.approx(
-        law.entropy(), abs=0.1
+def test_entropy_of_few_samples_has_a_small_bias() -> None:
+    distribution, support = DISTRIBUTIONS["two modes"]
+    assert float(entropy(distribution.denoise, SCHEDULE, support, distribution.draw(8, 64)).mean()) == pytest.approx(
+        distribution.entropy(), abs=0.1
     )
 
 
-# Entropy from a path
+# Entropy from a trajectory
 
 
 @pytest.mark.parametrize("name", ["uniform", "corner", "narrow", "two modes", "two modes 2d"])
-def test_path_entropy_is_that_of_the_law(name: str) -> None:
-    law, support = LAWS[name]
-    path = MomentMatched(12).trajectory(
-        law.denoise, SCHEDULE, support, torch.empty(512, 3, law.dim, dtype=torch.float64)
+def test_trajectory_entropy_equals_quadrature(name: str) -> None:
+    distribution, support = DISTRIBUTIONS[name]
+    trajectory = MomentMatched(12).trajectory(
+        distribution.denoise, SCHEDULE, support, torch.empty(512, 3, distribution.dim, dtype=torch.float64)
     )
-    answer = trajectory_entropy(path, support)
+    answer = trajectory_entropy(trajectory, support)
     assert answer.shape == (3,)
-    assert float(answer.mean()) == pytest.approx(law.entropy(), abs=0.2)
+    assert float(answer.mean()) == pytest.approx(distribution.entropy(), abs=0.2)
 
 
-def test_path_entropy_of_a_noise_free_path() -> None:
-    path = ProbabilityFlow(30).trajectory(shrink, SCHEDULE, Unbounded(), torch.empty(4000, 1, 1, dtype=torch.float64))
+def test_trajectory_entropy_without_noise() -> None:
+    trajectory = ProbabilityFlow(30).trajectory(
+        shrink, SCHEDULE, Unbounded(), torch.empty(4000, 1, 1, dtype=torch.float64)
+    )
     exact = 0.5 * math.log(2 * math.pi * math.e * 0.25)
-    assert float(trajectory_entropy(path, Unbounded(), paired=False)) == pytest.approx(exact, abs=0.2)
-    assert float(trajectory_entropy(path, Unbounded())) < exact - 0.5
+    assert float(trajectory_entropy(trajectory, Unbounded(), paired=False)) == pytest.approx(exact, abs=0.2)
+    assert float(trajectory_entropy(trajectory, Unbounded())) < exact - 0.5
 
 
-def test_path_of_noised_samples_gives_the_entropy() -> None:
-    law, support = LAWS["corner"]
-    clean, sigma = law.draw(256, 4), SCHEDULE.grid(32, torch.empty(0, dtype=torch.float64))[:-1]
+def test_trajectory_entropy_of_noised_samples() -> None:
+    distribution, support = DISTRIBUTIONS["corner"]
+    clean, sigma = distribution.draw(256, 4), SCHEDULE.grid(32, torch.empty(0, dtype=torch.float64))[:-1]
     steps = torch.sqrt(torch.diff(sigma.flip(0).square(), prepend=torch.zeros(1, dtype=torch.float64)))
     walk = torch.cumsum(steps.reshape(-1, 1, 1, 1) * torch.randn(32, *clean.shape, dtype=torch.float64), 0).flip(0)
     x = clean + walk
-    mean = torch.stack([law.denoise(at, level).mean for at, level in zip(x, sigma, strict=True)])
-    expected = entropy(law.denoise, SCHEDULE, support, clean)
+    mean = torch.stack([distribution.denoise(at, level).mean for at, level in zip(x, sigma, strict=True)])
+    expected = entropy(distribution.denoise, SCHEDULE, support, clean)
     answer = trajectory_entropy(Trajectory(clean, clean, x, sigma, mean), support)
     assert float(answer.mean()) == pytest.approx(float(expected.mean()), abs=0.12)
 
 
-def test_path_entropy_waits_for_no_device() -> None:
-    """Tensors without values: whoever asks for one fails."""
+def test_trajectory_entropy_has_no_device_to_host_sync() -> None:
+    """Meta tensors have no values, so a sync with the CPU fails."""
     like = torch.empty(7, 5, 3, 2, device="meta")
     for support in (Unbounded(), Box(), Tanh()):
-        walk = Trajectory(like[0], like[0], like, torch.empty(7, device="meta"), like)
-        assert trajectory_entropy(walk, support).shape == (3,)
+        trajectory = Trajectory(like[0], like[0], like, torch.empty(7, device="meta"), like)
+        assert trajectory_entropy(trajectory, support).shape == (3,)
 
 
 # Density
 
 
-@laws
-def test_log_prob_is_that_of_quadrature(name: str) -> None:
-    law, support = LAWS[name]
-    cell = ((law.draw(40) - law.grid[0]) / law.h).round().long().clamp(0, len(law.grid) - 1)
-    at = law.grid[cell]
-    answer = log_prob(law.denoise, SCHEDULE, support, at)
+@each_distribution
+def test_log_prob_equals_quadrature(name: str) -> None:
+    distribution, support = DISTRIBUTIONS[name]
+    cell = (
+        ((distribution.draw(40) - distribution.grid[0]) / distribution.h)
+        .round()
+        .long()
+        .clamp(0, len(distribution.grid) - 1)
+    )
+    at = distribution.grid[cell]
+    answer = log_prob(distribution.denoise, SCHEDULE, support, at)
     mass = torch.ones((), dtype=torch.float64)
     if isinstance(support, Box):
         mass = (torch.special.ndtr((1 - at) / 0.03) - torch.special.ndtr((-1 - at) / 0.03)).prod(-1)
-    error = answer - (law.noised(at, 0.03) - torch.log(mass))
+    error = answer - (distribution.noised(at, 0.03) - torch.log(mass))
     assert error.abs().max() < 0.08
     assert error.mean().abs() < (0.045 if name == "opposite corners" else 0.01)
     if name in ("uniform", "two modes", "off center"):
-        assert (answer - law.clean(cell)).mean().abs() < 0.05
+        assert (answer - distribution.clean(cell)).mean().abs() < 0.05
     if name == "uniform":
-        assert (answer - law.clean(cell)).abs().max() < 0.01
+        assert (answer - distribution.clean(cell)).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("name", ["two modes", "two modes 2d"])
 def test_log_prob_against_an_ode_library(name: str) -> None:
-    law, _ = LAWS[name]
-    for at in law.draw(2):
+    distribution, _ = DISTRIBUTIONS[name]
+    for at in distribution.draw(2):
         inner = at.clamp(-0.8, 0.8).unsqueeze(0)
 
-        def right(u: float, y: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(y[: law.dim])
+        def derivative(u: float, y: np.ndarray) -> np.ndarray:
+            x = torch.from_numpy(y[: distribution.dim])
             sigma = torch.tensor(math.exp(u), dtype=torch.float64)
-            mean = law.denoise(x, sigma).mean
-            jacobian = torch.autograd.functional.jacobian(lambda z: law.denoise(z, sigma).mean, x)
-            return np.append((x - mean).numpy(), law.dim - float(torch.trace(jacobian)))
+            mean = distribution.denoise(x, sigma).mean
+            jacobian = torch.autograd.functional.jacobian(lambda z: distribution.denoise(z, sigma).mean, x)
+            return np.append((x - mean).numpy(), distribution.dim - float(torch.trace(jacobian)))
 
         low, high = math.log(0.03), math.log(2)
         start = np.append(inner[0].numpy(), 0.0)
-        end = solve_ivp(right, (low, high), start, rtol=1e-6, atol=1e-8).y[:, -1]
-        exact = law.noised(torch.from_numpy(end[: law.dim]).unsqueeze(0), 2.0) + end[-1]
-        torch.testing.assert_close(exact, law.noised(inner, 0.03), atol=1e-3, rtol=0)
-        # At a wide end the normal law is exact.
+        end = solve_ivp(derivative, (low, high), start, rtol=1e-6, atol=1e-8).y[:, -1]
+        exact = distribution.noised(torch.from_numpy(end[: distribution.dim]).unsqueeze(0), 2.0) + end[-1]
+        torch.testing.assert_close(exact, distribution.noised(inner, 0.03), atol=1e-3, rtol=0)
+        # With a large sigma_max the normal distribution at the end is exact.
         wide = Geometric(0.03, 8.0)
-        ours = log_prob(law.denoise, wide, Unbounded(), inner, steps=60)
+        ours = log_prob(distribution.denoise, wide, Unbounded(), inner, steps=60)
         torch.testing.assert_close(ours, exact, atol=1e-3, rtol=0)
 
 
@@ -255,52 +262,54 @@ def test_runge_kutta_is_of_fourth_order() -> None:
 
 
 def test_denoised_means_are_projected() -> None:
-    """A denoiser that points outside serves as one that points at the wall."""
+    """A denoiser with means outside the box gives the result of one with means at the bound."""
     samples = 0.9 + 0.1 * torch.rand(8, 3, 2)
     for function in (
         lambda denoise: entropy(denoise, SCHEDULE, Box(), samples, torch.Generator().manual_seed(1)),
         lambda denoise: log_prob(denoise, SCHEDULE, Box(), samples, steps=4),
     ):
-        out, wall = (function(lambda x, sigma: Moments(value + 0 * x, x)) for value in (25.0, 1.0))  # noqa: B023
-        torch.testing.assert_close(out, wall)
+        outside, at_bound = (function(lambda x, sigma: Moments(value + 0 * x, x)) for value in (25.0, 1.0))  # noqa: B023
+        torch.testing.assert_close(outside, at_bound)
 
 
-def test_probes_average_to_the_exact_divergence() -> None:
-    law, support = LAWS["two modes 2d"]
-    at = law.draw(3)
-    exact = log_prob(law.denoise, SCHEDULE, support, at, steps=6)
-    noisy = log_prob(law.denoise, SCHEDULE, support, at.repeat(400, 1), steps=6, probes=1).reshape(400, 3)
+def test_the_mean_over_probes_is_the_exact_divergence() -> None:
+    distribution, support = DISTRIBUTIONS["two modes 2d"]
+    at = distribution.draw(3)
+    exact = log_prob(distribution.denoise, SCHEDULE, support, at, steps=6)
+    noisy = log_prob(distribution.denoise, SCHEDULE, support, at.repeat(400, 1), steps=6, probes=1).reshape(400, 3)
     assert (noisy.std(0) > 1e-4).any()
     assert ((noisy.mean(0) - exact).abs() < 5 * noisy.std(0) / 20 + 1e-9).all()
-    many = log_prob(law.denoise, SCHEDULE, support, at.repeat(100, 1), steps=6, probes=4).reshape(100, 3)
+    many = log_prob(distribution.denoise, SCHEDULE, support, at.repeat(100, 1), steps=6, probes=4).reshape(100, 3)
     assert float((noisy.std(0) / many.std(0)).max()) == pytest.approx(2, rel=0.4)
 
 
-# Tanh: the same diffusion, of another action
+# Tanh: the same diffusion with another map to the action
 
 
-def test_tanh_carries_the_jacobian() -> None:
-    law = Law(normal([(0.3, 0.4)]), [1], -3, 3)
-    tanh, latents = Tanh(-1, 3), law.draw(50, 8)
+def test_tanh_adds_the_log_jacobian() -> None:
+    distribution = Distribution(normal([(0.3, 0.4)]), [1], -3, 3)
+    tanh, latents = Tanh(-1, 3), distribution.draw(50, 8)
     actions = 1 + 2 * torch.tanh(latents)
     shift = (math.log(2) + torch.log1p(-torch.tanh(latents).square())).sum(-1)
     plain, squashed = (
-        entropy(law.denoise, SCHEDULE, support, samples, torch.Generator().manual_seed(1))
+        entropy(distribution.denoise, SCHEDULE, support, samples, torch.Generator().manual_seed(1))
         for support, samples in ((Unbounded(), latents), (tanh, actions))
     )
     torch.testing.assert_close(squashed, plain + shift.mean(0))
     plain, squashed = (
-        log_prob(law.denoise, SCHEDULE, support, samples[0], steps=5)
+        log_prob(distribution.denoise, SCHEDULE, support, samples[0], steps=5)
         for support, samples in ((Unbounded(), latents), (tanh, actions))
     )
     torch.testing.assert_close(squashed, plain - shift[0])
-    walk = Ancestral(10).trajectory(law.denoise, SCHEDULE, tanh, torch.empty(50, 2, 1, dtype=torch.float64))
-    log_slope = math.log(2) + torch.log1p(-torch.tanh(walk.mean[-1]).square())
-    expected = trajectory_entropy(walk, Unbounded()) + log_slope.sum(-1).mean(0)
-    torch.testing.assert_close(trajectory_entropy(walk, tanh), expected)
+    trajectory = Ancestral(10).trajectory(
+        distribution.denoise, SCHEDULE, tanh, torch.empty(50, 2, 1, dtype=torch.float64)
+    )
+    log_slope = math.log(2) + torch.log1p(-torch.tanh(trajectory.mean[-1]).square())
+    expected = trajectory_entropy(trajectory, Unbounded()) + log_slope.sum(-1).mean(0)
+    torch.testing.assert_close(trajectory_entropy(trajectory, tanh), expected)
 
 
-# Contract
+# Randomness, shapes and bad arguments
 
 
 def test_follows_its_generator() -> None:
@@ -318,11 +327,11 @@ def test_follows_its_generator() -> None:
     first, other = (entropy(shrink, SCHEDULE, Unbounded(), samples, torch.Generator().manual_seed(s)) for s in (1, 2))
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.get_rng_state())
-    law, support = LAWS["two modes 2d"]
-    at = law.draw(4)
+    distribution, support = DISTRIBUTIONS["two modes 2d"]
+    at = distribution.draw(4)
     before = torch.get_rng_state()
     first, again, other = (
-        log_prob(law.denoise, SCHEDULE, support, at, 3, 1, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+        log_prob(distribution.denoise, SCHEDULE, support, at, 3, 1, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -336,10 +345,10 @@ def test_shape_dtype_and_no_gradient(support: Support, shape: tuple[int, ...], d
     net = Denoiser(2, 3, MLP((8,))).to(dtype)
     denoise = net.bind(torch.randn(*shape[:-1], 3, dtype=dtype))
     actions = torch.rand(5, *shape, dtype=dtype).requires_grad_()
-    path = Ancestral(4).trajectory(denoise, SCHEDULE, support, torch.empty(5, *shape, dtype=dtype))
+    trajectory = Ancestral(4).trajectory(denoise, SCHEDULE, support, torch.empty(5, *shape, dtype=dtype))
     for answer in (
         entropy(denoise, SCHEDULE, support, actions),
-        trajectory_entropy(path, support),
+        trajectory_entropy(trajectory, support),
         log_prob(denoise, SCHEDULE, support, actions[0], steps=3),
         log_prob(denoise, SCHEDULE, support, actions[0], steps=3, probes=2),
     ):
@@ -351,29 +360,29 @@ def test_shape_dtype_and_no_gradient(support: Support, shape: tuple[int, ...], d
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_float32_is_as_float64() -> None:
-    law, support = LAWS["corner"]
-    at = law.draw(20)
+def test_float32_is_close_to_float64() -> None:
+    distribution, support = DISTRIBUTIONS["corner"]
+    at = distribution.draw(20)
     double, single = (
-        log_prob(law.denoise, SCHEDULE, support, at.to(dtype)) for dtype in (torch.float64, torch.float32)
+        log_prob(distribution.denoise, SCHEDULE, support, at.to(dtype)) for dtype in (torch.float64, torch.float32)
     )
     torch.testing.assert_close(single.double(), double, atol=1e-3, rtol=0)
 
 
-def test_a_law_narrower_than_the_noise_is_finite() -> None:
+def test_entropy_of_a_distribution_narrower_than_the_noise_is_finite() -> None:
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
         return Moments(0.4 + 0 * x, x)
 
     for support in (Unbounded(), Box()):
         assert torch.isfinite(entropy(denoise, SCHEDULE, support, torch.full((8, 3, 2), 0.4))).all()
         for sampler in (Ancestral(5), ProbabilityFlow(5), Ancestral(1)):
-            path = sampler.trajectory(denoise, SCHEDULE, support, torch.empty(8, 3, 2))
+            trajectory = sampler.trajectory(denoise, SCHEDULE, support, torch.empty(8, 3, 2))
             for paired in (True, False):
-                answer = trajectory_entropy(path, support, paired)
+                answer = trajectory_entropy(trajectory, support, paired)
                 assert torch.isfinite(answer).all()
 
 
-def test_too_few_are_refused() -> None:
+def test_too_small_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="1 samples"):
         entropy(shrink, SCHEDULE, Unbounded(), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="levels=1"):

@@ -30,10 +30,10 @@ from dqs_lightning.registry import components
 ESTIMATORS = list(components(EnergyEstimator).values())
 SUPPORTS = list(components(Support).values())
 INCONSISTENT: set[type[EnergyEstimator]] = {PosteriorMode, QScore}
-"""Estimators that say that they do not converge to the denoised mean, and that draw nothing."""
+"""Estimators that by their docstring do not converge to the denoised mean; they draw no random numbers."""
 CONSISTENT = [cls for cls in ESTIMATORS if cls not in INCONSISTENT]
 NEEDS_VOLUME: set[type[EnergyEstimator]] = {Resampling}
-"""Estimators that say that they need a support of finite volume and noise that spans many of their candidates."""
+"""Estimators that by their docstring need a support of finite volume, and noise that spans many candidates."""
 
 ExactPosterior = Callable[[LogProb, Tensor, Tensor, Support], Moments]
 
@@ -49,7 +49,7 @@ def estimators_of(classes: list[type[EnergyEstimator]]) -> pytest.MarkDecorator:
 
 
 def pairs_of(classes: list[type[EnergyEstimator]]) -> pytest.MarkDecorator:
-    """Each estimator with each support that it is for."""
+    """Parametrises a test with each estimator and each support that it accepts."""
     pairs = [(cls, support) for cls in classes for support in SUPPORTS]
     return pytest.mark.parametrize(
         ("cls", "support"),
@@ -73,13 +73,13 @@ def seeded(seed: int = 1) -> torch.Generator:
 
 
 def noised(shape: tuple[int, ...], sigma: float) -> Tensor:
-    """Actions of the box, noised: float64."""
+    """Returns noised uniform actions of the box, in float64."""
     clean = 2 * torch.rand(shape, dtype=torch.float64) - 1
     return clean + sigma * torch.randn_like(clean)
 
 
-class Counted:
-    """An energy that counts the evaluations asked of it, those with a gradient as often as they cost."""
+class CountingEnergy:
+    """Energy that counts its evaluations; one with a gradient counts `GRADIENT_COST`."""
 
     def __init__(self, log_prob: LogProb) -> None:
         self.log_prob, self.count = log_prob, 0
@@ -91,7 +91,7 @@ class Counted:
 
 
 class _Constant(EnergyEstimator):
-    """Says the same number of every point."""
+    """Returns the same estimate at every point."""
 
     def __init__(self, value: float, num_samples: int = 1) -> None:
         super().__init__(num_samples)
@@ -116,8 +116,8 @@ def test_all_estimators_are_found() -> None:
     } <= {cls.__name__ for cls in ESTIMATORS}
 
 
-def test_score_is_tweedies() -> None:
-    """A normal law N(m, s^2), noised, is N(m, s^2 + sigma^2)."""
+def test_score_is_tweedies_formula() -> None:
+    """The score of noised actions of N(m, s^2) is that of N(m, s^2 + sigma^2)."""
     x, sigma, mean, std = torch.randn(5, 2), torch.rand(5, 1) + 0.1, 0.4, 0.7
     denoised = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
     torch.testing.assert_close(score(denoised, x, sigma), (mean - x) / (std**2 + sigma**2))
@@ -137,8 +137,8 @@ def test_weights_are_normalised_in_single_precision_or_better(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_weights_do_not_see_a_shift(dtype: torch.dtype) -> None:
-    """Values near 50, whose steps in bfloat16 are 0.25, weigh as the same values near 0 do."""
+def test_weights_do_not_depend_on_a_shift(dtype: torch.dtype) -> None:
+    """Values near 50, where bfloat16 has steps of 0.25, have the weights of the same values near 0."""
     near_zero = torch.randint(-40, 40, (64, 5)).to(dtype) / 4
     for found, expected in zip(softmax_weights(near_zero + 50), softmax_weights(near_zero), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -151,7 +151,7 @@ def test_weights_of_huge_values_are_finite(value: float) -> None:
     assert ess.item() == pytest.approx(2)
 
 
-# Laws of every estimator on every support
+# Properties of every estimator on every support
 
 
 @each_pair
@@ -196,12 +196,12 @@ def test_finite_at_every_noise(
 
 @each_everywhere
 @pytest.mark.parametrize("sigma", [0.03, 0.3])
-def test_near_the_posterior_however_far_outside(
+def test_near_the_posterior_far_outside_the_box(
     cls: type[EnergyEstimator], wells: LogProb, posterior: ExactPosterior, sigma: float
 ) -> None:
-    """In float32, from the walls of a box to 40 deviations outside: never the opposite wall, never a huge score."""
-    deviations = torch.linspace(0, 40, 161).unsqueeze(1)
-    x, noise = torch.cat([1 + sigma * deviations, -1 - sigma * deviations]), torch.tensor(sigma)
+    """In float32 the estimate is near the posterior's mean from the bounds of a box to 40 sigma outside."""
+    distances = torch.linspace(0, 40, 161).unsqueeze(1)
+    x, noise = torch.cat([1 + sigma * distances, -1 - sigma * distances]), torch.tensor(sigma)
     estimate = estimated(build(cls, 64), wells, x, noise, Box())
     exact = posterior(wells, x.double(), noise.double(), Box()).mean
     assert (estimate.denoised - exact).abs().max() < 3 * sigma
@@ -240,18 +240,18 @@ def test_no_gradient_reaches_the_energy(cls: type[EnergyEstimator], support: Sup
 
 
 @each_pair
-def test_leaves_its_arguments_as_they_are(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
+def test_leaves_its_arguments_unchanged(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
     x, sigma, guide = noised((4, 2), 0.3), 0.1 + torch.rand(4, 1, dtype=torch.float64), noised((4, 2), 0.3)
-    before = [given.clone() for given in (x, sigma, guide)]
+    before = [argument.clone() for argument in (x, sigma, guide)]
     for near in (None, guide):
         estimated(build(cls, 8), wells, x, sigma, support, guide=near)
-    for given, copy in zip((x, sigma, guide), before, strict=True):
-        assert torch.equal(given, copy)
-        assert not given.requires_grad
+    for argument, copy in zip((x, sigma, guide), before, strict=True):
+        assert torch.equal(argument, copy)
+        assert not argument.requires_grad
 
 
 @each_pair
-def test_works_where_gradients_are_off(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
+def test_works_with_gradients_disabled(cls: type[EnergyEstimator], support: Support, wells: LogProb) -> None:
     x, sigma = torch.linspace(-1, 1, 16).unsqueeze(1), torch.tensor(0.3)
     with torch.no_grad():
         off = estimated(build(cls, 8), wells, x, sigma, support, seeded())
@@ -259,7 +259,7 @@ def test_works_where_gradients_are_off(cls: type[EnergyEstimator], support: Supp
 
 
 @each_estimator
-def test_no_samples_are_refused(cls: type[EnergyEstimator]) -> None:
+def test_zero_samples_are_refused(cls: type[EnergyEstimator]) -> None:
     with pytest.raises(ValueError, match="num_samples=0"):
         build(cls, 0)
 
@@ -267,18 +267,18 @@ def test_no_samples_are_refused(cls: type[EnergyEstimator]) -> None:
 @each_pair
 @pytest.mark.parametrize("num_samples", [1, 2, 9])
 @pytest.mark.parametrize("shape", [(5,), (3, 5)], ids=["alone", "pooled"])
-def test_costs_what_it_says(
+def test_cost_is_the_number_of_evaluations(
     cls: type[EnergyEstimator], support: Support, wells: LogProb, num_samples: int, shape: tuple[int, ...]
 ) -> None:
-    """Rows that the energy is asked for, those with a gradient counted as such, for each noised point."""
-    estimator, energy, x = build(cls, num_samples), Counted(wells), noised((*shape, 2), 0.3)
+    """`cost` is the number of evaluations of the energy for each state; one with a gradient counts `GRADIENT_COST`."""
+    estimator, energy, x = build(cls, num_samples), CountingEnergy(wells), noised((*shape, 2), 0.3)
     estimated(estimator, energy, x, torch.tensor(0.3, dtype=torch.float64), support)
-    laws, points = x[0, ..., 0].numel() if x.ndim == 3 else len(x), len(x) if x.ndim == 3 else 1
-    assert energy.count == estimator.cost(points) * laws
+    states, points = x[0, ..., 0].numel() if x.ndim == 3 else len(x), len(x) if x.ndim == 3 else 1
+    assert energy.count == estimator.cost(points) * states
 
 
 @each_pair
-def test_one_point_of_a_law_equals_the_point_alone(
+def test_a_pool_of_one_point_equals_the_point_alone(
     cls: type[EnergyEstimator], support: Support, wells: LogProb
 ) -> None:
     x, guide, sigma = noised((16, 2), 0.3), noised((16, 2), 0.1), 0.1 + torch.rand(16, 1, dtype=torch.float64)
@@ -291,8 +291,8 @@ def test_one_point_of_a_law_equals_the_point_alone(
 
 
 @estimators_of([cls for cls in ESTIMATORS if cls is not NoiseSplit])
-def test_says_whether_it_pools(cls: type[EnergyEstimator]) -> None:
-    """Under a flat energy and wide noise every candidate counts: those of all points, or a point's own."""
+def test_pools_is_whether_points_share_candidates(cls: type[EnergyEstimator]) -> None:
+    """With a flat energy and large noise the ESS is the number of candidates, of all points or of one."""
     ess = estimated(build(cls, 8), lambda a: 0 * a.sum(-1), noised((4, 50, 1), 0.1), torch.tensor(3.0), Box()).ess
     assert (ess.mean() > 16) == cls.pools
     assert (ess <= 8 * (4 if cls.pools else 1) + 1e-3).all()
@@ -300,8 +300,8 @@ def test_says_whether_it_pools(cls: type[EnergyEstimator]) -> None:
 
 @each_pair
 @pytest.mark.parametrize("pooled", [False, True], ids=["alone", "pooled"])
-def test_rows_have_their_own_laws(cls: type[EnergyEstimator], support: Support, pooled: bool) -> None:
-    """A row's estimate follows from the energy of that row alone."""
+def test_rows_are_independent(cls: type[EnergyEstimator], support: Support, pooled: bool) -> None:
+    """The estimate of a row depends only on the energy of that row."""
 
     def energy(pull: Tensor) -> LogProb:
         return lambda a: (pull * a).sum(-1)
@@ -323,7 +323,7 @@ def test_rows_have_their_own_laws(cls: type[EnergyEstimator], support: Support, 
 def test_converges_to_quadrature(
     cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: ExactPosterior, dim: int, sigma: float
 ) -> None:
-    """Mean and spread, with no guide and with one that points to the wrong side."""
+    """Mean and second moment converge to quadrature, without a guide and with one on the wrong side."""
     if cls in NEEDS_VOLUME and dim == 2 and sigma == 0.1:
         pytest.skip("too little noise for so few candidates")
     x, noise = noised((12, dim), sigma), torch.tensor(sigma, dtype=torch.float64)
@@ -340,10 +340,10 @@ def test_converges_to_quadrature(
 
 
 @each_consistent_pair
-def test_points_of_one_law_converge_each(
+def test_pooled_points_converge_to_quadrature(
     cls: type[EnergyEstimator], support: Support, wells: LogProb, posterior: ExactPosterior
 ) -> None:
-    """Each at a noise level of its own."""
+    """Each of the points of a state, at different noise levels, converges to quadrature."""
     x, sigma = noised((4, 3, 2), 0.3), torch.linspace(0.25, 0.6, 12, dtype=torch.float64).reshape(4, 3, 1)
     guide = -x.clamp(-1, 1)
     exact = posterior(wells, x, sigma, support)
@@ -383,12 +383,12 @@ def test_error_shrinks_with_samples(
         (estimated(build(cls, num), wells, x, noise, support).denoised - exact.mean).square().mean().sqrt()
         for num in (8, 512)
     )
-    # The square root of 64 is 8.
+    # With 64 times the samples the error falls by sqrt(64) = 8.
     assert many < few / 4
 
 
 @each_everywhere
-def test_gaussian_energy_on_the_line(cls: type[EnergyEstimator]) -> None:
+def test_gaussian_energy_without_bounds(cls: type[EnergyEstimator]) -> None:
     mean, std = torch.tensor([0.4, -1.0], dtype=torch.float64), 0.5
 
     def log_prob(a: Tensor) -> Tensor:
@@ -406,12 +406,12 @@ def test_gaussian_energy_on_the_line(cls: type[EnergyEstimator]) -> None:
 # TargetScore
 
 
-def test_target_score_is_the_papers_on_the_line(wells: LogProb) -> None:
-    """Its score is the gradient in x of log mean exp(log_prob(x + sigma eps)) at fixed eps."""
+def test_target_score_is_the_papers_without_bounds(wells: LogProb) -> None:
+    """The score is the gradient in x of log mean exp(log_prob(x + sigma eps)) at fixed eps."""
     x, sigma, num = noised((10, 2), 0.2), torch.tensor(0.2, dtype=torch.float64), 16
     points = Unbounded().propose(x, sigma, num, seeded()).points
-    moved = x.clone().requires_grad_()
-    (paper,) = torch.autograd.grad(torch.logsumexp(wells(moved + (points - x)), 0).sum(), moved)
+    shifted = x.clone().requires_grad_()
+    (paper,) = torch.autograd.grad(torch.logsumexp(wells(shifted + (points - x)), 0).sum(), shifted)
     estimate = estimated(TargetScore(num_samples=num), wells, x, sigma, Unbounded(), seeded())
     torch.testing.assert_close(score(estimate.denoised, x, sigma), paper)
 
@@ -436,8 +436,8 @@ def test_bad_norms_are_refused(max_norm: float) -> None:
 
 
 @pytest.mark.parametrize("cls", [ControlVariate, TargetScore])
-def test_a_gradient_is_finite_at_the_end_of_the_random_numbers(cls: type[EnergyEstimator], wells: LogProb) -> None:
-    """With this seed one of the proposals' random numbers is an exact 0, as one in 2^24 is."""
+def test_a_gradient_is_finite_where_a_random_number_is_zero(cls: type[EnergyEstimator], wells: LogProb) -> None:
+    """The estimate is finite where a random number is exactly 0, as one in 2^24 is; this seed draws one."""
     x = torch.full((20_000, 1), 0.5)
     estimate = estimated(cls(num_samples=2), wells, x, torch.tensor(0.03), Box(), seeded(146))
     assert torch.isfinite(estimate.denoised).all()
@@ -448,14 +448,14 @@ def test_a_gradient_is_finite_at_the_end_of_the_random_numbers(cls: type[EnergyE
 
 @pytest.mark.parametrize("support", [Box(), Tanh(), Unbounded()], ids=lambda support: type(support).__name__)
 @pytest.mark.parametrize("dim", [1, 2])
-def test_control_variate_is_better_than_what_it_combines(
+def test_control_variate_has_a_smaller_error_than_what_it_combines(
     support: Support, wells: LogProb, posterior: ExactPosterior, dim: int
 ) -> None:
     x, sigma = noised((40, dim), 0.3), torch.tensor(0.3, dtype=torch.float64)
     exact = posterior(wells, x, sigma, support).mean
 
     def error(estimator: EnergyEstimator) -> float:
-        """On average over a hundred draws at each point."""
+        """Returns the mean absolute error over a hundred draws at each point."""
         drawn = estimated(estimator, wells, x.repeat(100, 1), sigma, support).denoised
         return (drawn - exact.repeat(100, 1)).abs().mean().item()
 
@@ -463,7 +463,7 @@ def test_control_variate_is_better_than_what_it_combines(
 
 
 def test_control_variate_is_between_what_it_combines(wells: LogProb) -> None:
-    """The three draw the same proposals from the same generator."""
+    """With the same proposals the estimate is between those of Importance and TargetScore."""
     for support in (support() for support in SUPPORTS):
         for sigma in (0.03, 0.3, 1.0):
             x, noise = noised((100, 2), sigma), torch.tensor(sigma, dtype=torch.float64)
@@ -475,8 +475,8 @@ def test_control_variate_is_between_what_it_combines(wells: LogProb) -> None:
             assert (mixed <= torch.maximum(one, other) + 1e-6).all()
 
 
-def test_control_variate_knows_a_flat_energy() -> None:
-    """Without a gradient the score has no variance: D = x exactly."""
+def test_control_variate_is_exact_for_a_flat_energy() -> None:
+    """Without a gradient the score has no variance, so D is exactly x."""
     x = torch.randn(20, 2)
     estimate = estimated(ControlVariate(4), lambda a: 0 * a.sum(-1), x, torch.tensor(0.3), Unbounded())
     torch.testing.assert_close(estimate.denoised, x)
@@ -485,7 +485,7 @@ def test_control_variate_knows_a_flat_energy() -> None:
 # QScore
 
 
-def test_q_score_is_the_clean_laws_score(wells: LogProb) -> None:
+def test_q_score_is_the_score_of_the_clean_distribution(wells: LogProb) -> None:
     x, sigma = noised((20, 2), 0.3).requires_grad_(), 0.1 + torch.rand(20, 1, dtype=torch.float64)
     (exact,) = torch.autograd.grad(wells(x).sum(), x)
     estimate = estimated(QScore(), wells, x, sigma, Unbounded())
@@ -495,25 +495,25 @@ def test_q_score_is_the_clean_laws_score(wells: LogProb) -> None:
 
 
 def test_q_score_on_a_box_is_projected() -> None:
-    """Both where the energy is asked and what is said."""
-    asked: list[Tensor] = []
+    """Both the point at which the energy is evaluated and the estimate are projected."""
+    evaluated: list[Tensor] = []
 
     def energy(a: Tensor) -> Tensor:
-        asked.append(a.detach())
+        evaluated.append(a.detach())
         return 3 * a.sum(-1)
 
     x, sigma = torch.tensor([[-4.0], [-1.2], [-0.5], [0.6], [4.0]]), torch.tensor(0.5)
     estimate = estimated(QScore(), energy, x, sigma, Box(), guide=torch.zeros(5, 1))
     torch.testing.assert_close(estimate.denoised, torch.tensor([[-1.0], [-0.45], [0.25], [1.0], [1.0]]))
     torch.testing.assert_close(estimate.second_moment, estimate.denoised**2)
-    assert asked[0].abs().max() <= 1
+    assert evaluated[0].abs().max() <= 1
 
 
 # Transforms of torch.func
 
 
 def test_an_estimator_that_takes_gradients_can_be_vectorised(wells: LogProb) -> None:
-    """As when the networks of several agents are stacked: each law has weights of its own."""
+    """Works under `vmap` with a different energy for each row, as when the networks of several agents are stacked."""
     x, sigma, scale = noised((3, 5, 2), 0.3), torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.5, 1.0, 2.0])
 
     def estimate(x: Tensor, scale: Tensor) -> Tensor:
@@ -531,8 +531,8 @@ def gaussian(mean: float, std: float) -> LogProb:
     return lambda a: -(a - mean).square().sum(-1) / (2 * std**2)
 
 
-def test_posterior_mode_of_a_gaussian_energy_stands_at_its_mean() -> None:
-    """There for every sigma; from elsewhere it gets there, step by step, where sigma < std."""
+def test_posterior_mode_of_a_gaussian_energy_is_its_mean() -> None:
+    """The posterior's mean is a fixed point at every sigma, and repeated steps converge to it where sigma < std."""
     mean, std = 0.4, 0.5
     x, sigma = noised((20, 2), 0.3), torch.linspace(0.05, 1.0, 20, dtype=torch.float64).unsqueeze(1)
     exact = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
@@ -549,14 +549,14 @@ def test_posterior_mode_of_a_gaussian_energy_stands_at_its_mean() -> None:
 
 
 def test_posterior_mode_starts_at_the_noised_point() -> None:
-    """Without a guide: there its step is sigma^2 times the gradient."""
+    """Without a guide the estimate is x plus sigma^2 times the gradient at x."""
     x, sigma = noised((20, 2), 0.1), torch.tensor(0.1, dtype=torch.float64)
     estimate = estimated(PosteriorMode(clip=100), gaussian(0.4, 0.5), x, sigma, Unbounded())
     torch.testing.assert_close(estimate.denoised, x + sigma**2 * (0.4 - x) / 0.5**2)
 
 
 @pytest.mark.parametrize("clip", [0.5, 2.0])
-def test_posterior_mode_keeps_near_its_guide(clip: float) -> None:
+def test_posterior_mode_stays_near_its_guide(clip: float) -> None:
     x, sigma = torch.zeros(9, 1), torch.logspace(-2, 1, 9).unsqueeze(1)
     guide = torch.linspace(-5, 5, 9).unsqueeze(1)
     reach = clip * sigma * 0.7 / (sigma**2 + 0.7**2).sqrt()
@@ -577,7 +577,7 @@ def test_posterior_mode_on_a_box_is_projected() -> None:
 
 @pytest.mark.parametrize("name", ["sigma_data", "clip"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_bad_reaches_are_refused(name: str, value: float) -> None:
+def test_bad_arguments_of_posterior_mode_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
         PosteriorMode(**{name: value})
 
@@ -586,7 +586,7 @@ def test_bad_reaches_are_refused(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 4)], ids=["alone", "pooled"])
-def test_noise_split_picks_row_by_row(shape: tuple[int, ...]) -> None:
+def test_noise_split_selects_an_estimator_for_each_row(shape: tuple[int, ...]) -> None:
     sigma = torch.tensor([0.01, 0.29, 0.3, 2.0]).expand(shape).unsqueeze(-1)
     split, x = NoiseSplit(_Constant(1.0), _Constant(5.0), at=0.3), torch.zeros(*shape, 2)
     expected = torch.tensor([1.0, 1.0, 5.0, 5.0]).expand(shape)
@@ -596,14 +596,14 @@ def test_noise_split_picks_row_by_row(shape: tuple[int, ...]) -> None:
     assert torch.equal(estimate.ess, 3 * expected)
 
 
-def test_noise_split_hands_on_its_guide(wells: LogProb) -> None:
+def test_noise_split_passes_its_guide_on(wells: LogProb) -> None:
     x, guide, sigma = noised((6, 2), 0.1), noised((6, 2), 0.1), torch.tensor(0.1, dtype=torch.float64)
     for split in (NoiseSplit(PosteriorMode(), QScore(), at=0.2), NoiseSplit(QScore(), PosteriorMode(), at=0.05)):
         found = estimated(split, wells, x, sigma, Box(), guide=guide)
         torch.testing.assert_close(found, estimated(PosteriorMode(), wells, x, sigma, Box(), guide=guide))
 
 
-def test_noise_split_counts_both() -> None:
+def test_noise_split_costs_the_sum_of_both() -> None:
     split = NoiseSplit(TargetScore(3), Importance(8))
     assert (split.cost(), split.num_samples) == (3 * GRADIENT_COST + 8, 8)
 

@@ -40,7 +40,7 @@ def support(request: pytest.FixtureRequest) -> Support:
 
 
 def noised(shape: tuple[int, ...], sigma: float) -> Tensor:
-    """Actions of the box, noised: float64."""
+    """Returns noised uniform actions of the box, in float64."""
     clean = 2 * torch.rand(shape, dtype=torch.float64) - 1
     return clean + sigma * torch.randn_like(clean)
 
@@ -53,7 +53,7 @@ def test_all_mixtures_are_found() -> None:
     assert {"Defensive", "GuidedDefensive", "Importance"} <= {cls.__name__ for cls in MIXTURES}
 
 
-# Laws of every mixture of proposals
+# Properties of every mixture of proposals
 
 
 @each_mixture
@@ -63,7 +63,7 @@ def test_components_add_up(cls: type[MixtureImportance], wells: LogProb, num_sam
     estimator = cls(num_samples=num_samples)
     found = estimator.components(Posterior(wells, x, sigma, Box(), guide=x / 2))
     assert sum(component.num * len(component.center) for component in found) == num_samples * len(x)
-    # One is around x with the noise's own width: it covers the posterior.
+    # One component is around x with width sigma, and so covers the posterior.
     assert any(
         torch.equal(component.center, x) and torch.equal(component.width, sigma) and component.num
         for component in found
@@ -75,7 +75,7 @@ def test_components_add_up(cls: type[MixtureImportance], wells: LogProb, num_sam
 def test_pooling_lowers_the_error(
     cls: type[MixtureImportance], support: Support, wells: LogProb, posterior: ExactPosterior, num_samples: int
 ) -> None:
-    """At equal cost: eight noised points of a law that share their candidates, and the same that do not."""
+    """At equal cost, the error of eight points of a state is smaller if they share their candidates."""
     x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
     exact = posterior(wells, x, sigma, support).mean
     estimator = cls(num_samples=num_samples)
@@ -86,10 +86,10 @@ def test_pooling_lowers_the_error(
 
 
 @each_mixture
-def test_candidates_weigh_by_the_density_of_all_components(
+def test_candidates_are_weighted_by_the_density_of_all_components(
     cls: type[MixtureImportance], support: Support, wells: LogProb
 ) -> None:
-    """Point by point and candidate by candidate, for points of one law at noise levels of their own."""
+    """The estimate equals a loop over points and candidates, for points of one state at different noise levels."""
     x, guide, sigma = noised((3, 2, 2), 0.3), noised((3, 2, 2), 0.3), 0.2 + torch.rand(3, 2, 1, dtype=torch.float64)
     estimator, generator = cls(num_samples=9), torch.Generator().manual_seed(1)
     estimate = estimated(estimator, wells, x, sigma, support, torch.Generator().manual_seed(1), guide)
@@ -108,8 +108,8 @@ def test_candidates_weigh_by_the_density_of_all_components(
             weight = torch.exp(support.log_prob(wells, points) + likelihood) / density
             weight = weight / weight.sum()
             torch.testing.assert_close(estimate.denoised[m, b], (weight.unsqueeze(-1) * points).sum((0, 1)))
-            spread = (weight.unsqueeze(-1) * (points - guide[m, b]).square()).sum((0, 1))
-            torch.testing.assert_close(estimate.second_moment[m, b], spread)
+            second_moment = (weight.unsqueeze(-1) * (points - guide[m, b]).square()).sum((0, 1))
+            torch.testing.assert_close(estimate.second_moment[m, b], second_moment)
             torch.testing.assert_close(estimate.ess[m, b], 1 / weight.square().sum())
 
 
@@ -126,7 +126,7 @@ def test_weighted_means_stay_in_the_box(cls: type[MixtureImportance], wells: Log
 
 
 @pytest.mark.parametrize("cls", [Importance, TargetScore])
-def test_effective_samples_from_flat_to_sharp(cls: type[EnergyEstimator]) -> None:
+def test_ess_falls_from_flat_to_sharp_energies(cls: type[EnergyEstimator]) -> None:
     x, sigma = torch.zeros(8, 2), torch.tensor(0.5)
     flat = estimated(cls(num_samples=16), lambda a: 0 * a.sum(-1), x, sigma, Box()).ess
     tilted = estimated(cls(num_samples=16), lambda a: 2 * a.sum(-1), x, sigma, Box()).ess
@@ -137,7 +137,7 @@ def test_effective_samples_from_flat_to_sharp(cls: type[EnergyEstimator]) -> Non
 
 
 def test_importance_is_a_softmax_over_its_draws(support: Support, wells: LogProb) -> None:
-    """Of one point: mixture density and likelihood cancel and log_prob remains."""
+    """For one point the density of the proposals and the likelihood cancel, so the weights are softmax(log_prob)."""
     x, sigma = noised((10, 2), 0.3), torch.tensor(0.3, dtype=torch.float64)
     points = support.propose(x, sigma, 16, torch.Generator().manual_seed(1)).points
     weight = support.log_prob(wells, points).softmax(0)
@@ -159,7 +159,7 @@ each_defensive = pytest.mark.parametrize("build", DEFENSIVE, ids=["defensive", "
 
 @each_defensive
 @pytest.mark.parametrize("sigma", [0.1, 0.4])
-def test_whatever_the_guide_the_mean_is_the_posteriors(
+def test_converges_to_the_posteriors_mean_with_any_guide(
     build: Callable[[int], MixtureImportance], support: Support, wells: LogProb, posterior: ExactPosterior, sigma: float
 ) -> None:
     x, noise = noised((12, 2), sigma), torch.tensor(sigma, dtype=torch.float64)
@@ -172,15 +172,15 @@ def test_whatever_the_guide_the_mean_is_the_posteriors(
 
 
 @each_defensive
-def test_a_guide_sharpens_in_six_dimensions(build: Callable[[int], MixtureImportance]) -> None:
-    """Few proposals, a narrow optimum in a corner: looking where the guide and the gradient point pays."""
+def test_a_guide_lowers_the_error_in_six_dimensions(build: Callable[[int], MixtureImportance]) -> None:
+    """With few proposals and a narrow optimum in a corner, proposals around the guide lower the error."""
 
     def narrow(a: Tensor) -> Tensor:
         return 20 * a.sum(-1)
 
     x, sigma = noised((200, 6), 0.5), torch.tensor(0.5, dtype=torch.float64)
     # The posterior is a product: a truncated normal around x + 20 sigma^2 in each dimension.
-    exact = torch.from_numpy(truncnorm.mean(*((wall - x.numpy() - 5) / 0.5 for wall in (-1, 1)), x.numpy() + 5, 0.5))
+    exact = torch.from_numpy(truncnorm.mean(*((bound - x.numpy() - 5) / 0.5 for bound in (-1, 1)), x.numpy() + 5, 0.5))
 
     def error(estimator: EnergyEstimator, guide: Tensor | None = None) -> float:
         return rms(estimated(estimator, narrow, x, sigma, Box(), guide=guide).denoised - exact)
@@ -188,8 +188,8 @@ def test_a_guide_sharpens_in_six_dimensions(build: Callable[[int], MixtureImport
     assert error(build(32), exact) < error(Importance(32)) / 1.5
 
 
-def test_a_gradient_finds_what_the_guide_does_not() -> None:
-    """From the middle of the box, towards a narrow optimum two clips away: more steps, nearer."""
+def test_a_gradient_lowers_the_error_of_a_distant_guide() -> None:
+    """With a guide far from a narrow optimum, following the gradient lowers the error."""
     target = torch.tensor([0.6, -0.6], dtype=torch.float64)
 
     def narrow(a: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def parts(estimator: MixtureImportance, slope: float, guide: Tensor | None, supp
 
 
 WIDTH = torch.tensor([[0.3], [2.0]]) * 0.7 / (torch.tensor([[0.3], [2.0]]) ** 2 + 0.49).sqrt()
-"""Deviation of the posterior of a normal law of deviation 0.7, at the noise levels of `parts`."""
+"""Standard deviation of the posterior of a prior N(m, 0.7^2) at the noise levels of `parts`."""
 
 
 def test_half_of_the_defensive_candidates_are_guided() -> None:
@@ -226,27 +226,27 @@ def test_half_of_the_defensive_candidates_are_guided() -> None:
 
 @pytest.mark.parametrize("slope", [1e6, -1e6, 0.5, -0.5])
 @pytest.mark.parametrize("gradient_steps", [1, 4])
-def test_the_way_along_the_gradient_is_clipped(slope: float, gradient_steps: int) -> None:
-    """Its length is clip widths at most, in however many steps; a small gradient is followed as it is."""
+def test_the_shift_along_the_gradient_is_clipped(slope: float, gradient_steps: int) -> None:
+    """The shift is at most clip widths, with any number of steps; one by a small gradient is not clipped."""
     guide, clip = torch.tensor([[0.1], [-0.1]]), 0.5
     estimator = GuidedDefensive(12, 0.7, clip=clip, gradient_steps=gradient_steps)
     _, guided = parts(estimator, slope, guide, Unbounded())
-    way = torch.full_like(WIDTH, slope) * WIDTH**2 * gradient_steps
-    torch.testing.assert_close(guided.center, guide + way.clamp(-clip * WIDTH, clip * WIDTH))
+    shift = torch.full_like(WIDTH, slope) * WIDTH**2 * gradient_steps
+    torch.testing.assert_close(guided.center, guide + shift.clamp(-clip * WIDTH, clip * WIDTH))
     torch.testing.assert_close(guided.width, WIDTH)
 
 
-def test_the_way_ends_at_the_wall() -> None:
+def test_the_shift_ends_at_the_bound() -> None:
     _, guided = parts(GuidedDefensive(12, 0.7, clip=100.0), 1e6, torch.zeros(2, 1), Box())
     torch.testing.assert_close(guided.center, torch.ones(2, 1))
 
 
-def test_steps_ask_for_a_gradient_each() -> None:
-    """In a narrow valley one long step overshoots; steps of the same total length settle in it."""
-    x, sigma, valley = torch.zeros(1, 1), torch.full((1, 1), 2.0), 0.25
+def test_each_step_uses_a_new_gradient() -> None:
+    """One long step overshoots a narrow optimum; many steps of the same total length converge to it."""
+    x, sigma, optimum = torch.zeros(1, 1), torch.full((1, 1), 2.0), 0.25
 
     def energy(a: Tensor) -> Tensor:
-        return -(a - valley).abs().sum(-1) * 1e3
+        return -(a - optimum).abs().sum(-1) * 1e3
 
     centers = [
         GuidedDefensive(8, clip=2.0, gradient_steps=steps)
@@ -254,13 +254,13 @@ def test_steps_ask_for_a_gradient_each() -> None:
         .center.item()
         for steps in (1, 16)
     ]
-    assert abs(centers[0] - valley) > 0.5
-    assert abs(centers[1] - valley) < 0.1
+    assert abs(centers[0] - optimum) > 0.5
+    assert abs(centers[1] - optimum) < 0.1
 
 
 @pytest.mark.parametrize("widths", [(1.0,), (1.0, 0.3), (0.5, 1.0, 2.0), [1.0, 0.1]])
 @pytest.mark.parametrize("num_samples", [1, 2, 12, 31])
-def test_widths_share_the_candidates(widths: tuple[float, ...], num_samples: int) -> None:
+def test_candidates_are_divided_between_widths(widths: tuple[float, ...], num_samples: int) -> None:
     estimator = GuidedDefensive(num_samples, 0.7, widths=widths, gradient_steps=2)
     around_x, *guided = parts(estimator, 1.0, None, Box())
     share = num_samples // (len(widths) + 1)
@@ -274,7 +274,7 @@ def test_widths_share_the_candidates(widths: tuple[float, ...], num_samples: int
 
 @pytest.mark.parametrize("num_samples", [1, 2, 9])
 @pytest.mark.parametrize("gradient_steps", [1, 3])
-def test_steps_are_counted(num_samples: int, gradient_steps: int, wells: LogProb) -> None:
+def test_cost_includes_the_gradient_steps(num_samples: int, gradient_steps: int, wells: LogProb) -> None:
     count = 0
 
     def energy(a: Tensor) -> Tensor:
@@ -318,16 +318,16 @@ def test_bad_guidance_is_refused(name: str, value: object) -> None:
 
 
 def narrow_modes(a: Tensor) -> Tensor:
-    """Two normal modes of deviation 0.1 at -0.4 and 0.4 in each dimension; the right one has 0.7 of the mass."""
+    """Modes N(-0.4, 0.1^2) and N(0.4, 0.1^2) in each dimension; the right one has 0.7 of the mass."""
     left, right = ((a - center).square().sum(-1) / (2 * 0.1**2) for center in (-0.4, 0.4))
     return torch.logaddexp(math.log(0.3) - left, math.log(0.7) - right)
 
 
-def test_climbs_find_the_mode_that_guide_and_noise_do_not() -> None:
-    """Six dimensions, noise that hides the modes, a guide that knows one: the mean is near that of both."""
+def test_climbs_find_the_mode_that_guide_and_noise_miss() -> None:
+    """In six dimensions with large noise and a guide at one mode, the estimate is near the mean over both modes."""
     torch.manual_seed(0)
     x, sigma = 2 * torch.randn(8, 200, 6), torch.full((8, 200, 1), 2.0)
-    # Where the sampler has gone on: half of a law's points are at little noise, all of them in the right mode.
+    # As at the end of a trajectory: half of the points of a state have little noise, all of them in the right mode.
     x[4:], sigma[4:] = 0.4 + 0.1 * torch.randn(4, 200, 6), 0.1
     share = torch.sigmoid(math.log(0.7 / 0.3) + 0.8 * x[:4].sum(-1) / 4.01)  # of the right mode, given x
     exact = 0.4 * (2 * share - 1)
@@ -340,7 +340,7 @@ def test_climbs_find_the_mode_that_guide_and_noise_do_not() -> None:
     assert (found[MultiStart].mean() - exact.mean()).abs() < lost / 3
 
 
-def test_a_climb_ends_on_the_slope_of_its_start_and_follows_the_generator() -> None:
+def test_a_climb_ends_near_the_closest_mode_and_follows_the_generator() -> None:
     x, sigma = torch.zeros(1, 500, 1), torch.full((1, 500, 1), 0.02)
     ends, again = (
         MultiStart(8).components(Posterior(narrow_modes, x, sigma, Box(), torch.Generator().manual_seed(1), x))[2]
@@ -352,7 +352,7 @@ def test_a_climb_ends_on_the_slope_of_its_start_and_follows_the_generator() -> N
     assert (ends.center > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_candidates_are_shared_out_between_noise_guide_and_climbs() -> None:
+def test_candidates_are_divided_between_noise_guide_and_climbs() -> None:
     x, sigma = torch.zeros(1, 2, 1), torch.ones(1, 2, 1)
     for num, share, expected in ((32, 0.25, [12, 12, 8]), (8, 0.5, [2, 2, 4]), (1, 0.25, [1, 0, 0])):
         found = MultiStart(num, share=share).components(Posterior(narrow_modes, x, sigma, Box(), guide=x))
@@ -385,12 +385,12 @@ def test_resampling_needs_a_finite_volume(wells: LogProb, shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize("support", [Box(-2.0, 0.5), Tanh(-2.0, 0.5)], ids=["Box", "Tanh"])
-def test_resampling_asks_the_same_law_at_every_noise(support: Support) -> None:
-    """Uniform over the set, wherever the noised points are: at the smallest noise as at the largest."""
-    asked: list[Tensor] = []
+def test_resampling_draws_from_the_same_distribution_at_every_noise_level(support: Support) -> None:
+    """The candidates are uniform over the action set and depend on neither the noised points nor the noise level."""
+    evaluated: list[Tensor] = []
 
     def energy(a: Tensor) -> Tensor:
-        asked.append(a)
+        evaluated.append(a)
         return 0 * a.sum(-1)
 
     for sigma in (1e-3, 30.0):
@@ -402,13 +402,13 @@ def test_resampling_asks_the_same_law_at_every_noise(support: Support) -> None:
             support,
             torch.Generator().manual_seed(1),
         )
-    assert torch.equal(asked[0], asked[1])
-    assert asked[0].min() < -1.95
-    assert asked[0].max() > 0.45
-    assert ((asked[0] >= -2.0) & (asked[0] <= 0.5)).all()
+    assert torch.equal(evaluated[0], evaluated[1])
+    assert evaluated[0].min() < -1.95
+    assert evaluated[0].max() > 0.45
+    assert ((evaluated[0] >= -2.0) & (evaluated[0] <= 0.5)).all()
 
 
-def test_resampling_pools_as_many_candidates_as_it_draws(wells: LogProb, posterior: ExactPosterior) -> None:
+def test_resampling_pools_its_candidates(wells: LogProb, posterior: ExactPosterior) -> None:
     x, sigma = noised((8, 6, 2), 0.4), torch.tensor(0.4, dtype=torch.float64)
     exact = posterior(wells, x, sigma, Box()).mean
     shared, apart = (

@@ -32,7 +32,7 @@ from dqs_lightning.registry import components
 SAMPLERS = list(components(Sampler).values())
 SUPPORTS = list(components(Support).values())
 WIDE = [Geometric(0.01, 10.0), Karras(0.01, 10.0)]
-"""Schedules whose largest noise hides the target and whose smallest does not blur it."""
+"""Noise schedules from far above to far below the standard deviation of the targets."""
 
 Wasserstein = Callable[[Tensor, np.ndarray], float]
 
@@ -58,13 +58,13 @@ def shrink(x: Tensor, sigma: Tensor) -> Moments:
     return Moments(share * x, (share * sigma**2).expand_as(x))
 
 
-def certain(mean: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
-    """A denoiser that claims no variance."""
+def without_variance(mean: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
+    """Returns a denoiser whose variance is 0."""
     return lambda x, sigma: Moments(mean(x, sigma), torch.zeros_like(x))
 
 
 def quadrature_denoiser(log_prob: LogProb) -> Denoise:
-    """Moments of p(a | x) for exp(log_prob) on [-1, 1]."""
+    """Returns the moments of p(a | x) for exp(log_prob) on [-1, 1]."""
     grid = (torch.arange(400, dtype=torch.float64) + 0.5) / 200 - 1
     prior = log_prob(grid.unsqueeze(1))
 
@@ -82,8 +82,8 @@ def test_all_samplers_are_found() -> None:
     }
 
 
-def test_exact_moments_are_exact(mixture) -> None:
-    """What these laws stand on: the mixture's closed form is its quadrature."""
+def test_the_mixtures_moments_equal_quadrature(mixture) -> None:
+    """The mixture's moments in closed form, with which other tests compare, equal quadrature."""
     x, sigma = torch.linspace(-2, 2, 9, dtype=torch.float64).unsqueeze(1), torch.tensor(0.4, dtype=torch.float64)
     grid = torch.linspace(-3, 3, 6001, dtype=torch.float64)
     weight = torch.softmax(mixture.log_prob(grid.unsqueeze(1)) - (x - grid).square() / (2 * sigma**2), -1)
@@ -92,7 +92,7 @@ def test_exact_moments_are_exact(mixture) -> None:
     torch.testing.assert_close(mixture.denoise(x, sigma), exact)
 
 
-# The law of the samples
+# The distribution of the samples
 
 
 def test_converges_to_the_target(cls: type[Sampler], wide: NoiseSchedule, mixture, wasserstein: Wasserstein) -> None:
@@ -105,10 +105,10 @@ def test_converges_to_the_target(cls: type[Sampler], wide: NoiseSchedule, mixtur
     assert many < few / 2
 
 
-def test_noise_free_steps_carry_noise_to_the_target(
+def test_noise_free_steps_map_noise_to_the_target(
     cls: type[Sampler], wide: NoiseSchedule, mixture, wasserstein: Wasserstein
 ) -> None:
-    """The probability-flow ODE has the marginals of the SDE: quantiles of the noise become those of the target."""
+    """Quantiles of the noise become those of the target, since the probability-flow ODE has the SDE's marginals."""
     num = 2000
     noise = wide.sigma_max * torch.from_numpy(ndtri((np.arange(num) + 0.5) / num)).unsqueeze(1)
     few, many = (
@@ -119,7 +119,7 @@ def test_noise_free_steps_carry_noise_to_the_target(
     assert many < few
 
 
-def test_converges_on_a_box_with_its_optimum_at_a_wall(
+def test_converges_on_a_box_with_its_optimum_at_a_bound(
     cls: type[Sampler], wide: NoiseSchedule, wasserstein: Wasserstein
 ) -> None:
     slope, num = 3.0, 500
@@ -131,37 +131,41 @@ def test_converges_on_a_box_with_its_optimum_at_a_wall(
     assert wasserstein(samples, quantiles) < 0.05
 
 
-def test_moment_matched_steps_carry_the_mode_masses(wide: NoiseSchedule, mixture, wasserstein: Wasserstein) -> None:
-    """In ten steps, where the mean alone gives too much to the larger mode."""
+def test_moment_matched_steps_preserve_the_masses_of_modes(
+    wide: NoiseSchedule, mixture, wasserstein: Wasserstein
+) -> None:
+    """Ten steps give each mode its mass, while those of Ancestral give too much to the larger one."""
     like, target = torch.empty(8000, 1, dtype=torch.float64), mixture.quantiles(8000)
     mean_only, matched = (
         method(steps=10).trajectory(mixture.denoise, wide, Unbounded(), like).action
         for method in (Ancestral, MomentMatched)
     )
     assert wasserstein(matched, target) < wasserstein(mean_only, target) / 2
-    missed, carried = (abs((samples < 0).double().mean().item() - 0.3) for samples in (mean_only, matched))
-    assert carried < 0.025 < missed
+    mean_only_error, matched_error = (
+        abs((samples < 0).double().mean().item() - 0.3) for samples in (mean_only, matched)
+    )
+    assert matched_error < 0.025 < mean_only_error
 
 
-def test_moment_matched_steps_of_a_normal_law_are_exact() -> None:
-    """However few they are; the mean alone loses its spread."""
+def test_moment_matched_steps_of_a_normal_distribution_are_exact() -> None:
+    """The standard deviation is exact with any number of steps, while that of Ancestral is too small."""
 
-    def deviation(sampler: Sampler) -> float:
+    def standard_deviation(sampler: Sampler) -> float:
         start = 10 * torch.randn(50_000, 1, dtype=torch.float64)
         schedule = Geometric(0.01, 10.0)
         return integrate(sampler, shrink, schedule, start, torch.randn_like).std().item()
 
     for steps in (2, 5, 20):
-        assert deviation(MomentMatched(steps, max_ratio=math.inf)) == pytest.approx(0.5, rel=0.02)
-    assert deviation(Ancestral(2)) < 0.1
+        assert standard_deviation(MomentMatched(steps, max_ratio=math.inf)) == pytest.approx(0.5, rel=0.02)
+    assert standard_deviation(Ancestral(2)) < 0.1
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_moment_matched_without_variance_is_ancestral(
     wide: NoiseSchedule, support: Support, deterministic: bool
 ) -> None:
-    """At the same noise levels."""
-    like, denoise = torch.empty(50, 2, dtype=torch.float64), certain(lambda x, sigma: shrink(x, sigma).mean)
+    """MomentMatched with variance 0 equals Ancestral at the same noise levels."""
+    like, denoise = torch.empty(50, 2, dtype=torch.float64), without_variance(lambda x, sigma: shrink(x, sigma).mean)
     ancestral, matched = (
         sampler.trajectory(denoise, wide, support, like, None if deterministic else seeded(1)).action
         for sampler in (Ancestral(6), MomentMatched(6, max_ratio=math.inf))
@@ -170,8 +174,8 @@ def test_moment_matched_without_variance_is_ancestral(
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8, 12, 40])
-def test_moment_matched_steps_are_not_too_long(steps: int) -> None:
-    """A step lowers sigma by 2.5 at most; all the way to sigma_min where the steps suffice, and in equal ratios."""
+def test_moment_matched_steps_have_a_maximum_ratio(steps: int) -> None:
+    """Steps divide sigma by equal ratios of at most 2.5, and reach sigma_min if they are enough."""
     schedule, like = Geometric(0.01, 10.0), torch.empty(1, 1, dtype=torch.float64)
     levels = MomentMatched(steps, max_ratio=2.5).trajectory(shrink, schedule, Unbounded(), like).sigma
     ratios = levels[:-1] / levels[1:]
@@ -188,8 +192,11 @@ def test_bad_ratios_are_refused(max_ratio: float) -> None:
 
 
 @pytest.mark.parametrize("second_order", [DPMSolverSDE, ProbabilityFlow])
-def test_order_on_the_flow_of_a_normal_law(second_order: type[Sampler], wide: NoiseSchedule) -> None:
-    """x - 1 falls as sqrt(0.5^2 + sigma^2). Twice the steps: half the error at first order, a quarter at second."""
+def test_order_on_the_flow_of_a_normal_distribution(second_order: type[Sampler], wide: NoiseSchedule) -> None:
+    """Twice the steps give half the error at first order, and a quarter of it at second order.
+
+    In the exact flow x - 1 is proportional to sqrt(0.5^2 + sigma^2).
+    """
 
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
         mean, variance = shrink(x - 1, sigma)
@@ -209,17 +216,17 @@ def test_order_on_the_flow_of_a_normal_law(second_order: type[Sampler], wide: No
 
 
 @pytest.mark.parametrize("power", [1, 2], ids=["flow", "noise"])
-def test_second_order_knows_uneven_steps(wide: NoiseSchedule, power: int) -> None:
-    """A mean linear in log sigma is extrapolated to a step's middle exactly, however long the step before was."""
-    asked: list[tuple[Tensor, Tensor]] = []
+def test_second_order_accounts_for_uneven_steps(wide: NoiseSchedule, power: int) -> None:
+    """A mean linear in log sigma is extrapolated exactly to a step's middle, for any length of the previous step."""
+    evaluated: list[tuple[Tensor, Tensor]] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
-        asked.append((x, sigma))
+        evaluated.append((x, sigma))
         return Moments(3 * torch.log(sigma).expand_as(x), torch.zeros_like(x))
 
     start = torch.randn(4, 1, dtype=torch.float64)
     integrate(DPMSolverSDE(6), denoise, wide, start, None if power == 1 else torch.zeros_like)
-    for (x, sigma), (x_next, sigma_next) in pairwise(asked[1:]):
+    for (x, sigma), (x_next, sigma_next) in pairwise(evaluated[1:]):
         middle, share = 3 * torch.log(sigma * sigma_next) / 2, (sigma_next / sigma) ** power
         torch.testing.assert_close(x_next, middle + share * (x - middle))
 
@@ -247,9 +254,12 @@ def test_probability_flow_is_random_in_its_start_only() -> None:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 9])
-def test_no_sample_is_outside_whatever_the_denoiser(cls: type[Sampler], deterministic: bool, steps: int) -> None:
+def test_samples_are_within_the_bounds_for_any_denoiser(cls: type[Sampler], deterministic: bool, steps: int) -> None:
     for support in (Box(-2.0, 0.7), Tanh(-2.0, 0.7)):
-        for denoise in (certain(lambda x, sigma: 10 * x + 5), lambda x, sigma: Moments(-50 + 0 * x, 9 + 0 * x)):
+        for denoise in (
+            without_variance(lambda x, sigma: 10 * x + 5),
+            lambda x, sigma: Moments(-50 + 0 * x, 9 + 0 * x),
+        ):
             noise = None if deterministic else torch.randn_like
             samples = cls(steps=steps).trajectory(denoise, Geometric(), support, torch.empty(500, 2), noise).action
             assert ((samples >= -2.0) & (samples <= 0.7)).all()
@@ -268,27 +278,27 @@ def test_noise_free_samples_follow_the_flow(cls: type[Sampler]) -> None:
 
 
 def test_starts_from_the_largest_noise(cls: type[Sampler]) -> None:
-    seen: list[Tensor] = []
+    visited: list[Tensor] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
-        seen.append(x)
+        visited.append(x)
         return shrink(x, sigma)
 
     cls(steps=3).trajectory(denoise, Geometric(0.01, 10.0), Unbounded(), torch.empty(4000, 2))
-    assert kstest(seen[0].flatten().numpy(), "norm", args=(0, 10.0)).pvalue > 1e-3
+    assert kstest(visited[0].flatten().numpy(), "norm", args=(0, 10.0)).pvalue > 1e-3
 
 
 def test_denoised_means_are_projected(cls: type[Sampler]) -> None:
-    """A denoiser that points outside serves as one that points at the wall."""
+    """A denoiser with means outside the box gives the samples of one with means at the bound."""
     schedule, like = Geometric(), torch.empty(200, 2)
-    out, wall = (
+    outside, at_bound = (
         cls(steps=6).trajectory(denoise, schedule, Box(), like, seeded(1)).action
-        for denoise in (certain(lambda x, sigma: 25 + 0 * x), certain(lambda x, sigma: 1 + 0 * x))
+        for denoise in (without_variance(lambda x, sigma: 25 + 0 * x), without_variance(lambda x, sigma: 1 + 0 * x))
     )
-    torch.testing.assert_close(out, wall)
+    torch.testing.assert_close(outside, at_bound)
 
 
-def test_evaluates_the_denoiser_once_a_step(cls: type[Sampler], support: Support) -> None:
+def test_evaluates_the_denoiser_once_per_step(cls: type[Sampler], support: Support) -> None:
     for steps in (1, 2, 7):
         for deterministic in (False, True):
             levels: list[float] = []
@@ -310,7 +320,7 @@ def test_evaluates_the_denoiser_once_a_step(cls: type[Sampler], support: Support
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 5, 2)], ids=str)
-def test_trajectory_is_where_the_denoiser_was_evaluated(
+def test_trajectory_contains_the_evaluations_of_the_denoiser(
     cls: type[Sampler], support: Support, steps: int, shape: tuple[int, ...]
 ) -> None:
     visited: list[tuple[Tensor, Tensor]] = []
@@ -333,7 +343,7 @@ def test_trajectory_is_where_the_denoiser_was_evaluated(
 # Randomness and shapes
 
 
-def test_deterministic_draws_nothing(cls: type[Sampler], support: Support) -> None:
+def test_deterministic_sampling_draws_no_random_numbers(cls: type[Sampler], support: Support) -> None:
     like, before = torch.empty(5, 2), torch.get_rng_state()
 
     def denoise(x: Tensor, sigma: Tensor) -> Moments:
@@ -346,7 +356,7 @@ def test_deterministic_draws_nothing(cls: type[Sampler], support: Support) -> No
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_uses_the_noise_that_it_is_given(cls: type[Sampler], support: Support) -> None:
+def test_follows_its_source_of_noise(cls: type[Sampler], support: Support) -> None:
     like, before = torch.empty(16, 2), torch.get_rng_state()
     first, again, other = (
         cls(steps=5).trajectory(shrink, Geometric(), support, like, seeded(seed)).action for seed in (1, 1, 2)
@@ -374,6 +384,6 @@ def test_shape_and_dtype_are_those_of_like(
     assert torch.isfinite(samples).all()
 
 
-def test_no_steps_are_refused(cls: type[Sampler]) -> None:
+def test_zero_steps_are_refused(cls: type[Sampler]) -> None:
     with pytest.raises(ValueError, match="steps=0"):
         cls(steps=0)

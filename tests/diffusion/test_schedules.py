@@ -37,7 +37,7 @@ def test_defaults_build(cls: type[NoiseSchedule]) -> None:
     assert 0 < schedule.sigma_min < schedule.sigma_max
 
 
-def test_sigma_rises_from_end_to_end(schedule: NoiseSchedule, dtype: torch.dtype) -> None:
+def test_sigma_increases_from_sigma_min_to_sigma_max(schedule: NoiseSchedule, dtype: torch.dtype) -> None:
     sigma = schedule.sigma(torch.linspace(0, 1, 1001, dtype=dtype))
     assert sigma.dtype == dtype
     assert torch.isfinite(sigma).all()
@@ -46,7 +46,7 @@ def test_sigma_rises_from_end_to_end(schedule: NoiseSchedule, dtype: torch.dtype
     assert sigma[-1].item() == pytest.approx(schedule.sigma_max, rel=TOLERANCE[dtype])
 
 
-def test_t_of_inverts_sigma(schedule: NoiseSchedule, dtype: torch.dtype) -> None:
+def test_t_of_sigma_inverts_sigma(schedule: NoiseSchedule, dtype: torch.dtype) -> None:
     t = torch.linspace(0, 1, 1001, dtype=dtype)
     # The inverse of Power has infinite slope at t = 0, where half of the digits are lost.
     atol = {torch.float32: 1e-4, torch.float64: 1e-7}[dtype]
@@ -85,7 +85,7 @@ def test_grid(schedule: NoiseSchedule, dtype: torch.dtype, steps: int) -> None:
 
 
 def test_grid_that_ends_early(schedule: NoiseSchedule) -> None:
-    """At the level asked for where that is above sigma_min; otherwise nothing changes."""
+    """The last level is the requested one if that is above sigma_min; otherwise the grid is unchanged."""
     like = torch.zeros(1, dtype=torch.float64)
     end = (schedule.sigma_min * schedule.sigma_max) ** 0.5
     grid = schedule.grid(7, like, end)
@@ -95,7 +95,7 @@ def test_grid_that_ends_early(schedule: NoiseSchedule) -> None:
     assert torch.equal(schedule.grid(7, like, schedule.sigma_min / 2), schedule.grid(7, like))
 
 
-def test_grid_of_no_steps_is_refused(schedule: NoiseSchedule) -> None:
+def test_grid_of_zero_steps_is_refused(schedule: NoiseSchedule) -> None:
     with pytest.raises(ValueError, match="steps=0"):
         schedule.grid(0, torch.zeros(1))
 

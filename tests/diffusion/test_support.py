@@ -12,18 +12,18 @@ from dqs_lightning.registry import components
 SUPPORTS = list(components(Support).values())
 SIGMAS = [0.03, 0.3, 2.0, 30.0]
 OUTSIDE = [0.0, 1.0, 4.0, 6.0, 7.9, 8.1, 10.9, 11.1, 12.0, 40.0]
-"""Distances from the upper wall in units of sigma; the same are taken at the lower wall."""
+"""Distances from the upper bound in units of sigma; the same are used at the lower bound."""
 
 
 def noised(sigma: float, dtype: torch.dtype) -> Tensor:
-    """Points within the box [-1, 1], at its walls and outside: [B, 1]."""
+    """Returns points inside the box [-1, 1], at its bounds and outside: [B, 1]."""
     inside = [-0.9, 0.0, 0.3]
-    beyond = [wall * (1 + sigma * distance) for distance in OUTSIDE for wall in (1, -1)]
+    beyond = [bound * (1 + sigma * distance) for distance in OUTSIDE for bound in (1, -1)]
     return torch.tensor(inside + beyond, dtype=dtype).unsqueeze(1)
 
 
 def exact(x: float, sigma: float):
-    """The normal law truncated to [-1, 1], seen from the side on which it resolves its tail."""
+    """Returns SciPy's N(x, sigma^2) truncated to [-1, 1]."""
     return truncnorm((-1 - x) / sigma, (1 - x) / sigma, loc=x, scale=sigma)
 
 
@@ -42,14 +42,14 @@ def test_box_proposals_are_truncated_normal(sigma: float, dtype: torch.dtype) ->
     assert torch.isfinite(points).all()
     assert points.abs().max() <= 1
     for center, column in zip(x.flatten().tolist(), points.T.numpy(), strict=True):
-        law = exact(center, sigma)
+        distribution = exact(center, sigma)
         # Each half of the antithetic pairs is independent in itself.
         for half in (column[: num // 2], column[num // 2 :]):
-            assert kstest(half, law.cdf, method="asymp").pvalue > 1e-4, f"x={center}"
-        assert column.mean() == pytest.approx(law.mean(), abs=0.05 * law.std()), f"x={center}"
+            assert kstest(half, distribution.cdf, method="asymp").pvalue > 1e-4, f"x={center}"
+        assert column.mean() == pytest.approx(distribution.mean(), abs=0.05 * distribution.std()), f"x={center}"
 
 
-def test_box_proposals_stay_inside_whatever_the_box() -> None:
+def test_box_proposals_are_inside_any_box() -> None:
     box = Box(-2.0, 0.5)
     x = torch.cat([torch.linspace(-5, 5, 101), torch.tensor([-1e4, 1e4])]).unsqueeze(1)
     for sigma in (1e-3, *SIGMAS):
@@ -72,15 +72,15 @@ def test_box_proposals_are_independent_across_rows_and_coordinates() -> None:
     assert correlation.abs().max() < 0.1
 
 
-# Box: what the pathwise gradient needs
+# Box: derivatives for the pathwise gradient
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_box_dpoint_dx_is_the_derivative(sigma: float) -> None:
-    # The pairs swap places at the box's center, and far outside the tail is an approximation.
+    # Without the center of the box, where pairs are exchanged, and points far outside, where the tail is approximate.
     box, step = Box(), 1e-5 * sigma
     offsets = [distance for distance in OUTSIDE if distance < 9]
-    x = torch.tensor([-0.7, 0.3] + [wall * (1 + sigma * d) for d in offsets for wall in (1, -1)], dtype=torch.float64)
+    x = torch.tensor([-0.7, 0.3] + [bound * (1 + sigma * d) for d in offsets for bound in (1, -1)], dtype=torch.float64)
     x = x.unsqueeze(1)
 
     def propose(at: Tensor):
@@ -98,7 +98,7 @@ def test_box_dpoint_dx_far_outside(sigma: float) -> None:
     def propose(at: Tensor):
         return box.propose(at, torch.full_like(x, sigma), 200, torch.Generator().manual_seed(3))
 
-    # Next to nothing of a move of x reaches the draws, 1 / u^2 of it at u deviations: the mean is all that counts.
+    # The draws hardly depend on x: their derivative is 1 / u^2 at a distance of u sigma, so only its mean is compared.
     difference = (propose(x + step).points - propose(x - step).points) / (2 * step)
     torch.testing.assert_close(propose(x).dpoint_dx.mean(0), difference.mean(0), rtol=0, atol=0.03)
 
@@ -106,26 +106,26 @@ def test_box_dpoint_dx_far_outside(sigma: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_box_dlog_mass_dx_is_the_derivative(sigma: float, dtype: torch.dtype) -> None:
-    """By Tweedie, d log P(N(x, sigma^2) in the box) / dx = (mean of the truncated normal - x) / sigma^2."""
+    """d log P(N(x, sigma^2) in the box) / dx = (mean of the truncated normal - x) / sigma^2, by Tweedie's formula."""
     x = noised(sigma, dtype)
     gradient = Box().propose(x, torch.full_like(x, sigma), 2).dlog_mass_dx.expand_as(x)
     for center, value in zip(x.flatten().tolist(), gradient.flatten().tolist(), strict=True):
-        in_deviations = (exact(center, sigma).mean() - center) / sigma
-        assert value * sigma == pytest.approx(in_deviations, rel=0.02, abs=1e-4), f"x={center}"
+        in_units_of_sigma = (exact(center, sigma).mean() - center) / sigma
+        assert value * sigma == pytest.approx(in_units_of_sigma, rel=0.02, abs=1e-4), f"x={center}"
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_box_dlog_mass_dx_within_the_normals_bulk(sigma: float) -> None:
     x = torch.tensor([-0.95, 0.0, 0.4, 1.0], dtype=torch.float64).unsqueeze(1)
     x = torch.cat([x, 1 + sigma * torch.tensor([[1.0], [3.0], [5.0]], dtype=torch.float64)]).requires_grad_()
-    upper, lower = (torch.special.erfc((x - wall) / (sigma * math.sqrt(2))) / 2 for wall in (1, -1))
+    upper, lower = (torch.special.erfc((x - bound) / (sigma * math.sqrt(2))) / 2 for bound in (1, -1))
     (gradient,) = torch.autograd.grad((upper - lower).log().sum(), x)
     proposals = Box().propose(x.detach(), torch.full_like(x, sigma).detach(), 2)
     torch.testing.assert_close(proposals.dlog_mass_dx * sigma, gradient * sigma, rtol=1e-5, atol=1e-8)
 
 
-def test_box_gradient_is_finite_at_the_end_of_the_random_numbers() -> None:
-    """torch.rand gives an exact 0 once in 2^24 float32 draws: once in some hundred updates of an agent."""
+def test_box_gradient_is_finite_where_a_random_number_is_zero() -> None:
+    """Proposals and derivatives are finite where torch.rand is exactly 0, as it is once in 2^24 float32 draws."""
     x = torch.full((20_000, 1), 0.5)
     seed, num = 146, 2
     drawn = torch.rand(1, *x.shape, generator=torch.Generator().manual_seed(seed))
@@ -148,7 +148,7 @@ def support(request: pytest.FixtureRequest) -> Support:
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_proposals_have_the_shape_asked_for(support: Support, num: int, dtype: torch.dtype) -> None:
+def test_shape_and_dtype_of_proposals(support: Support, num: int, dtype: torch.dtype) -> None:
     x = torch.zeros(3, 2, dtype=dtype)
     proposals = support.propose(x, torch.ones(3, 1, dtype=dtype), num)
     assert proposals.points.shape == (num, 3, 2)
@@ -169,10 +169,10 @@ def test_proposals_follow_their_generator(support: Support) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 3.0])
-def test_proposals_follow_their_density(support: Support, sigma: float, dtype: torch.dtype) -> None:
-    """The density's total is the same at every x and sigma, and its moments are those of the draws."""
-    deviations = torch.tensor([-12.0, -6.5, -1.0, -0.2, 0.0, 1.0, 5.0, 12.0], dtype=dtype).unsqueeze(1)
-    x, noise = deviations.sign() + sigma * deviations, torch.full((8, 1), sigma, dtype=dtype)
+def test_proposals_have_their_density(support: Support, sigma: float, dtype: torch.dtype) -> None:
+    """The density has the same integral at every x and sigma, and the moments of the draws."""
+    distances = torch.tensor([-12.0, -6.5, -1.0, -0.2, 0.0, 1.0, 5.0, 12.0], dtype=dtype).unsqueeze(1)
+    x, noise = distances.sign() + sigma * distances, torch.full((8, 1), sigma, dtype=dtype)
     low, high = support.project(torch.tensor([-60.0, 60.0], dtype=dtype))
     cells = 40_000
     grid = low + (high - low) * (torch.arange(cells, dtype=dtype) + 0.5) / cells
@@ -209,15 +209,15 @@ def test_scalar_sigma_equals_a_column(support: Support) -> None:
     torch.testing.assert_close(scalar, column)
 
 
-def test_latent_and_action_map_back_and_forth(support: Support) -> None:
+def test_to_action_and_from_action_are_inverse(support: Support) -> None:
     action = torch.linspace(-0.99, 0.99, 51, dtype=torch.float64).unsqueeze(1)
     latent = support.from_action(action)
     torch.testing.assert_close(support.to_action(latent), action)
     torch.testing.assert_close(support.from_action(support.to_action(latent)), latent)
 
 
-def test_latent_density_is_the_actions(support: Support) -> None:
-    """exp(log_prob) has one total and one mean whether summed over actions or over latents."""
+def test_latent_density_is_that_of_the_action(support: Support) -> None:
+    """exp(log_prob) has the same integral and mean over actions and over latents."""
 
     def log_prob(a: Tensor) -> Tensor:
         return (2 * a - 4 * (a - 0.2).square()).sum(-1)
@@ -226,15 +226,15 @@ def test_latent_density_is_the_actions(support: Support) -> None:
     cells = 20_000
     ticks = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     latent = (edges[0] + (edges[1] - edges[0]) * ticks).unsqueeze(1)
-    walls = support.to_action(edges)
-    action = (walls[0] + (walls[1] - walls[0]) * ticks).unsqueeze(1)
+    bounds = support.to_action(edges)
+    action = (bounds[0] + (bounds[1] - bounds[0]) * ticks).unsqueeze(1)
     over_latent = torch.exp(support.log_prob(log_prob, latent)) * (edges[1] - edges[0]) / cells
-    over_action = torch.exp(log_prob(action)) * (walls[1] - walls[0]) / cells
+    over_action = torch.exp(log_prob(action)) * (bounds[1] - bounds[0]) / cells
     assert over_latent.sum().item() == pytest.approx(over_action.sum().item(), rel=1e-5)
     assert (over_latent @ support.to_action(latent)).item() == pytest.approx((over_action @ action).item(), rel=1e-5)
 
 
-# Boxes of both kinds
+# Box and Tanh
 
 
 @pytest.mark.parametrize("cls", [Box, Tanh])
@@ -256,7 +256,7 @@ def test_uniform_actions(cls: type[Box] | type[Tanh]) -> None:
 
 @pytest.mark.parametrize("cls", [Box, Tanh])
 @pytest.mark.parametrize("dim", [1, 2, 6])
-def test_covering_actions_are_each_uniform_and_lie_evenly(cls: type[Box] | type[Tanh], dim: int) -> None:
+def test_covering_actions_are_each_uniform_and_evenly_distributed(cls: type[Box] | type[Tanh], dim: int) -> None:
     support, like = cls(-2.0, 0.7), torch.zeros(4000, dim, dtype=torch.float64)
     even, loose = support.cover(16, like), support.uniform(16, like)
     assert even.shape == loose.shape and even.dtype == torch.float64
@@ -264,7 +264,7 @@ def test_covering_actions_are_each_uniform_and_lie_evenly(cls: type[Box] | type[
         for axis in range(dim):
             assert kstest(even[index, :, axis].numpy(), "uniform", args=(-2.0, 2.7)).pvalue > 1e-3
 
-    def means(actions: Tensor) -> Tensor:  # of a smooth function, one mean a law; their expectation is known
+    def means(actions: Tensor) -> Tensor:  # of a smooth function, one mean for each state; their expectation is known
         return torch.exp(-((actions + 0.4).square().sum(-1) / dim)).mean(0)
 
     exact = means(support.uniform(400_000, like[:1]))[0]
@@ -274,12 +274,12 @@ def test_covering_actions_are_each_uniform_and_lie_evenly(cls: type[Box] | type[
 
 @pytest.mark.parametrize("cls", [Box, Tanh])
 @pytest.mark.parametrize("low, high", [(1.0, 1.0), (1.0, -1.0), (-math.inf, 1.0), (-1.0, math.inf), (math.nan, 1.0)])
-def test_bad_walls_are_refused(cls: type[Box] | type[Tanh], low: float, high: float) -> None:
+def test_bad_bounds_are_refused(cls: type[Box] | type[Tanh], low: float, high: float) -> None:
     with pytest.raises(ValueError, match=f"low={low}: must be|high={high}: must be"):
         cls(low, high)
 
 
-def test_tanh_of_any_walls_keeps_the_total() -> None:
+def test_tanh_of_any_bounds_keeps_the_integral() -> None:
     support = Tanh(-2.0, 0.5)
     cells = 20_000
     ticks = (torch.arange(cells, dtype=torch.float64).unsqueeze(1) + 0.5) / cells
@@ -287,11 +287,11 @@ def test_tanh_of_any_walls_keeps_the_total() -> None:
     assert over_latent.item() == pytest.approx((math.exp(1.5) - math.exp(-6)) / 3, rel=1e-5)
 
 
-def test_tanh_keeps_its_margin_from_the_walls() -> None:
+def test_tanh_keeps_its_margin_from_the_bounds() -> None:
     support = Tanh(-2.0, 0.5, margin=0.01)
-    walls = torch.tensor([[-2.0], [0.5], [-3.0], [9.0]], dtype=torch.float64)
+    bounds = torch.tensor([[-2.0], [0.5], [-3.0], [9.0]], dtype=torch.float64)
     inner = torch.tensor([[-1.9875], [0.4875], [-1.9875], [0.4875]], dtype=torch.float64)
-    torch.testing.assert_close(support.to_action(support.from_action(walls)), inner)
+    torch.testing.assert_close(support.to_action(support.from_action(bounds)), inner)
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, -0.1, math.nan])
@@ -308,7 +308,7 @@ def test_tanh_log_prob_is_finite_far_out() -> None:
     torch.testing.assert_close(gradient, -2 * x.detach().sign())
 
 
-# The line
+# Unbounded, standard units, starts and volumes
 
 
 def test_unbounded_proposals_are_normal_pairs() -> None:
@@ -319,7 +319,7 @@ def test_unbounded_proposals_are_normal_pairs() -> None:
     assert kstest(points[:2000, 1, 0].numpy(), "norm", args=(-4.0, 2.0)).pvalue > 1e-3
 
 
-def test_unbounded_has_no_uniform_law() -> None:
+def test_unbounded_has_no_uniform_distribution() -> None:
     with pytest.raises(ValueError, match="Unbounded"):
         Unbounded().uniform(4, torch.zeros(2, 1))
     with pytest.raises(ValueError, match="no uniform distribution"):
@@ -328,7 +328,7 @@ def test_unbounded_has_no_uniform_law() -> None:
 
 @pytest.mark.parametrize("support", [Box(10.0, 30.0), Tanh(-1.0, 4.0, margin=0.01), Unbounded()])
 def test_standard_units_are_the_same_set(support: Support) -> None:
-    """center + scale u runs over the set as u runs over the standard one, walls and latents alike."""
+    """center + scale u maps the standard set, its bounds and its latents to the original ones."""
     unit, center, scale = support.standard()
     assert type(unit) is type(support)
     x = torch.linspace(-3, 3, 41, dtype=torch.float64).unsqueeze(1)
@@ -336,7 +336,7 @@ def test_standard_units_are_the_same_set(support: Support) -> None:
     torch.testing.assert_close(center + scale * unit.to_action(x), support.to_action(latent))
 
 
-def test_starts_are_anywhere_in_the_set() -> None:
+def test_starts_are_uniform_over_the_set() -> None:
     x, sigma = torch.full((4000, 2), 0.9), torch.tensor(0.01)
     for support in (Box(-2.0, 1.0), Tanh(-2.0, 1.0)):
         starts = support.to_action(support.start(x, sigma, torch.Generator().manual_seed(0)))

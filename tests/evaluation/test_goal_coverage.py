@@ -1,4 +1,4 @@
-"""Counting goals and telling paths apart."""
+"""Tests of goal coverage: shares of goals, distinct paths around obstacles, and rollouts."""
 
 import math
 from itertools import pairwise
@@ -12,7 +12,7 @@ from dqs_lightning.evaluation.goal_coverage import count_paths, entropy_of, goal
 
 
 def _path(*points: tuple[float, float]) -> Tensor:
-    """A fine path [T + 1, 1, 2] through points."""
+    """Returns a finely sampled path [T + 1, 1, 2] through points."""
     ends = torch.tensor(points)
     pieces = [a + torch.linspace(0, 1, 50)[:-1, None] * (b - a) for a, b in pairwise(ends)]
     return torch.cat([*pieces, ends[-1:]]).unsqueeze(1)
@@ -22,15 +22,15 @@ def _word(*points: tuple[float, float], obstacles: list[tuple[float, float]]) ->
     return path_words(_path(*points), obstacles)[0]
 
 
-def test_a_path_above_an_obstacle_is_another_than_one_below() -> None:
+def test_paths_above_and_below_an_obstacle_have_different_words() -> None:
     one = [(0.0, 0.0)]
     above = _word((-1, 0), (0, 0.5), (1, 0), obstacles=one)
     below = _word((-1, 0), (0, -0.5), (1, 0), obstacles=one)
     assert above != below
-    assert _word((-1, 0), (-0.5, 0.9), (0.1, 0.2), (1, 0), obstacles=one) == above  # bent, not another
+    assert _word((-1, 0), (-0.5, 0.9), (0.1, 0.2), (1, 0), obstacles=one) == above  # another shape on the same side
 
 
-def test_a_way_back_undoes_and_a_turn_counts() -> None:
+def test_going_back_cancels_a_crossing_and_full_turns_are_counted() -> None:
     one = [(0.0, 0.0)]
     assert _word((-1, 0), (0.5, 0.5), (-1, 0.2), obstacles=one) == ()
     turn = [(-1, 0), (0, 0.5), (1, 0), (0, -0.5), (-1, 0)]
@@ -38,7 +38,7 @@ def test_a_way_back_undoes_and_a_turn_counts() -> None:
     assert _word(*turn, *turn[1:], obstacles=one) == (1, 1)
 
 
-def test_order_matters_and_rays_at_one_place_undo_each_other() -> None:
+def test_crossings_at_one_place_are_ordered_and_cancel() -> None:
     stacked = [(0.0, -0.5), (0.0, 0.5)]
     over = _word((-1, 1), (1, 1), obstacles=stacked)
     between = _word((-1, 0), (1, 0), obstacles=stacked)
@@ -47,7 +47,7 @@ def test_order_matters_and_rays_at_one_place_undo_each_other() -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 40, 400])
-def test_words_do_not_depend_on_how_finely_a_path_is_cut(steps: int) -> None:
+def test_words_do_not_depend_on_how_finely_a_path_is_sampled(steps: int) -> None:
     obstacles = [(-0.3, 0.1), (0.0, -0.4), (0.35, 0.2)]
     corners = torch.tensor([[-1.0, 0.0], [-0.1, 0.6], [0.2, -0.7], [1.0, 0.9]])
     pieces = [a + torch.linspace(0, 1, steps)[:, None] * (b - a) for a, b in pairwise(corners)]
@@ -65,7 +65,7 @@ def test_counts_goals_paths_and_their_entropy() -> None:
     assert count_paths([(1,), (-1,), (1,), (2,)], goal) == 3
 
 
-def test_rollouts_follow_each_member_to_its_end_and_no_further() -> None:
+def test_rollouts_stop_each_environment_at_the_end_of_its_episode() -> None:
     maze = Maze(walls=[], goals=[[0.6, 0.0]], goal_radius=0.1, start_noise=0.0, step=0.2, horizon=5)
 
     def policy(observation: Tensor) -> Tensor:

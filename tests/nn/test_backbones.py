@@ -18,7 +18,7 @@ def random(layers: nn.ModuleList) -> nn.ModuleList:
     return layers.double()
 
 
-def test_all_are_found() -> None:
+def test_all_backbones_are_found() -> None:
     assert set(components(Backbone)) == {"MLP", "SimBa"}
 
 
@@ -34,7 +34,7 @@ def test_an_mlp_with_normalised_layers() -> None:
     torch.testing.assert_close(backbone(layers, x, F.relu), F.relu(after(linear(F.relu(before(x))))))
 
 
-def test_simba_adds_normalised_perceptrons_to_a_stream() -> None:
+def test_simba_adds_normalised_perceptrons_to_a_residual_stream() -> None:
     backbone, x = SimBa(12, 2, 3), torch.randn(3, 12, dtype=torch.float64)
     layers = random(backbone.layers())
     stream = x
@@ -44,19 +44,19 @@ def test_simba_adds_normalised_perceptrons_to_a_stream() -> None:
     torch.testing.assert_close(backbone(layers, x, F.relu), layers[6](stream))
 
 
-def test_widths_are_what_first_and_last_layers_need(backbone: Backbone) -> None:
+def test_input_and_output_widths(backbone: Backbone) -> None:
     assert backbone(backbone.layers(), torch.randn(5, 2, backbone.width), F.relu).shape == (5, 2, backbone.features)
 
 
 def test_every_linear_layer_goes_through_apply(backbone: Backbone) -> None:
-    layers, met = backbone.layers(), []
+    layers, applied = backbone.layers(), []
 
     def apply(layer: nn.Linear, hidden: Tensor) -> Tensor:
-        met.append(layer)
+        applied.append(layer)
         return layer(hidden)
 
     backbone(layers, torch.randn(2, backbone.width), F.relu, apply)
-    assert met == [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
+    assert applied == [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
 
 
 def test_two_networks_share_no_weight(backbone: Backbone) -> None:
@@ -66,8 +66,8 @@ def test_two_networks_share_no_weight(backbone: Backbone) -> None:
     }
 
 
-def test_a_denoiser_of_each(backbone: Backbone) -> None:
-    """Bound to a condition, and with its layers multiplied in a shorter precision, it is the same function."""
+def test_a_denoiser_with_each_backbone(backbone: Backbone) -> None:
+    """A denoiser bound to a condition computes the same function, in bfloat16 up to rounding."""
     torch.manual_seed(0)
     denoiser = Denoiser(2, 3, backbone)
     nn.init.normal_(denoiser.last.weight, std=0.3)
@@ -81,7 +81,7 @@ def test_a_denoiser_of_each(backbone: Backbone) -> None:
     assert not torch.equal(short.mean, same.mean)
 
 
-def test_are_saved_as_plain_values(backbone: Backbone) -> None:
+def test_backbones_are_described_by_plain_values(backbone: Backbone) -> None:
     described = describe(backbone)
     again = components(Backbone)[described["class_path"].rpartition(".")[2]](**described["init_args"])
     assert vars(again) == vars(backbone)

@@ -16,7 +16,7 @@ BACKBONES = [MLP((16,)), MLP((16, 8)), MLP((16, 8, 4)), MLP((16, 8), layer_norm=
 
 
 def plain(network: QNetwork, observation: Tensor, action: Tensor) -> Tensor:
-    """The same network on the concatenation (s, a): one observation for each action."""
+    """Computes the same network from the concatenation (s, a), with one observation for each action."""
     hidden = network.first(torch.cat([observation, action], -1))
     return network.last(network.backbone(network.rest, hidden, F.relu)).squeeze(-1)
 
@@ -50,7 +50,7 @@ def test_many_actions_equal_a_loop(network: QNetwork, observation: Tensor) -> No
     torch.testing.assert_close(together, torch.stack(one_by_one))
 
 
-def test_gradients_are_the_plain_ones(network: QNetwork, observation: Tensor) -> None:
+def test_gradients_are_those_of_the_concatenation(network: QNetwork, observation: Tensor) -> None:
     action = torch.randn(4, 5, 2, dtype=torch.float64, requires_grad=True)
     inputs = [action, *network.parameters()]
     fast = torch.autograd.grad(network(observation, action).square().sum(), inputs)
@@ -58,12 +58,12 @@ def test_gradients_are_the_plain_ones(network: QNetwork, observation: Tensor) ->
     torch.testing.assert_close(fast, slow)
 
 
-def test_inputs_are_left_alone(network: QNetwork, observation: Tensor) -> None:
+def test_inputs_are_unchanged(network: QNetwork, observation: Tensor) -> None:
     action = torch.randn(5, 2, dtype=torch.float64)
-    kept = observation.clone(), action.clone()
+    copies = observation.clone(), action.clone()
     network(observation, action)
-    assert torch.equal(observation, kept[0])
-    assert torch.equal(action, kept[1])
+    assert torch.equal(observation, copies[0])
+    assert torch.equal(action, copies[1])
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (4, 5, 2)], ids=str)
@@ -93,8 +93,10 @@ def test_q_is_the_mean_of_the_outputs(observation: Tensor) -> None:
 @pytest.mark.parametrize("outputs", [1, 4])
 @pytest.mark.parametrize("backbone", [MLP((64, 64)), *BACKBONES], ids=named)
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (3, 300, 5)], ids=str)
-def test_bound_observations_change_nothing(backbone: Backbone, shape: tuple[int, ...], outputs: int) -> None:
-    """In the parameters' own precision: value and gradient in the action, in however many chunks."""
+def test_bound_observations_give_the_same_values_and_gradients(
+    backbone: Backbone, shape: tuple[int, ...], outputs: int
+) -> None:
+    """In the parameters' precision `bind` gives the same value and gradient in the action, in any number of chunks."""
     pair = CriticPair(3, 2, backbone, outputs=outputs).double()
     observation = torch.randn(5, 3, dtype=torch.float64)
     action = torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True)
@@ -105,8 +107,11 @@ def test_bound_observations_change_nothing(backbone: Backbone, shape: tuple[int,
     assert all(parameter.grad is None for parameter in pair.parameters())
 
 
-def test_a_large_state_value_costs_no_precision_of_the_advantage() -> None:
-    """Q is about 800 and moves by 1 with the action: rounding Q, or a hidden layer, would hide that."""
+def test_a_large_state_value_does_not_reduce_the_precision_of_the_advantage() -> None:
+    """Differences of about 1 between actions are preserved where Q is about 800.
+
+    Rounding Q or a hidden layer to bfloat16 would lose them.
+    """
     torch.manual_seed(0)
     pair, observation, action = CriticPair(3, 2), torch.randn(8, 3), torch.rand(64, 8, 2) * 2 - 1
     for member in pair.members:
@@ -142,7 +147,7 @@ def test_soft_update(tau: float) -> None:
     assert all(parameter.requires_grad and parameter.grad_fn is None for parameter in target.parameters())
 
 
-def test_soft_update_keeps_the_networks_apart() -> None:
+def test_soft_update_does_not_share_parameters() -> None:
     target, online = QNetwork(3, 2, MLP((8,))), QNetwork(3, 2, MLP((8,)))
     soft_update(target, online, 1.0)
     with torch.no_grad():
@@ -150,7 +155,7 @@ def test_soft_update_keeps_the_networks_apart() -> None:
     torch.testing.assert_close(target.first.weight + 1, online.first.weight)
 
 
-def test_refuses_another_reduction() -> None:
+def test_bad_reduction_is_refused() -> None:
     with pytest.raises(ValueError, match="reduction=max: must be one of min, mean"):
         CriticPair(3, 2, MLP((16,)), "max")
 
@@ -165,42 +170,42 @@ def test_feed_forward_is_first_backbone_last() -> None:
         assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_observations_are_normalised_by_all_that_was_seen() -> None:
+def test_observations_are_normalised_by_the_statistics_of_all_batches() -> None:
     torch.manual_seed(0)
-    norm, seen = (
+    norm, batches = (
         ObservationNorm(3),
         torch.tensor([5.0, -30.0, 0.0]) + torch.tensor([2.0, 0.1, 0.0]) * torch.randn(40, 16, 3),
     )
     assert torch.equal(norm.state_dict()["batches"], torch.tensor(0))
-    torch.testing.assert_close(norm(seen[0]), seen[0], rtol=1e-4, atol=0)
-    for batch in seen:
+    torch.testing.assert_close(norm(batches[0]), batches[0], rtol=1e-4, atol=0)
+    for batch in batches:
         norm.update(batch)
-    torch.testing.assert_close(norm.mean, seen.mean((0, 1)), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(norm.variance, seen.var((0, 1), correction=0), rtol=1e-3, atol=1e-5)
-    now = norm(seen)
-    assert now[..., :2].std((0, 1)) == pytest.approx(1, abs=0.01) and now.abs().max() < 10
-    assert not now[..., 2].any()
+    torch.testing.assert_close(norm.mean, batches.mean((0, 1)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.variance, batches.var((0, 1), correction=0), rtol=1e-3, atol=1e-5)
+    normalised = norm(batches)
+    assert normalised[..., :2].std((0, 1)) == pytest.approx(1, abs=0.01) and normalised.abs().max() < 10
+    assert not normalised[..., 2].any()
 
 
-def test_ranks_that_see_different_batches_normalise_alike() -> None:
-    """The mean over two ranks of their moments is what one rank with both batches would have."""
+def test_ranks_with_different_batches_have_the_same_statistics() -> None:
+    """The statistics of two ranks, with moments averaged over both, are those of one rank with both batches."""
     whole, ranks = ObservationNorm(3), [ObservationNorm(3) for _ in range(2)]
     for batches in torch.randn(5, 2, 16, 3) * 3 + 1:
         whole.update(batches.reshape(-1, 3))
         moments: list[Tensor] = []
         for norm, batch in zip(ranks, batches, strict=True):
-            copy.deepcopy(norm).update(batch, _kept_in(moments))
+            copy.deepcopy(norm).update(batch, _append_to(moments))
         mean = torch.stack(moments).mean(0)
         for norm, batch in zip(ranks, batches, strict=True):
-            norm.update(batch, _always(mean))
+            norm.update(batch, _constant(mean))
     for norm in ranks:
         torch.testing.assert_close(norm.mean, whole.mean)
         torch.testing.assert_close(norm.variance, whole.variance)
 
 
-def _kept_in(moments: list[Tensor]) -> Callable[[Tensor], Tensor]:
+def _append_to(moments: list[Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda value: moments.append(value) or value
 
 
-def _always(mean: Tensor) -> Callable[[Tensor], Tensor]:
+def _constant(mean: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda value: mean

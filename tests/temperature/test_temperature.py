@@ -39,7 +39,7 @@ def test_is_a_positive_scalar(cls: type[Temperature]) -> None:
         temperature.step()
 
 
-def test_a_state_dict_continues(cls: type[Temperature]) -> None:
+def test_a_state_dict_restores_the_temperature(cls: type[Temperature]) -> None:
     old, new = cls(), cls()
     after(old, 1000)
     new.load_state_dict(old.state_dict())
@@ -51,7 +51,7 @@ def test_a_state_dict_continues(cls: type[Temperature]) -> None:
     assert old.updates == 1003
 
 
-def test_constant_stays() -> None:
+def test_constant_does_not_change() -> None:
     temperature = Constant(0.2)
     assert temperature().item() == pytest.approx(0.2)
     assert after(temperature, 100) == pytest.approx(0.2)
@@ -75,12 +75,12 @@ def test_log_linear_stays_at_its_end() -> None:
     assert after(temperature, 50) == pytest.approx(0.05)
 
 
-def test_log_linear_continues_where_a_checkpoint_left_it() -> None:
-    through, first, second = (LogLinear(0.5, 0.05, over_updates=10) for _ in range(3))
+def test_log_linear_resumes_from_a_state_dict() -> None:
+    uninterrupted, first, second = (LogLinear(0.5, 0.05, over_updates=10) for _ in range(3))
     after(first, 4)
     second.load_state_dict(first.state_dict())
     assert second().item() < 0.5
-    assert after(second, 3) == after(through, 7)
+    assert after(second, 3) == after(uninterrupted, 7)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, math.inf, math.nan])
@@ -93,19 +93,19 @@ def test_bad_temperatures_are_refused(value: float) -> None:
         LogLinear(end=value)
 
 
-def test_annealing_over_no_updates_is_refused() -> None:
+def test_annealing_over_zero_updates_is_refused() -> None:
     with pytest.raises(ValueError, match="over_updates=0"):
         LogLinear(over_updates=0)
 
 
 class Measured:
-    """Measurements that may be asked for what is given, and for nothing else."""
+    """Measurements of the given values; any other measurement fails."""
 
     def __init__(self, **values: float) -> None:
         self.values = values
 
     def _of(self, name: str) -> Tensor:
-        assert name in self.values, f"{name} was asked for"
+        assert name in self.values, f"{name} was measured"
         return torch.tensor(self.values[name])
 
     def q_std(self) -> Tensor:
@@ -118,24 +118,24 @@ class Measured:
         return self._of("ess")
 
 
-ASKS = {"Relative": "q_std", "TargetEntropy": "entropy", "TargetESS": "ess"}
+MEASUREMENTS = {"Relative": "q_std", "TargetEntropy": "entropy", "TargetESS": "ess"}
 CONTROLLED = {TargetEntropy: "entropy", TargetESS: "ess"}
 QUICK: dict[str, Any] = {"rate": 0.02, "warmup": 0, "decay": 0.9}
 
 
-def boltzmann(temperature: float) -> float:
-    """Entropy of exp(Q/T) = N(0, T s^2) for Q = -a^2 / 2 s^2 with s = 0.5."""
+def boltzmann_entropy(temperature: float) -> float:
+    """Returns the entropy of exp(Q/T) = N(0, T s^2) for Q = -a^2 / 2 s^2 with s = 0.5."""
     return math.log(2 * math.pi * math.e * temperature * 0.25) / 2
 
 
-def share(temperature: float) -> float:
-    """An ESS share that rises with T and saturates at 1, as importance weights' does in six dimensions."""
+def ess_share(temperature: float) -> float:
+    """ESS share that increases with T and saturates at 1, like that of importance weights in six dimensions."""
     return (1 + 0.1 / temperature) ** -3
 
 
 @pytest.mark.parametrize("cls", TEMPERATURES, ids=lambda cls: cls.__name__)
-def test_asks_for_what_it_needs_alone(cls: type[Temperature]) -> None:
-    needed = ASKS.get(cls.__name__)
+def test_measures_only_what_it_needs(cls: type[Temperature]) -> None:
+    needed = MEASUREMENTS.get(cls.__name__)
     temperature = cls()
     for _ in range(3):
         temperature.step(Measured(**({needed: 0.5} if needed else {})))
@@ -157,27 +157,27 @@ def test_metrics_are_finite_scalars_from_the_start(cls: type[Temperature]) -> No
 
 
 @pytest.mark.parametrize("cls, name", [(Relative, "q_std"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
-def test_a_checkpoint_continues_what_was_measured(cls: type[Temperature], name: str) -> None:
+def test_a_checkpoint_restores_the_measurements(cls: type[Temperature], name: str) -> None:
     arguments = {} if cls is Relative else QUICK
-    through, second = cls(**arguments), cls(**arguments)
+    uninterrupted, second = cls(**arguments), cls(**arguments)
     values = torch.rand(20).tolist()
     for i, value in enumerate(values):
-        through.step(Measured(**{name: value}))
+        uninterrupted.step(Measured(**{name: value}))
         if i == 9:
-            state = copy.deepcopy(through.state_dict())
+            state = copy.deepcopy(uninterrupted.state_dict())
     second.load_state_dict(state)
     for value in values[10:]:
         second.step(Measured(**{name: value}))
-    assert torch.equal(second(), through())
+    assert torch.equal(second(), uninterrupted())
     assert second().item() != cls(**arguments)().item()
-    for key, value in through.state_dict().items():
+    for key, value in uninterrupted.state_dict().items():
         assert torch.equal(second.state_dict()[key], value)
-    for key, metric in through.metrics().items():
+    for key, metric in uninterrupted.metrics().items():
         assert torch.equal(second.metrics()[key], metric)
 
 
 @pytest.mark.parametrize("cls, name", [(Relative, "q_std"), (TargetEntropy, "entropy"), (TargetESS, "ess")])
-def test_nothing_flows_into_a_measurement(cls: type[Temperature], name: str) -> None:
+def test_gradients_into_measurements_are_stopped(cls: type[Temperature], name: str) -> None:
     measured = Measured()
     value = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     setattr(measured, name, lambda: 2 * value)
@@ -193,7 +193,7 @@ def test_every_argument_is_an_attribute(cls: type[Temperature]) -> None:
     assert describe(cls(**described["init_args"])) == described
 
 
-def test_relative_is_tau_times_the_spread() -> None:
+def test_relative_is_tau_times_the_standard_deviation_of_q() -> None:
     temperature = Relative(tau=0.1, decay=0.99, initial=0.3)
     assert temperature().item() == pytest.approx(0.3)
     temperature.step()
@@ -208,7 +208,7 @@ def test_relative_is_tau_times_the_spread() -> None:
     assert temperature.metrics()["q_std"].item() == pytest.approx(4.0, rel=1e-4)
 
 
-def test_relative_forgets_at_its_decay() -> None:
+def test_relative_averages_with_its_decay() -> None:
     temperature = Relative(tau=1.0, decay=0.9)
     for _ in range(200):
         temperature.step(Measured(q_std=1.0))
@@ -217,12 +217,12 @@ def test_relative_forgets_at_its_decay() -> None:
     assert temperature().item() == pytest.approx(2 - 0.9**10, rel=1e-4)
 
 
-def test_relative_anneals_its_units_and_follows_the_spread_meanwhile() -> None:
+def test_relative_anneals_tau_and_follows_the_standard_deviation_of_q() -> None:
     temperature = Relative(tau=0.4, end=0.1, over_updates=100, decay=0.0)
     temperature.step(Measured(q_std=2.0))
     for _ in range(49):
         temperature.step()
-    assert temperature().item() == pytest.approx(0.2 * 2, rel=1e-5)  # the geometric middle
+    assert temperature().item() == pytest.approx(0.2 * 2, rel=1e-5)  # the geometric mean of tau and end
     for _ in range(150):
         temperature.step()
     assert temperature().item() == pytest.approx(0.1 * 2, rel=1e-5)
@@ -230,7 +230,7 @@ def test_relative_anneals_its_units_and_follows_the_spread_meanwhile() -> None:
     assert temperature().item() == pytest.approx(0.1 * 5, rel=1e-5)
 
 
-def test_relative_holds_its_floor_where_q_is_flat() -> None:
+def test_relative_is_at_its_floor_where_q_is_flat() -> None:
     temperature = Relative(floor=0.01)
     temperature.step(Measured(q_std=0.0))
     assert temperature().item() == pytest.approx(0.01)
@@ -238,10 +238,10 @@ def test_relative_holds_its_floor_where_q_is_flat() -> None:
 
 @pytest.mark.parametrize("start", [0.1, 10.0])
 @pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
-def test_control_arrives_at_the_fixed_point(cls: type[TargetEntropy | TargetESS], start: float) -> None:
-    """From a tenth and from ten times the T whose Boltzmann law has the target, through noise, and stays there."""
+def test_control_converges_to_the_fixed_point(cls: type[TargetEntropy | TargetESS], start: float) -> None:
+    """T converges to its fixed point from a tenth and from ten times its value, with noisy measurements."""
     fixed = 0.06
-    curve, noise = (boltzmann, 0.1) if cls is TargetEntropy else (share, 0.03)
+    curve, noise = (boltzmann_entropy, 0.1) if cls is TargetEntropy else (ess_share, 0.03)
     temperature = cls(target=curve(fixed), initial=start * fixed, **QUICK)
     late = []
     for i in range(2000):
@@ -253,46 +253,49 @@ def test_control_arrives_at_the_fixed_point(cls: type[TargetEntropy | TargetESS]
     assert max(map(abs, late)) < 0.3
 
 
-def controlled_path(lag: int, start: float, updates: int, **arguments: float) -> list[float]:
-    """T over its fixed point, where the policy's entropy follows T with a first-order lag, in strides of 20 updates."""
+def controlled_temperatures(lag: int, start: float, updates: int, **arguments: float) -> list[float]:
+    """Returns T over its fixed point every 20 updates, where the policy's entropy follows T with a first-order lag."""
     stride, fixed = 20, 0.05
     rate = arguments.pop("rate", TargetEntropy().rate) * stride
     temperature = TargetEntropy(
-        target=boltzmann(fixed), rate=rate, initial=start * fixed, warmup=0, decay=0.0, **arguments
+        target=boltzmann_entropy(fixed), rate=rate, initial=start * fixed, warmup=0, decay=0.0, **arguments
     )
-    entropy = boltzmann(start * fixed)
-    path = []
+    entropy = boltzmann_entropy(start * fixed)
+    ratios = []
     for _ in range(updates // stride):
-        entropy += (boltzmann(temperature().item()) - entropy) * stride / lag
+        entropy += (boltzmann_entropy(temperature().item()) - entropy) * stride / lag
         temperature.step(Measured(entropy=entropy))
-        path.append(temperature().item() / fixed)
-    return path
+        ratios.append(temperature().item() / fixed)
+    return ratios
 
 
 @pytest.mark.parametrize("start", [0.1, 10.0])
-def test_entropy_control_does_not_ring_with_a_lagging_policy(start: float) -> None:
-    """With the lag that its docstring allows; it is there while a sum slow enough alone is still on its way."""
-    path = controlled_path(1000, start, 30_000)
-    assert path[-1] == pytest.approx(1, rel=0.02)
-    assert max(abs(math.log(ratio)) for ratio in path[5_000 // 20 :]) < math.log(1.2)
+def test_entropy_control_does_not_oscillate_with_a_lagging_policy(start: float) -> None:
+    """T converges without oscillation at the lag that the docstring of `TargetEntropy` allows.
+
+    Integral control alone, slow enough not to oscillate, has not converged in that time.
+    """
+    ratios = controlled_temperatures(1000, start, 30_000)
+    assert ratios[-1] == pytest.approx(1, rel=0.02)
+    assert max(abs(math.log(ratio)) for ratio in ratios[5_000 // 20 :]) < math.log(1.2)
     sign = math.copysign(1, math.log(start))
-    assert min(sign * math.log(ratio) for ratio in path) > -math.log(1.25)  # never far beyond the fixed point
-    slow = controlled_path(1000, start, 5_000, gain=0.0, rate=1 / (4 * 0.5 * 1000))
+    assert min(sign * math.log(ratio) for ratio in ratios) > -math.log(1.25)  # little overshoot
+    slow = controlled_temperatures(1000, start, 5_000, gain=0.0, rate=1 / (4 * 0.5 * 1000))
     assert abs(math.log(slow[-1])) > math.log(1.5)
 
 
-def test_entropy_control_rings_without_its_gain() -> None:
-    assert min(controlled_path(1000, 10.0, 30_000, gain=0.0)) < 0.6
-    assert min(controlled_path(1000, 10.0, 30_000)) > 0.8
+def test_entropy_control_oscillates_without_its_gain() -> None:
+    assert min(controlled_temperatures(1000, 10.0, 30_000, gain=0.0)) < 0.6
+    assert min(controlled_temperatures(1000, 10.0, 30_000)) > 0.8
 
 
-def test_the_entropy_that_is_held_falls_in_even_steps() -> None:
-    """T follows it to the end, where its Boltzmann law has that entropy"""
-    first, last = boltzmann(0.5), boltzmann(0.05)
+def test_the_target_entropy_falls_in_even_steps() -> None:
+    """The target falls linearly to its end, and T converges to the value whose Boltzmann distribution has it."""
+    first, last = boltzmann_entropy(0.5), boltzmann_entropy(0.05)
     temperature = TargetEntropy(target=first, end=last, over_updates=1000, initial=0.5, warmup=0, decay=0.9)
     targets = []
     for _ in range(12_000):
-        temperature.step(Measured(entropy=boltzmann(temperature().item())))
+        temperature.step(Measured(entropy=boltzmann_entropy(temperature().item())))
         targets.append(temperature.metrics()["target_entropy"].item())
     assert targets[499] == pytest.approx((first + last) / 2, abs=1e-5)
     assert targets[999:] == pytest.approx([last] * 11_001, abs=1e-6)
@@ -300,7 +303,7 @@ def test_the_entropy_that_is_held_falls_in_even_steps() -> None:
 
 
 @pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
-def test_the_sum_moves_at_its_rate_and_no_faster(cls: type[TargetEntropy | TargetESS]) -> None:
+def test_integral_control_changes_at_most_at_its_rate(cls: type[TargetEntropy | TargetESS]) -> None:
     far_below, far_above = (-9.0, 9.0) if cls is TargetEntropy else (1e-9, 9.0)
     no_gain = {"gain": 0.0} if cls is TargetEntropy else {}
     for value, expected in ((far_below, 1.0), (far_above, -1.0)):
@@ -310,8 +313,8 @@ def test_the_sum_moves_at_its_rate_and_no_faster(cls: type[TargetEntropy | Targe
 
 
 @pytest.mark.parametrize("warmup", [0, 5])
-def test_the_gain_answers_at_once_and_is_taken_back(warmup: int) -> None:
-    """Beside the sum log T is gain x e, from the first move after the warm-up on, and nothing where e is 0."""
+def test_proportional_control_is_immediate_and_not_accumulated(warmup: int) -> None:
+    """The proportional part of log T is gain times the current error, from the first update after the warm-up on."""
     temperature = TargetEntropy(target=-1.0, rate=1e-9, gain=2.0, initial=1.0, warmup=warmup, decay=0.0)
     for _ in range(warmup):
         temperature.step(Measured(entropy=-0.5))
@@ -322,30 +325,30 @@ def test_the_gain_answers_at_once_and_is_taken_back(warmup: int) -> None:
 
 
 @pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
-def test_control_holds_floor_and_ceiling_and_leaves_them(cls: type[TargetEntropy | TargetESS]) -> None:
+def test_control_stays_between_floor_and_ceiling_without_windup(cls: type[TargetEntropy | TargetESS]) -> None:
     name = CONTROLLED[cls]
     low, high = (-3.0, 0.6) if name == "entropy" else (1e-3, 1.0)
     temperature = cls(target=0.3, rate=0.1, initial=0.05, floor=0.02, ceiling=0.2, warmup=0, decay=0.0)
-    for value, wall in ((low, 0.2), (high, 0.02), (low, 0.2)):
-        for _ in range(100):  # far longer than the way takes: nothing is wound up
+    for value, bound in ((low, 0.2), (high, 0.02), (low, 0.2)):
+        for _ in range(100):  # far longer than needed to reach it: the integral must not wind up
             temperature.step(Measured(**{name: value}))
             assert 0.02 * (1 - 1e-6) <= temperature().item() <= 0.2 * (1 + 1e-6)
-        assert temperature().item() == pytest.approx(wall)
+        assert temperature().item() == pytest.approx(bound)
     temperature.step(Measured(**{name: high}))
     assert temperature().item() < 0.2
 
 
 @pytest.mark.parametrize("side", [-1, 1], ids=["below", "above"])
 @pytest.mark.parametrize("cls", CONTROLLED, ids=lambda cls: cls.__name__)
-def test_control_waits_for_its_warmup(cls: type[TargetEntropy | TargetESS], side: int) -> None:
-    """Then T rises where the measurement is below its target, and falls where it is above."""
+def test_control_starts_after_its_warmup(cls: type[TargetEntropy | TargetESS], side: int) -> None:
+    """T is constant during the warm-up, then rises if the measurement is below its target and falls if it is above."""
     temperature = cls(initial=0.05, warmup=10)
     measured = Measured(**{CONTROLLED[cls]: temperature.target + side * 0.2})
     for _ in range(10):
         temperature.step(measured)
         assert temperature().item() == pytest.approx(0.05, rel=1e-6)
     before = temperature()
-    temperature.step()  # nothing measured: no move
+    temperature.step()  # nothing measured: no change
     assert torch.equal(temperature(), before)
     temperature.step(measured)
     assert (temperature() < before) if side > 0 else (temperature() > before)
@@ -403,8 +406,10 @@ def test_bad_controllers_are_refused(cls: type[Temperature], arguments: dict[str
     ],
     ids=["relative", "log-linear", "entropy", "ess"],
 )
-def test_a_step_of_several_updates_is_as_many_steps_with_the_same_measurement(make: Callable[[], Temperature]) -> None:
-    """So rates, decays and annealing are those of one update, however rarely an agent measures."""
+def test_a_step_of_several_updates_equals_as_many_steps_with_the_same_measurement(
+    make: Callable[[], Temperature],
+) -> None:
+    """Rates, decays and annealing are those of single updates, however rarely an agent measures."""
     each, at_once, measured = make(), make(), Measured(q_std=3.0, entropy=0.4, ess=0.1)
     before = each().item()
     for _ in range(3):
