@@ -267,7 +267,7 @@ def test_published_rows_are_selected_by_name_and_range_of_frames() -> None:
         choose_published(["TDMPC2"], last)
 
 
-def test_the_figure_marks_a_published_return_at_its_budget(tmp_path: Path) -> None:
+def test_the_figure_marks_published_returns_with_their_budgets(tmp_path: Path) -> None:
     from dqs_lightning.cli.report.pictures import draw_curves, style_of
 
     runs = read_runs([sweep(tmp_path / "s")])
