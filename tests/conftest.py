@@ -1,4 +1,4 @@
-"""Every test starts from the same seed, on one thread, without a renderer."""
+"""Configuration of all tests: a fixed seed, one thread, and no renderer."""
 
 import os
 
@@ -22,7 +22,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def launcher() -> Iterator[Launcher]:
-    """Forks commands of one process that has imported the library, which saves the seconds of the imports."""
+    """Starts commands as forks of one process that has imported the library, which saves the seconds of the imports."""
     tests = Path(__file__).parent
     found = Launcher([tests / "ddp", tests.parent / "docs" / "examples" / "tasks"])
     yield found
@@ -30,11 +30,11 @@ def launcher() -> Iterator[Launcher]:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Names an object by its class where its representation is an address, which differs between processes."""
+    """Returns an object's class name as its id if its representation is an address, which differs between processes."""
     return type(val).__name__ if type(val).__repr__ in (object.__repr__, nn.Module.__repr__) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts with the files that take longest, so that none of them is left to one worker at the end."""
+    """Moves the slowest files to the front, so that no worker runs one of them alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ddp")}
     items.sort(key=lambda item: item.path not in slow)

@@ -1,4 +1,4 @@
-"""A maze in which one thing goes wrong, once in each batch of environments whose first seed is chosen."""
+"""A maze with one fault, which occurs once in each batch of environments whose first seed is selected."""
 
 import os
 import signal
@@ -18,17 +18,17 @@ RETURNED = {
     "wrong dtype": r"step returned observation of shape \[\d, 2\] and torch.float64, not \[\d, 2\] and torch.float32",
     "no reward": "step returned no reward",
 }
-"""What the messages say of wrong results."""
+"""Error messages for wrong results."""
 
 
 class Faulty(Maze):
     """Fails in a step, or in a reset after the first.
 
     Args:
-        fault: what goes wrong; see `FaultyBatch.fail`.
-        at: in which step or reset, from 1.
+        fault: the kind of fault; see `FaultyBatch.fail`.
+        at: number of the step or reset that fails, from 1.
         seeds: first seeds of the batches that fail; None: all.
-        call: step or reset.
+        call: "step" or "reset"; with "make" the construction fails.
     """
 
     def __init__(self, fault: str, at: int = 3, seeds: Sequence[int] | None = None, call: str = "step") -> None:
@@ -83,7 +83,7 @@ class FaultyBatch(MazeBatch):
 
 
 def ended(pid: int, within_s: float = 2) -> bool:
-    """Whether a process ends in time."""
+    """Whether a process ends within a time limit."""
     for _ in range(round(within_s / 0.05)):
         try:
             with open(f"/proc/{pid}/stat") as file:

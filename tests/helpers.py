@@ -1,4 +1,4 @@
-"""Small real runs that several tests start."""
+"""Small runs and fixtures that several tests use."""
 
 import contextlib
 import copy
@@ -45,7 +45,7 @@ def small_data(**changes: Any) -> OnlineData:
 
 
 def small(hidden: tuple[int, ...] = (16, 16)) -> dict[str, Backbone]:
-    """Arguments of an agent whose networks are that small."""
+    """Returns the arguments that give an agent networks of the given widths."""
     return {"critic_backbone": MLP(hidden), "actor_backbone": MLP(hidden)}
 
 
@@ -71,7 +71,7 @@ def trainer(folder: Path, callbacks: list[L.Callback] | None = None, **changes: 
 
 
 def one_step_batch(reward: Tensor, action: Tensor) -> TensorDict:
-    """Transitions that all end: Q is the reward."""
+    """Makes transitions that all terminate, so that Q is the reward."""
     observation = torch.zeros(len(action), 2)
     following = TensorDict(
         {
@@ -86,14 +86,14 @@ def one_step_batch(reward: Tensor, action: Tensor) -> TensorDict:
 
 
 def maze_data(**changes: Any) -> OnlineData:
-    """160 frames of the maze in blocks of 16, 64 of them random, with 16 updates a block."""
+    """Makes data of 160 frames of the maze in blocks of 16, the first 64 frames random, with 16 updates per block."""
     arguments = {"total_frames": 160, "init_random_frames": 64, "batch_size": 16, "num_envs": 2, **changes}
     return OnlineData(arguments.pop("environment", None) or Maze(), **arguments)
 
 
 @contextlib.contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """Writes beyond so many bytes of a file fail, as on a full disk."""
+    """Makes writes fail beyond the given number of bytes of a file, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -103,12 +103,12 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 class FaultyMaze(Maze):
-    """A maze one of whose members gives a value once.
+    """A maze in which one member returns the given value once.
 
     Args:
-        source: "observation", at the first reset; "reward" or "next observation", at a step.
-        value: what is given.
-        step: of all steps, from 1; of those that are taken at once for all members.
+        source: what has the value: "observation" of the first reset, "reward" or "next observation" of a step.
+        value: the value.
+        step: number of the step, from 1, counting one for all members together.
         member: index of the member.
     """
 
@@ -143,7 +143,7 @@ class FaultyMaze(Maze):
 
 
 def saved_run(folder: Path, agent: L.LightningModule | None = None, **changes: Any) -> Path:
-    """A run directory with the checkpoint of a run of a few updates; returns the folder."""
+    """Trains for a few updates and saves the checkpoint; returns the run directory."""
     data = small_data(total_frames=480, **changes)
     agent = agent or DQS(data.observation_dim, data.action_dim, **small((8,)))
     trainer(folder, [RunCheckpoint(str(folder / "checkpoints"))]).fit(agent, data)
@@ -151,7 +151,7 @@ def saved_run(folder: Path, agent: L.LightningModule | None = None, **changes: A
 
 
 def seeded(seed: int) -> Noise:
-    """Standard normals of a generator with this seed."""
+    """Returns a function that draws standard normal noise from a generator with this seed."""
     return partial(torch.randn_like, generator=torch.Generator().manual_seed(seed))
 
 
@@ -171,7 +171,7 @@ def estimated(
 def integrate(
     sampler: Sampler, denoise: Denoise, schedule: NoiseSchedule, start: Tensor, noise: Noise | None
 ) -> Tensor:
-    """The latent to which a sampler brings `start` at sigma_max; None: in its deterministic steps."""
+    """Returns a sampler's final latent from `start` at sigma_max; its steps are deterministic if `noise` is None."""
     stochastic, sampler = noise is not None, copy.copy(sampler)
     first = iter([start / schedule.sigma_max])
 
@@ -183,5 +183,5 @@ def integrate(
         return noise(like)
 
     if not stochastic:
-        sampler.stochastic = False  # type: ignore[misc]  # a class variable, set for this copy alone
+        sampler.stochastic = False  # type: ignore[misc]  # a class variable, set only for this copy
     return sampler.trajectory(denoise, schedule, Unbounded(), start, draw).end

@@ -1,4 +1,4 @@
-"""The documentation: every page is in the navigation, names what there is, and shows commands that are accepted.
+"""Tests of the documentation: navigation, names, figures, commands and examples are up to date.
 
 The site itself is built by `nox -s docs`, which fails on a broken link.
 """
@@ -36,7 +36,7 @@ OURS = ("dqs_lightning", "dqs_callbacks")
 
 
 def tables() -> Any:
-    """The module that fills in the pages' tables when the site is built."""
+    """Imports the module that fills in the pages' tables when the site is built."""
     spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -48,7 +48,7 @@ TABLES = tables()
 
 
 def named(nav: Any) -> Iterator[str]:
-    """All pages of a navigation."""
+    """Yields all pages of a navigation."""
     if isinstance(nav, str):
         yield nav
     for entry in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
@@ -56,7 +56,7 @@ def named(nav: Any) -> Iterator[str]:
 
 
 def fenced(kind: str) -> list[Any]:
-    """The fenced blocks of a kind on all pages and in README.md, as test parameters."""
+    """Returns the fenced code blocks of a language on all pages and in README.md, as test parameters."""
     found = []
     for page in [README, *PAGES]:
         blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
@@ -66,7 +66,7 @@ def fenced(kind: str) -> list[Any]:
 
 
 def described(text: str) -> set[str]:
-    """Names that a page sets as the heading of a component."""
+    """Returns the component names in a page's headings."""
     return {name for line in text.splitlines() if line.startswith("#") for name in re.findall(r"`(\w+)`", line)}
 
 
@@ -79,7 +79,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
 def test_every_component_is_listed_on_its_familys_page(base: type) -> None:
-    """In the table that the build fills in, with what its docstring says first."""
+    """The table that the build fills in has a row for each component with the start of its docstring."""
     page = DOCS / "components" / TABLES.page(base)
     marker = f"<!-- components: {base.__name__} -->"
     assert page.read_text().count(marker) == 1
@@ -92,7 +92,7 @@ def test_every_component_is_listed_on_its_familys_page(base: type) -> None:
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
-def test_headings_name_components_that_are_there(base: type) -> None:
+def test_headings_name_existing_components(base: type) -> None:
     found = described((DOCS / "components" / TABLES.page(base)).read_text())
     assert found
     assert found <= components(base).keys() | {"RunCheckpoint"}
@@ -105,7 +105,7 @@ def test_the_table_of_families_names_settings_and_defaults() -> None:
     assert len([line for line in table.splitlines() if line.startswith("| [")]) == len(BASES)
 
 
-def test_the_table_of_bases_names_what_to_write() -> None:
+def test_the_table_of_base_classes_names_their_abstract_methods() -> None:
     table = TABLES.filled((DOCS / "extend.md").read_text())
     for base in BASES:
         (row,) = (line for line in table.splitlines() if line.startswith(f"| {TABLES.title(base)} |"))
@@ -116,7 +116,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= MOST_README_LINES
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
+def test_links_of_the_readme_are_valid() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)", README.read_text())
     assert links
     for path, anchor in links:
@@ -132,7 +132,7 @@ def test_every_method_is_described() -> None:
 
 
 def test_every_module_is_in_the_reference() -> None:
-    """Those of the packages that the reference covers; private ones and the command line aside."""
+    """Private modules and the command line are excluded."""
     pages = [TABLES.filled(page.read_text()) for page in (DOCS / "reference").glob("*.md")]
     shown = [name for text in pages for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)]
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")]
@@ -141,7 +141,7 @@ def test_every_module_is_in_the_reference() -> None:
     assert sorted(shown) == sorted(modules)
 
 
-def test_promises_name_tests_that_are_there() -> None:
+def test_the_guarantees_name_existing_tests() -> None:
     named_tests = re.findall(r"`(tests/[\w/.]+)`", (DOCS / "guarantees.md").read_text())
     assert named_tests
     assert [path for path in named_tests if not (ROOT / path).exists()] == []
@@ -151,7 +151,7 @@ def test_promises_name_tests_that_are_there() -> None:
 
 
 def rows_of(page: Path, heading: str, table: int = 0) -> dict[str, dict[str, str]]:
-    """A table below a heading: for each first cell, the others by the name of their column."""
+    """Parses a table below a heading into a dict from first cell to the other cells by column name."""
     section = page.read_text().partition(f"# {heading}\n")[2]
     lines = re.findall(r"(?:^\|.*\n)+", re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0], re.MULTILINE)
     header, _, *rows = ([cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines[table].splitlines())
@@ -165,7 +165,7 @@ def result(name: str) -> Any:
 AGENTS = {"`DQS`": "`DQS`", "`SAC`": "`SAC`", "`SAC`, step size of DQS": "`SAC` at 1e-3"}
 
 
-def test_the_readmes_table_is_that_of_the_results() -> None:
+def test_the_readmes_table_agrees_with_the_results_page() -> None:
     results = rows_of(DOCS / "results.md", "Control Suite")
     shown = rows_of(README, "Results")
     assert len(shown) == 5
@@ -181,17 +181,17 @@ def test_the_readmes_table_is_that_of_the_results() -> None:
 
 
 def report_of(study: str) -> dict[tuple[str, str, str], tuple[float, float]]:
-    """Mean and standard deviation over seeds, by task, frames and method, of a study's kept report."""
+    """Returns mean and standard deviation over seeds, by task, frames and method, from a study's stored report."""
     text = (ROOT / "benchmarks" / "results" / study / "report" / "table.md").read_text()
     rows = re.findall(r"^\| ([a-z-]+) \| ([\d,]+) \| ([\w.-]+) \| \d+ \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
     return {(task, frames, method): (float(mean), float(std)) for task, frames, method, mean, std in rows}
 
 
 def assert_rounded(cell: str, mean: float, std: float) -> None:
-    """Whether a cell such as `960 ± 3 (958, 959, 964)` or `376` is a mean, and its standard deviation if it has one."""
+    """Asserts that a cell such as `960 ± 3 (958, 959, 964)` or `376` is the rounded mean and standard deviation."""
     shown = re.fullmatch(r"(\d+)(?: ± (\d+))?(?: \(.*\))?", cell)
     assert shown, cell
-    assert abs(int(shown[1]) - mean) < 0.56, f"{cell}: {mean}"  # of a mean that is rounded to a tenth already
+    assert abs(int(shown[1]) - mean) < 0.56, f"{cell}: {mean}"  # the mean is already rounded to a tenth
     assert shown[2] is None or abs(int(shown[2]) - std) < 0.56, f"{cell}: {std}"
 
 
@@ -206,17 +206,17 @@ BASELINES = {
     "`TD3`, plain critic": "td3",
     "`PPO`, plain critic": "ppo",
 }
-"""Names in the kept reports of the methods of the tables."""
+"""Names in the stored reports for the methods in the tables."""
 
 
-def test_returns_on_the_suite_are_those_measured() -> None:
+def test_returns_on_the_suite_equal_the_measured_ones() -> None:
     report = report_of("dmc")
     rows = rows_of(DOCS / "results.md", "Control Suite")
     compared = set()
     for label, cells in rows.items():
         task, agent = label.split(", ")[:2]
         for column, frames in (("20,000 frames", "20,000"), ("40,000", "40,000"), ("100,000", "100,000")):
-            if agent not in SUITE:  # a variant that is not of this study
+            if agent not in SUITE:  # a variant from another study
                 continue
             key = (task, frames, SUITE[agent])
             if key in report:
@@ -229,7 +229,7 @@ def test_returns_on_the_suite_are_those_measured() -> None:
     assert compared == report.keys()
 
 
-def test_returns_of_the_baselines_are_those_measured() -> None:
+def test_returns_of_the_baselines_equal_the_measured_ones() -> None:
     report = report_of("baselines")
     rows = rows_of(DOCS / "results.md", "Baselines and methods on cartpole-swingup")
     assert rows.keys() == BASELINES.keys()
@@ -244,11 +244,11 @@ GOALS = {
     ],
     ("point_maze", "Two goals that are not observed"): ["soft", "soft-0.5", "plain-0.5", "sac-0.5"],
 }  # fmt: skip
-"""Variants of a sweep in the order of the table's rows."""
+"""Variants of each sweep in the order of the table's rows."""
 
 
 @pytest.mark.parametrize("study, heading", GOALS)
-def test_counts_of_goals_are_those_measured(study: str, heading: str) -> None:
+def test_counts_of_goals_equal_the_measured_ones(study: str, heading: str) -> None:
     lines = (ROOT / "benchmarks" / "results" / study / "table.md").read_text().splitlines()[2:]
     measured = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
     rows = rows_of(DOCS / "results.md", heading)
@@ -277,10 +277,10 @@ UPDATES = {
     "plain, the published estimator, K = 100, 20 steps": "published_k100",
     "plain, the published estimator, K = 1000, 20 steps": "published_k1000",
 }
-"""Names in benchmarks/results/update.json of the rows of the table."""
+"""Names in benchmarks/results/update.json for the rows of the table."""
 
 
-def test_update_rates_are_those_measured() -> None:
+def test_update_rates_equal_the_measured_ones() -> None:
     measured = result("update.json")
     seconds, floors = measured["median_s"], measured["floor"]
     rows = rows_of(DOCS / "results.md", "One update")
@@ -294,7 +294,7 @@ def test_update_rates_are_those_measured() -> None:
             assert cells["floor / time"] == f"{floor['share']:.2f}", label
 
 
-def test_gains_of_threads_are_those_measured() -> None:
+def test_gains_of_threads_equal_the_measured_ones() -> None:
     rows = rows_of(DOCS / "results.md", "Threads")
     measured = {str(row["width"]): row for row in result("threads.json")["rows"]}
     assert rows.keys() == measured.keys()
@@ -330,7 +330,7 @@ ACTIONS = {
 }
 
 
-def test_times_of_an_action_are_those_measured() -> None:
+def test_times_of_an_action_equal_the_measured_ones() -> None:
     measured = result("acting.json")["median"]
     rows = rows_of(DOCS / "results.md", "One action")
     assert rows.keys() == ACTIONS.keys()
@@ -339,7 +339,7 @@ def test_times_of_an_action_are_those_measured() -> None:
             assert cells[f"batch {batch}"] == f"{measured[ACTIONS[label]][f'batch_{batch}_ms']:.2f}", label
 
 
-def test_rates_of_seeds_in_one_process_are_those_measured() -> None:
+def test_rates_of_seeds_in_one_process_equal_the_measured_ones() -> None:
     measured = result("seeds.json")["updates_per_s"]
     rows = rows_of(DOCS / "results.md", "Several seeds in one process")
     assert rows.keys() == measured.keys()
@@ -348,11 +348,11 @@ def test_rates_of_seeds_in_one_process_are_those_measured() -> None:
         assert cells == {"batched": f"{batched:.1f}", "in turns": f"{turns:.1f}", "ratio": f"{ratio:.2f}"}
 
 
-# What the pages tell one to type
+# Commands on the pages
 
 
 def commands() -> list[tuple[str, ...]]:
-    """Command lines of this project on the pages, each once, without comments and variables before them.
+    """Returns the command lines of this project on the pages, each once, without comments and leading variables.
 
     Those of your_environment.md are run in tests/test_your_environment.py.
     """
@@ -369,8 +369,8 @@ def commands() -> list[tuple[str, ...]]:
     return list(found)
 
 
-def wants_example(words: tuple[str, ...]) -> bool:
-    """Whether a command line names a component that only an installed example has."""
+def needs_example(words: tuple[str, ...]) -> bool:
+    """Whether a command line names a component that only the installed examples define."""
     return any(name in word for word in words for name in ("Bent", "Broad", "ScaledGym"))
 
 
@@ -384,14 +384,14 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
 
 @pytest.fixture
 def accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], None]:
-    """Asserts that `dqs-fit` takes these arguments; nothing is started."""
+    """Asserts that `dqs-fit` accepts the given arguments, without starting a run."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it: so it is as it was afterwards
+    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it; monkeypatch restores it afterwards
     monkeypatch.delenv("DQS_RUN_DIR")
 
     def call(arguments: list[str]) -> None:
-        asks = [] if any(".help" in argument or argument == "--help" for argument in arguments) else ["--print_config"]
-        monkeypatch.setattr(sys, "argv", ["dqs-fit", *arguments, *asks])
+        extra = [] if any(".help" in argument or argument == "--help" for argument in arguments) else ["--print_config"]
+        monkeypatch.setattr(sys, "argv", ["dqs-fit", *arguments, *extra])
         try:
             code = fit.main()
         except SystemExit as stop:
@@ -401,7 +401,7 @@ def accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
-@pytest.mark.parametrize("words", [c for c in commands() if not wants_example(c)], ids=lambda words: shlex.join(words))
+@pytest.mark.parametrize("words", [c for c in commands() if not needs_example(c)], ids=lambda words: shlex.join(words))
 def test_command_lines_are_accepted(words: tuple[str, ...], accepted: Callable[[list[str]], None]) -> None:
     command, *arguments = words
     if command == "dqs-fit":
@@ -412,7 +412,7 @@ def test_command_lines_are_accepted(words: tuple[str, ...], accepted: Callable[[
 
 @pytest.mark.parametrize("text", fenced("yaml"))
 def test_configurations_are_accepted(text: str, accepted: Callable[[list[str]], None], tmp_path: Path) -> None:
-    """Each is a file that may follow a task's, or extends one that is in configs/, or is a sweep."""
+    """Each is a file to be added to a task's configuration, a file that extends one in configs/, or a sweep."""
     content = yaml.safe_load(text)
     file = tmp_path / "mine.yaml"
     if "variants" in content:
@@ -427,16 +427,16 @@ def test_configurations_are_accepted(text: str, accepted: Callable[[list[str]], 
 
 
 @pytest.mark.parametrize("text", fenced("python"))
-def test_python_compiles(text: str) -> None:
+def test_python_blocks_compile(text: str) -> None:
     compile(text, "page", "exec")
 
 
-# The examples, as an installed package brings them: by an entry point, in processes of their own
+# The examples as an installed package provides them: by entry points, in new processes
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process in which docs/examples is installed, without pip."""
+    """The environment variables of a process in which docs/examples is installed, without pip."""
     project = tomllib.loads((DOCS / "examples" / "pyproject.toml").read_text())["project"]
     points = project["entry-points"][GROUP]
     info = tmp_path / "my_components-0.1.dist-info"
@@ -455,8 +455,8 @@ def test_an_example_is_short_and_shown(example: Path) -> None:
 
 
 def test_the_examples_are_found(installed: dict[str, str]) -> None:
-    """By name, in the registry and on the command lines of the pages."""
-    lines = [command[1:] for command in commands() if wants_example(command)]
+    """Tests that the examples are registered and that the pages' command lines can name them."""
+    lines = [command[1:] for command in commands() if needs_example(command)]
     assert lines
     code = f"""
 import json, sys
@@ -486,7 +486,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_the_examples_train(installed: dict[str, str], tmp_path: Path) -> None:
-    """All three in one short run, by name, and what is written of them is what was asked for."""
+    """One short run uses all three, and its saved configuration has the given arguments."""
     run = tmp_path / "run"
     command = [
         sys.executable, "-m", "dqs_lightning.cli.fit", "--config", str(ROOT / "configs" / "cartpole_fast.yaml"),

@@ -1,4 +1,4 @@
-"""Non-finite data: refused before it is counted, stored or learned from, whatever the agent; the message says where."""
+"""Non-finite data is refused before it is counted, stored or learned from, for all agents; the message names where."""
 
 import math
 import re
@@ -29,9 +29,9 @@ AGENTS: dict[type[Agent], dict[str, Any]] = {
 
 
 def faulty_data(source: str, value: float, **changes: Any) -> OnlineData:
-    """A block is four steps of two members. The fault is the second member's, in the first block."""
+    """Makes data in blocks of four steps of two members, in which the second member has a fault in the first block."""
     arguments = {"total_frames": 32, "init_random_frames": 0, "learning_starts": 8, "batch_size": 4, **changes}
-    step = 4 if source == "next observation" else 2  # at another step the policy would be given it as an observation
+    step = 4 if source == "next observation" else 2  # at another step the policy would receive it as an observation
     return small_data(environment=FaultyMaze(source, value, step), steps_per_collect=4, **arguments)
 
 
@@ -40,7 +40,7 @@ def agent_of(cls: type[Agent], data: OnlineData) -> Agent:
 
 
 def act_badly(agent: Agent, value: float) -> None:
-    """Lets the second action for the second member have a value."""
+    """Sets the second action for the second member to a value."""
     calls = []
 
     def hook(module: nn.Module, inputs: Any, action: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,9 @@ def act_badly(agent: Agent, value: float) -> None:
 @pytest.mark.parametrize("cls", AGENTS)
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("source", ["observation", "action", "reward", "next observation"])
-def test_data_are_refused_before_they_are_used(tmp_path: Path, cls: type[Agent], value: float, source: str) -> None:
+def test_non_finite_data_is_refused_before_it_is_used(
+    tmp_path: Path, cls: type[Agent], value: float, source: str
+) -> None:
     data = faulty_data(source, value)
     agent = agent_of(cls, data)
     if source == "action":
@@ -75,7 +77,7 @@ def block() -> TensorDict:
     return TensorDict({**entries, "next": TensorDict(following, [2, 3, 5])}, [2, 3, 5])
 
 
-def test_the_first_in_time_is_named() -> None:
+def test_the_earliest_non_finite_value_is_named() -> None:
     found = block()
     found["next", "reward"][0, 0, 3] = math.nan
     found["next", "observation"][1, 2, 2, 3] = -math.inf
@@ -84,7 +86,7 @@ def test_the_first_in_time_is_named() -> None:
         check_block(found, frames=1_000, frames_per_step=14, rank=1)
 
 
-def test_numbers_are_allowed_while_their_squares_are_finite() -> None:
+def test_numbers_are_accepted_if_their_squares_are_finite() -> None:
     found = block()
     largest = torch.tensor(MAX_MAGNITUDE)
     found["next", "reward"][1, 1, 1] = -largest
@@ -96,8 +98,8 @@ def test_numbers_are_allowed_while_their_squares_are_finite() -> None:
 
 
 @pytest.mark.parametrize("n_steps", [1, 2])
-def test_the_last_checkpoint_is_kept_and_continues_past_the_bad_value(tmp_path: Path, n_steps: int) -> None:
-    """The fault is once, in the fifth block; the checkpoint before it has a replay buffer without it."""
+def test_the_last_checkpoint_is_kept_and_continues_past_the_non_finite_value(tmp_path: Path, n_steps: int) -> None:
+    """The fault occurs once, in the fifth block; the replay buffer of the checkpoint before does not contain it."""
     arguments = {"environment": FaultyMaze("reward", math.nan, step=18), "steps_per_collect": 4, "batch_size": 4}
     arguments |= {"total_frames": 64, "init_random_frames": 8, "updates_per_step": 0.25, "n_steps": n_steps}
     data = small_data(**arguments)
@@ -117,7 +119,7 @@ def test_the_last_checkpoint_is_kept_and_continues_past_the_bad_value(tmp_path: 
     assert second.global_step == 14 and data.env_frames == 64
 
 
-def test_a_replay_buffer_that_holds_a_bad_value_is_refused() -> None:
+def test_a_saved_replay_buffer_with_a_non_finite_value_is_refused() -> None:
     data = small_data(environment=FaultyMaze("reward", 0.0), steps_per_collect=4, total_frames=16, init_random_frames=8)
     agent = agent_of(DQS, data)
     loader = OnlineLoader(data, agent, data.source(agent))

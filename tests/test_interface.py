@@ -1,4 +1,4 @@
-"""The names that `dqs_lightning` exports, and a run that Python builds itself, next to the same one of `dqs-fit`."""
+"""Tests of the names that `dqs_lightning` exports, and of runs built in Python against the same runs of `dqs-fit`."""
 
 import json
 import os
@@ -21,7 +21,7 @@ import lightning
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 """
-"""What `dqs-fit` does with the messages of Lightning's own Trainer."""
+"""Silences Lightning's Trainer as `dqs-fit` does."""
 BASELINES = """
 from dqs_lightning import PPO, SAC, TD3, Gym
 
@@ -35,7 +35,7 @@ for build in (SAC, TD3, lambda *sizes: PPO(*sizes, rollout_steps=32, minibatch_s
 
 
 def fresh(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, with no setting of the environment that makes a library quiet."""
+    """Run Python in a new process without environment variables that silence libraries."""
     hidden = ("MUJOCO_GL", "RL_LOGGING_LEVEL", "RL_WARNINGS", "PYTHONWARNINGS", "DISPLAY")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run(
@@ -48,7 +48,7 @@ def fresh(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_importing_the_package_imports_nothing_large(tmp_path: Path) -> None:
+def test_importing_the_package_imports_no_large_package(tmp_path: Path) -> None:
     code = "import dqs_lightning, json, sys; print(json.dumps([dir(dqs_lightning), sorted(sys.modules)]))"
     done = fresh(tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
@@ -57,7 +57,7 @@ def test_importing_the_package_imports_nothing_large(tmp_path: Path) -> None:
     assert not {module.partition(".")[0] for module in modules} & set(TORCH_NAMES)
 
 
-def test_the_names_are_those_of_the_modules() -> None:
+def test_exported_names_are_the_objects_of_their_modules() -> None:
     assert dqs_lightning.OnlineData is OnlineData
     assert dqs_lightning.BoltzmannSampler is diffusion.BoltzmannSampler
     for home, names in ((agents, ("DQS", "SAC", "TD3", "PPO", "load_agent")), (envs, ("DMControl", "Gym"))):
@@ -91,9 +91,9 @@ def scores(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_python_gives_the_scores_of_the_command_and_both_write_nothing_to_stderr(tmp_path: Path) -> None:
-    """README's example, shortened, and the command that it names, on the task whose model MuJoCo has notes on.
+    """Runs README's example, shortened, and its command, on a task for which MuJoCo prints messages.
 
-    The baselines are trained after the example, and are quiet too.
+    The baselines are trained after the example and must print nothing either.
     """
     (example,) = python_blocks("README.md")
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
@@ -119,7 +119,7 @@ def test_python_gives_the_scores_of_the_command_and_both_write_nothing_to_stderr
 
 @pytest.mark.slow
 def test_the_examples_of_the_python_page_run(tmp_path: Path) -> None:
-    """All of them in turn, shortened; the agent that is loaded is the one that the first of them trains."""
+    """Runs all of them in order, shortened; the agent that is loaded is the one trained by the first."""
     checkpoint = '"runs/walker-walk/dqs/20260101-120000/checkpoints/last.ckpt"'
     short = {
         "total_frames=100_000": "total_frames=320, init_random_frames=240",

@@ -1,4 +1,4 @@
-"""A run's memory is bounded: once the replay buffer is full, what it holds no longer grows with its updates."""
+"""Tests that memory is bounded: once the replay buffer is full, a run's memory does not grow with its updates."""
 
 import gc
 import sys
@@ -15,7 +15,7 @@ CARTPOLE = Path(__file__).parents[1] / "configs" / "cartpole.yaml"
 
 
 class Held(L.Callback):
-    """Objects and bytes of tensors that are alive, every so many updates."""
+    """Counts live objects and bytes of tensors every `every` updates."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -35,7 +35,7 @@ class Held(L.Callback):
 
 
 @pytest.mark.slow
-def test_a_run_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_and_tensor_memory_of_a_run_do_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(run_dir.VARIABLE, raising=False)
     monkeypatch.setattr(sys, "argv", [
         "dqs-fit", f"--config={CARTPOLE}", f"--run_dir={tmp_path}", "--data.total_frames=3_200",

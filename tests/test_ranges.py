@@ -1,4 +1,4 @@
-"""Numbers out of range: the checks themselves, and every float of every component that is shipped."""
+"""Tests of range checks: the checks themselves, and every number of every shipped component."""
 
 import inspect
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import dqs_callbacks  # noqa: F401  (its callbacks are components)
+import dqs_callbacks  # noqa: F401  (registers its callbacks)
 from dqs_lightning.cli.parser import BASES
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Importance, MomentMatched
@@ -26,10 +26,10 @@ NEEDED: dict[str, Any] = {
     "below": Importance(),
     "above": Importance(),
 }
-"""Arguments that have no default."""
+"""Values for arguments without a default."""
 
 INFINITE = {"MomentMatched.max_ratio"}
-"""Settings for which infinity has a meaning."""
+"""Settings that may be infinite."""
 
 
 def classes() -> list[type]:
@@ -42,7 +42,7 @@ def admits(annotation: Any, kind: type) -> bool:
 
 
 def settings(kind: type) -> list[tuple[type, str, Any]]:
-    """Each argument of that number type, or of a list of it, of every class that is shipped."""
+    """Returns each argument of the given number type, or of a list of it, of every shipped class."""
     return [
         (cls, name, annotation)
         for cls in classes()
@@ -52,7 +52,7 @@ def settings(kind: type) -> list[tuple[type, str, Any]]:
 
 
 def build(cls: type, name: str, annotation: Any, value: float) -> None:
-    """Construct the class with one argument set, as deep in lists as its type is."""
+    """Construct the class with one argument set, nested in lists as its type requires."""
     given: Any = value
     while not isinstance(annotation, type) or typing.get_origin(annotation):
         if isinstance(annotation, types.UnionType):
@@ -70,7 +70,7 @@ INTEGERS = [pytest.param(*case, id=f"{case[0].__name__}.{case[1]}") for case in 
 
 
 @pytest.mark.parametrize("cls, name, annotation", FLOATS)
-def test_no_float_that_is_shipped_may_be_other_than_finite(cls: type, name: str, annotation: Any) -> None:
+def test_every_float_of_shipped_classes_must_be_finite(cls: type, name: str, annotation: Any) -> None:
     for value in (math.nan, math.inf, -math.inf):
         if value == math.inf and f"{cls.__name__}.{name}" in INFINITE:
             build(cls, name, annotation, value)
@@ -80,11 +80,11 @@ def test_no_float_that_is_shipped_may_be_other_than_finite(cls: type, name: str,
 
 
 ANY_INTEGER = {"means_seed"}
-"""Integers of any sign."""
+"""Integers that may be negative."""
 
 
 @pytest.mark.parametrize("cls, name, annotation", INTEGERS)
-def test_no_integer_that_is_shipped_may_be_negative(cls: type, name: str, annotation: Any) -> None:
+def test_no_integer_of_shipped_classes_may_be_negative(cls: type, name: str, annotation: Any) -> None:
     if name in ANY_INTEGER:
         build(cls, name, annotation, -7)
         return
@@ -92,8 +92,8 @@ def test_no_integer_that_is_shipped_may_be_negative(cls: type, name: str, annota
         build(cls, name, annotation, -7)
 
 
-def test_settings_are_found() -> None:
-    """A search that finds nothing would test nothing."""
+def test_the_search_finds_the_settings() -> None:
+    """Guards against a search that finds nothing, which would test nothing."""
     names = {f"{cls.__name__}.{name}" for cls, name, _ in settings(float)}
     assert len(names) > 50 and {"DQS.critic_lr", "Maze.goals", "MixtureBackup.widths"} & names >= {"Maze.goals"}
     assert {"OnlineData.updates_per_step", "Box.low", "Karras.rho", "Relative.tau", "FramesProgress.refresh_s"} <= names
@@ -142,7 +142,7 @@ def test_arguments_are_converted_to_their_type() -> None:
     assert all(isinstance(width, float) for width in (made.tau, *made.widths)) and math.isnan(made.free)
 
 
-def test_what_is_not_declared_is_passed_on() -> None:
+def test_undeclared_arguments_are_passed_on() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
         Component(step=1)
 

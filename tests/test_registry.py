@@ -18,7 +18,7 @@ class Square(Shape):
 
 
 class Solid(Shape):
-    """Abstract still."""
+    """Is still abstract."""
 
 
 class Cube(Solid, Square):
@@ -38,7 +38,7 @@ def test_components_are_the_public_concrete_subclasses() -> None:
     assert list(components(Shape)) == ["Cube", "Square", "Tile"]
 
 
-def test_a_class_defined_later_is_found_at_once() -> None:
+def test_a_class_defined_later_is_found() -> None:
     assert "Circle" not in components(Shape)
 
     class Circle(Shape):
@@ -49,7 +49,7 @@ def test_a_class_defined_later_is_found_at_once() -> None:
     assert "Circle" not in components(Solid)
 
 
-def test_a_concrete_base_is_its_own_component() -> None:
+def test_a_concrete_base_class_is_a_component_itself() -> None:
     assert components(Square) == {"Cube": Cube, "Square": Square, "Tile": Tile}
 
 
@@ -63,17 +63,17 @@ def test_a_concrete_base_is_its_own_component() -> None:
         ("Karras", "Karras"),
     ],
 )
-def test_nearest_is_the_name_meant(written: str, meant: str) -> None:
+def test_nearest_finds_the_intended_name(written: str, meant: str) -> None:
     assert nearest(written, ["Cosine", "Geometric", "Karras", "Linear", "Power"]) == meant
 
 
 @pytest.mark.parametrize("allowed", [["Cosine", "Geometric"], []])
-def test_nearest_to_nonsense_is_nothing(allowed: list[str]) -> None:
+def test_nearest_returns_none_without_a_similar_name(allowed: list[str]) -> None:
     assert nearest("xyzzy", allowed) is None
 
 
 def test_entry_points_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The module that an installed package names is imported, and its name returned."""
+    """The module named by an installed package's entry point is imported, and its name is returned."""
     info = tmp_path / "outside-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 0.1\n")

@@ -1,4 +1,4 @@
-"""Stop signals in each phase of a run."""
+"""Tests of stop signals in each phase of a run."""
 
 import os
 import signal
@@ -27,14 +27,14 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_while_it_is_built_a_run_ends_with_75(stop: StopSignal, number: int) -> None:
+def test_a_signal_while_a_run_is_built_exits_with_75(stop: StopSignal, number: int) -> None:
     with pytest.raises(SystemExit) as ended:
         send(number)
     assert ended.value.code == 75 and stop.received == number
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_in_training_a_signal_is_remembered_and_interrupts_evaluations_only(stop: StopSignal, number: int) -> None:
+def test_in_training_a_signal_is_recorded_and_interrupts_only_evaluations(stop: StopSignal, number: int) -> None:
     stop.phase = Phase.TRAIN
     send(number)
     assert stop.received == number
@@ -44,17 +44,17 @@ def test_in_training_a_signal_is_remembered_and_interrupts_evaluations_only(stop
     with pytest.raises(StopInterrupt), stop.interrupting():
         send(number)
         pytest.fail("the signal did not interrupt")
-    send(signal.SIGTERM)  # outside again: remembered
+    send(signal.SIGTERM)  # outside of an evaluation it is only recorded
 
 
-def test_a_second_interrupt_acts_at_once(stop: StopSignal) -> None:
+def test_a_second_keyboard_interrupt_is_raised_immediately(stop: StopSignal) -> None:
     stop.phase = Phase.TRAIN
     send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)
 
 
-def test_the_handlers_of_before_come_back() -> None:
+def test_the_previous_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     found = StopSignal()
     assert found.install(Phase.TRAIN) and not found.install(Phase.TRAIN)
@@ -84,15 +84,15 @@ def started(phase: str, **variables: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_before_anything_is_built_the_process_ends_at_once_without_a_traceback(number: int) -> None:
+def test_a_signal_before_anything_is_built_ends_the_process_immediately_without_a_traceback(number: int) -> None:
     process = started("START")
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 75 and err == "dqs-fit: stopped before training began\n"
 
 
-def test_a_rank_forwards_the_signal_to_the_first_one() -> None:
-    """Here this process is the first rank, and the other one is waiting in C."""
+def test_a_rank_forwards_the_signal_to_the_first_rank() -> None:
+    """This process is the first rank; the other rank is blocked in C code."""
     found = StopSignal()
     found.install(Phase.TRAIN)
     try:

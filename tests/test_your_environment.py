@@ -1,4 +1,4 @@
-"""The page docs/your_environment.md: its commands, run in order in a copy of its files."""
+"""Tests of the page docs/your_environment.md: its commands are run in order in a copy of its files."""
 
 import json
 import re
@@ -24,7 +24,7 @@ MODULES = {"dqs-fit": "fit", "dqs-eval": "evaluate", "dqs-export": "export"}
 
 @pytest.fixture(scope="module")
 def done(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder after all commands, and what they printed. Commands are forked (see `faults.forked`)."""
+    """The folder after all commands, and their output. Commands are forked (see `faults.forked`)."""
     root = tmp_path_factory.mktemp("page")
     folder = root / "docs" / "examples" / "tasks"
     shutil.copytree(FILES, folder)
@@ -50,7 +50,7 @@ def test_the_page_shows_every_file_of_its_folder() -> None:
             assert f'--8<-- "examples/tasks/{file.name}"' in PAGE
 
 
-def test_the_policy_learns_the_task(done: tuple[Path, str]) -> None:
+def test_the_trained_policy_is_better_than_a_random_one(done: tuple[Path, str]) -> None:
     folder, printed = done
     trained, random = (float(value) for value in re.findall(r"Push-v0 .*return (-[\d.]+)", printed))
     rows = [json.loads(line) for line in (folder / "runs" / "push" / "scores.jsonl").read_text().splitlines()]
@@ -61,11 +61,11 @@ def test_the_policy_learns_the_task(done: tuple[Path, str]) -> None:
 def test_the_video_shows_an_episode(done: tuple[Path, str]) -> None:
     pictures = iio.imread(done[0] / "runs" / "push" / "videos" / "eval.mp4").astype(int)
     assert pictures.shape == (25, 240, 320, 3)
-    assert pictures[:, 120, 2].max() < 30 and pictures[:, 5, 160].min() > 200  # black beside a white square
+    assert pictures[:, 120, 2].max() < 30 and pictures[:, 5, 160].min() > 200  # black next to a white square
     assert abs(pictures[0] - pictures[-1]).max() > 100
 
 
-def test_the_exported_policy_drives_the_task(done: tuple[Path, str]) -> None:
+def test_the_exported_policy_controls_the_task(done: tuple[Path, str]) -> None:
     (driven,) = re.findall(r"^return (-[\d.]+)$", done[1], re.MULTILINE)
     (random,) = re.findall(r"random policy.*return (-[\d.]+)", done[1])
     assert float(driven) > float(random) / 2

@@ -1,4 +1,4 @@
-"""Counts what the guarantees promise under faults: each study is a table of cells, run as real training commands.
+"""Studies that count how often the guarantees hold under faults. Each study is a table of cells, run as real commands.
 
 PYTHONPATH=benchmarks python -m faults.kills --brief
 

@@ -1,4 +1,4 @@
-"""The training command with a study's hooks, in a process of its own: `python -m faults.child ARGUMENTS`."""
+"""Runs the training command with a study's hooks in a new process: `python -m faults.child ARGUMENTS`."""
 
 import json
 import os
@@ -10,7 +10,7 @@ VARIABLE = "FAULTS_HOOKS"
 
 
 def main() -> int:
-    """Apply the hooks that the environment lists, then run `dqs-fit`; returns its exit code."""
+    """Apply the hooks in the environment variable, then run `dqs-fit`; returns its exit code."""
     hooks.apply(json.loads(os.environ.get(VARIABLE, "[]")))
     from dqs_lightning.cli import fit
 

@@ -1,4 +1,4 @@
-"""What differs between two runs that should be equal: checkpoint, the ranks' files, scores and metrics."""
+"""Finds differences between two runs that should be equal: checkpoint, rank files, scores and metrics."""
 
 import csv
 import json
@@ -13,11 +13,11 @@ import torch
 from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 
 TIMES = re.compile(r"(^|[./])(wall_s|time/\S*|started|rank_digests\S*)$")
-"""Entries that a clock writes, or that tie files of one save together."""
+"""Entries that contain times, or that link the files of one save."""
 
 
 def differences(one: Any, other: Any, path: str = "", ignore: re.Pattern[str] = TIMES) -> Iterator[str]:
-    """Paths of entries at which two nested values differ; tensors must be equal bit by bit."""
+    """Yields the paths of entries at which two nested values differ; tensors must be bitwise equal."""
     if ignore.search(path):
         return
     if isinstance(one, dict) and isinstance(other, dict):
@@ -48,20 +48,20 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def rank_files(run: Path) -> dict[int, Path]:
-    """The ranks' files that belong to `last.ckpt`."""
+    """Returns the rank files that belong to `last.ckpt`, by rank."""
     last = safe_load(run / "checkpoints" / "last.ckpt")
     found = (run / "checkpoints").glob(f"step={last['global_step']}-frames={last['env_frames']}-rank=*.pt")
     return {int(path.stem.rpartition("=")[2]): path for path in sorted(found)}
 
 
 def saved(run: Path) -> Any:
-    """Everything that the checkpoint of a run holds, by name: `shared`, `rank 0`, `rank 1`."""
+    """Loads the whole checkpoint of a run, by name: `shared`, `rank 0`, `rank 1`."""
     shared = safe_load(run / "checkpoints" / "last.ckpt")
     return {"shared": shared, **{f"rank {rank}": safe_load(path) for rank, path in rank_files(run).items()}}
 
 
 def rows(file: Path) -> Any:
-    """Rows of scores.jsonl or metrics.csv, without empty columns and times."""
+    """Reads the rows of scores.jsonl or metrics.csv, without empty columns and times."""
     if file.suffix == ".jsonl":
         found = [json.loads(line) for line in file.read_text().splitlines()]
     else:
@@ -71,7 +71,7 @@ def rows(file: Path) -> Any:
 
 
 def unequal(one: Path, other: Path) -> list[str]:
-    """Names of what differs between two run directories, the first few of each part; empty when they are equal."""
+    """Returns the first few differences of each part of two run directories; empty if they are equal."""
     found = []
     parts = {"checkpoint": saved, "scores.jsonl": rows, "metrics.csv": rows}
     for name, read in parts.items():

@@ -54,11 +54,11 @@ JUNK: list[Any] = [
 
 
 class Accepted(BaseException):
-    """Raised where a run would start its first environment."""
+    """Raised when a run would start its first environment."""
 
 
 class Seen(NamedTuple):
-    """What a command did.
+    """The result of a command.
 
     Attributes:
         code: the exit code; "accepted" where an environment would have started; "traceback".
@@ -72,7 +72,7 @@ class Seen(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """What is wrong with it, in a word; empty where nothing is."""
+        """A short description of the problem; empty if there is none."""
         if self.code not in (0, 2, "accepted"):
             return str(self.code)
         if self.left:
@@ -84,7 +84,7 @@ class Seen(NamedTuple):
 
 
 def attempt(*arguments: str) -> Seen:
-    """`dqs-fit` in this process and in the working folder, until it would start an environment."""
+    """Run `dqs-fit` in this process and in the working folder until it would start an environment."""
 
     def start(data: OnlineData) -> None:
         raise Accepted
@@ -104,7 +104,7 @@ def attempt(*arguments: str) -> Seen:
             code = stop.code if isinstance(stop.code, int) else str(stop.code)
         except Accepted:
             code = "accepted"
-        except Exception:  # counted as a traceback, which no command may print
+        except Exception:  # counted as a traceback, which is always a problem
             code = "traceback"
             err.write(traceback.format_exc())
     return Seen(code, err.getvalue(), sorted(set(os.listdir()) - before))
@@ -117,7 +117,7 @@ SHIPPED = [(task,) for task in TASKS] + [(CONFIGS / "walker.yaml", method) for m
 
 @functools.cache
 def whole(files: tuple[Path, ...]) -> dict[str, Any]:
-    """Every setting of configuration files as one mapping, without those that are null, with short class names."""
+    """Merge configuration files into one mapping of all settings that are not null, with short class names."""
     out = io.StringIO()
     arguments = [word for file in files for word in ("--config", str(file))]
     argv = ["dqs-fit", *arguments, "--print_config"]
@@ -136,7 +136,7 @@ def whole(files: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every node but the root."""
+    """Yields the path of every node but the root."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         yield (*path, key)
@@ -154,8 +154,8 @@ class Mutation(NamedTuple):
 
     Attributes:
         content: the file.
-        options: of the command line, after it.
-        made: the changes, in words.
+        options: command line options after the file.
+        made: descriptions of the changes.
     """
 
     content: bytes
@@ -164,7 +164,7 @@ class Mutation(NamedTuple):
 
 
 def mutation(rng: Random) -> Mutation:
-    """A shipped configuration with one to three changes in the file, or in options after it."""
+    """Make a shipped configuration with one to three changes in the file, or in options after it."""
     tree = copy.deepcopy(whole(rng.choice(SHIPPED)))
     made, options = [], []
     if rng.randint(0, 3) == 0:
@@ -187,7 +187,7 @@ def mutation(rng: Random) -> Mutation:
 
 
 def change(rng: Random, tree: dict[str, Any]) -> str:
-    """Change a tree at one place; returns the change in words."""
+    """Change a tree at one place; returns a description of the change."""
     nodes = list(places(tree))
     if not nodes:
         return "nothing is left"
@@ -217,7 +217,7 @@ def change(rng: Random, tree: dict[str, Any]) -> str:
 
 
 def odd_option(rng: Random, tree: dict[str, Any]) -> str:
-    """An option for a setting of a tree, with an odd value."""
+    """Make an option for a setting of a tree, with an unusual value."""
     path = rng.choice([path for path in places(tree) if isinstance(path[-1], str)])
     name = ".".join(str(key) for key in path)
     name = rng.choice([name, name.replace(".init_args", ""), name + "+", name + ".help", name[:-2], "-x"])
@@ -226,12 +226,12 @@ def odd_option(rng: Random, tree: dict[str, Any]) -> str:
 
 
 class Misspelling(NamedTuple):
-    """A configuration in which one name has one edit too many.
+    """A configuration with one misspelt name.
 
     Attributes:
         content: the file.
-        options: of the command line, after it.
-        meant: what is to be suggested.
+        options: command line options after the file.
+        meant: the name that must be suggested.
     """
 
     content: str
@@ -240,7 +240,7 @@ class Misspelling(NamedTuple):
 
 
 def misspelling(rng: Random) -> Misspelling:
-    """A shipped configuration in which a key or a component's name, in the file or in an option, is misspelt."""
+    """Make a shipped configuration with a misspelt key or component name, in the file or in an option."""
     tree = copy.deepcopy(whole(rng.choice(SHIPPED)))
     nodes = [path for path in places(tree) if isinstance(path[-1], str)]
     path = rng.choice(nodes)
@@ -266,7 +266,7 @@ def misspelling(rng: Random) -> Misspelling:
 
 
 def edited(rng: Random, name: str) -> str:
-    """A name with one character inserted, deleted, replaced or exchanged with its neighbour."""
+    """Edit a name: insert, delete or replace one character, or swap it with its neighbour."""
     kind, index = (
         rng.choice(["insert", "delete", "replace", "exchange"]),
         rng.randint(0, len(name) - 1),
@@ -284,7 +284,7 @@ def edited(rng: Random, name: str) -> str:
 
 
 def each(make: Callable[[Random], Any], examples: int, see: Callable[[Any], None], start: int = SEED) -> None:
-    """Call `see` with so many examples, each made with a random generator of its own; the same ones each time."""
+    """Call `see` with reproducible examples, each made with its own random generator."""
     examined = given(st.integers(0, 2**64 - 1))(lambda number: see(make(Random(number))))
     settings(
         max_examples=examples,
@@ -296,7 +296,7 @@ def each(make: Callable[[Random], Any], examples: int, see: Callable[[Any], None
 
 
 def count_mutations(examples: int) -> tuple[Counter[str], list[dict[str, str]]]:
-    """Mutations by exit code, and those with a problem."""
+    """Count mutations by exit code; returns the counts and the cases with a problem."""
     counts, problems = Counter[str](), list[dict[str, str]]()
 
     def see(case: Mutation) -> None:
@@ -311,7 +311,7 @@ def count_mutations(examples: int) -> tuple[Counter[str], list[dict[str, str]]]:
 
 
 def count_misspellings(examples: int) -> tuple[Counter[str], list[dict[str, str]], list[dict[str, str]]]:
-    """Misspellings by outcome, those with a problem, and those without the right suggestion."""
+    """Count misspellings by outcome; returns counts, cases with a problem, and cases without the right suggestion."""
     counts, problems, missed = Counter[str](), list[dict[str, str]](), list[dict[str, str]]()
 
     def see(case: Misspelling) -> None:
@@ -331,7 +331,7 @@ def count_misspellings(examples: int) -> tuple[Counter[str], list[dict[str, str]
 
 
 def main() -> int:
-    """Count, write the results, and return 1 when a command had a problem or too few suggestions were right."""
+    """Count, write the results, and return 1 if a command had a problem or too few suggestions were right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="of each kind")
     parser.add_argument("--out", type=Path, default=RESULTS)

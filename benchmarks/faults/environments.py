@@ -3,9 +3,9 @@
 {raising, hanging, killed, stopped, NaN, wrong shape, wrong dtype, never done} x {in process, workers},
 in each environment of the run and again after each restart, and for workers the first
 four once only. Expected: the exit code of the table below, one message with the cause and no traceback, detection
-within the limit of a step and 8 s, the checkpoint of the last save or a later one, no process left, and a run that
-the same command continues when the environment is repaired. A fault that occurs once costs a restart, and the run
-ends as any other.
+within the limit of a step plus 8 s, the checkpoint of the last save or a later one, no process left, and a run that
+the same command continues when the environment is fixed. A fault that occurs once costs a restart, and the run
+ends normally.
 
     PYTHONPATH=benchmarks python -m faults.environments --jobs 2
 """
@@ -31,7 +31,7 @@ STEP_TIMEOUT_S, DETECTED_WITHIN_S, END_WITHIN_S = 2.0, 8.0, 90.0
 MODES = {"in process": [], "workers": ["--data.workers=2"]}
 AFTER_SAVE = 90
 STEP = {"in process": AFTER_SAVE, "workers": 45}
-"""Steps to a failure that recurs: the fourth, for which no restart is left, is after the first checkpoint."""
+"""Steps to a recurring failure, chosen so that the fourth, after all restarts are used, is after a checkpoint."""
 RESTARTED = ("raising", "hanging", "killed", "stopped")
 SETTINGS = [
     "--data.environment=faults.faulty.Faulty", "--trust=faults", f"--data.step_timeout_s={STEP_TIMEOUT_S}",
@@ -40,7 +40,7 @@ SETTINGS = [
 
 
 class Expected(NamedTuple):
-    """How a run with a faulty environment ends.
+    """How a run with a faulty environment must end.
 
     Attributes:
         code: exit code.
@@ -56,7 +56,7 @@ TABLE: dict[str, dict[str, Expected]] = {
     "raising": dict.fromkeys(MODES, Expected(FAILED, "the simulator is unstable")),
     "hanging": dict.fromkeys(MODES, Expected(FAILED, f"within {STEP_TIMEOUT_S:g} s")),
     "killed": {**dict.fromkeys(MODES, Expected(FAILED, "killed by SIGKILL")), "in process": Expected(KILLED, "")},
-    # The run itself is stopped; it goes on when it is continued by SIGCONT.
+    # The run itself is stopped, and continues after SIGCONT.
     "stopped": {**dict.fromkeys(MODES, Expected(FAILED, "stopped by a signal")), "in process": Expected(DONE, "")},
     "NaN": dict.fromkeys(MODES, NAN),
     "wrong shape": dict.fromkeys(MODES, SHAPE),
@@ -67,7 +67,7 @@ ONCE = Expected(DONE, "replaced")
 
 
 def cells(brief: bool) -> list[Cell]:
-    """All combinations, faults that a restart repairs, and one of each mode as a real process; brief: two."""
+    """Lists all combinations, faults fixed by a restart, and one case of each mode as a real process; brief: two."""
     found = [
         Cell(f"{mode}/{fault}", {"mode": mode, "fault": fault, "once": False}) for mode in MODES for fault in TABLE
     ]
@@ -111,9 +111,9 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
         problems.append(f"traceback: {message}")
     if (
         expected.code in (DIVERGED, FAILED)
-        and (said := sum(line.startswith("dqs-fit:") for line in err.splitlines())) != 1
+        and (messages := sum(line.startswith("dqs-fit:") for line in err.splitlines())) != 1
     ):
-        problems.append(f"{said} messages of the command: {message}")
+        problems.append(f"{messages} messages of the command: {message}")
     if detected is not None and detected > STEP_TIMEOUT_S + DETECTED_WITHIN_S:
         problems.append(f"ended {detected} s after the failure")
     if expected.code != DONE:
@@ -133,7 +133,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
 
 
 def last_failure(run: Run) -> float:
-    """When an environment of a run last failed, by the monotonic clock."""
+    """Returns the monotonic time of the last failure of a run's environments."""
     lines = (run.cwd / MARKS / MARK).read_text().splitlines()
     return float(lines[-1].split()[0])
 

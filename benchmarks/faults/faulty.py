@@ -1,4 +1,4 @@
-"""A maze whose environments fail in the way that a file of the working folder says; without the file they do not."""
+"""A maze whose environments fail as specified in a file of the working folder, or not at all without the file."""
 
 import json
 import os
@@ -14,20 +14,20 @@ from dqs_lightning.envs.maze import MazeBatch
 from faults.hooks import note
 
 ORDER = Path("fault")
-"""Holds {"fault": name, "step": n}: what happens in the n-th step of each environment since its construction."""
+"""Contains {"fault": name, "step": n}: the fault in the n-th step of each environment after its construction."""
 MARK = "failed"
 HANG_S = 3600.0
 
 
 class Faulty(Maze):
-    """The maze with four goals, whose environments fail as the file `fault` says."""
+    """The maze with four goals, whose environments fail as specified in the file `fault`."""
 
     def make(self, num_envs: int, seed: int) -> "FaultyBatch":
         return FaultyBatch(self, num_envs, seed)
 
 
 class FaultyBatch(MazeBatch):
-    """See `Faulty`."""
+    """Environments that fail as specified in the file `fault`; see `Faulty`."""
 
     def __init__(self, maze: Maze, num_envs: int, seed: int) -> None:
         super().__init__(maze, num_envs, seed)
@@ -49,7 +49,7 @@ class FaultyBatch(MazeBatch):
 
 
 def fail(fault: str, found: TensorDictBase) -> None:
-    """Fail now, or spoil what a step has returned."""
+    """Fail now, or corrupt the result of a step."""
     match fault:
         case "raising":
             raise RuntimeError("the simulator is unstable")

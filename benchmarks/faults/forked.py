@@ -1,8 +1,8 @@
-"""Training commands as forks of one process that has imported everything, instead of new interpreters.
+"""Runs training commands as forks of one process that has imported everything, instead of in new interpreters.
 
-A fork differs from a real process in this: the modules are imported already, the worker processes of a run are
-forks too (multiprocessing's start method is `fork`), and signals during the imports cannot be tried. Everything else
-is the command's own: arguments, working folder, environment, session, standard streams, exit code, exit handlers.
+A fork differs from a real process in three ways: the modules are already imported, the worker processes of a run are
+forks too (multiprocessing's start method is `fork`), and signals during the imports cannot be tested. Everything else
+is separate: arguments, working folder, environment, session, standard streams, exit code, exit handlers.
 """
 
 import atexit
@@ -31,12 +31,12 @@ LAUNCHERS = (
 
 
 PROCESSES = ("--data.workers=1", "--data.workers=2")
-"""Arguments with which a command has further processes for its environments."""
+"""Arguments that start worker processes for a command's environments."""
 RUN_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 IMPORTED = (
     *LAUNCHERS, "dqs_lightning.cli.evaluate", "dqs_lightning.cli.fit", "dqs_lightning.cli.training",
     "dqs_lightning.cli.trust",
-    # What a run imports only once it is under way.
+    # Modules that a run imports only after it has started.
     "fsspec.implementations.local", "gymnasium.envs.classic_control", "omegaconf", "pandas.testing", "pandas.plotting",
     "torch.distributed", "torch.profiler", "torch.utils.tensorboard", "torchrl.collectors", "torchrl.envs",
 )  # fmt: skip
@@ -85,7 +85,7 @@ def _command(order: Mapping[str, Any]) -> int:
 
 
 def _settle(cwd: str, env: Mapping[str, str]) -> None:
-    """Take up a working folder and an environment, and set aside what the parent's would have left in modules."""
+    """Change to a working folder and environment, and reset the parent's values stored in modules."""
     import numpy as np
     import torch
 
@@ -105,10 +105,10 @@ def _settle(cwd: str, env: Mapping[str, str]) -> None:
 
 
 def _start_forkserver() -> None:
-    """Start the server of multiprocessing's `forkserver` method as a fork, now, while this process has no threads."""
+    """Start the server of multiprocessing's `forkserver` method as a fork, while this process has no threads."""
     server: Any = forkserver._forkserver
     address = arbitrary_address("AF_UNIX")
-    resource_tracker.ensure_running()  # first, since it unblocks signals
+    resource_tracker.ensure_running()  # first, because it unblocks signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -126,7 +126,7 @@ def _start_forkserver() -> None:
 
 
 def _close_as_exec_would(folder: str) -> None:
-    """Close the sockets of the process group and the files of the run, which a worker that is spawned never has."""
+    """Close the sockets of the process group and the files of the run, which a spawned worker would not have."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             number, place = int(name), os.readlink(f"/proc/self/fd/{name}")
@@ -144,7 +144,7 @@ def _close_as_exec_would(folder: str) -> None:
 class Spare:
     """A fork made before the command begins, which becomes the second rank when Lightning's launcher starts one.
 
-    Offers what the launcher uses of `subprocess.Popen`.
+    Has the methods of `subprocess.Popen` that the launcher uses.
 
     Args:
         main: the command.
@@ -198,7 +198,7 @@ class Spare:
 
 
 def _run(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and end the process as an interpreter ends: threads joined, exit handlers called, streams flushed."""
+    """Run `main` and end the process as an interpreter does: join threads, call exit handlers, flush streams."""
     code: Any = 1
     try:
         try:

@@ -1,7 +1,7 @@
-"""What a study does inside a training process: each hook wraps a function of the framework, named by its path.
+"""Hooks of a study inside a training process: each wraps a function of the framework, named by its path.
 
-`hook(function, ...)` describes one in JSON, so that it reaches a forked process and a real one alike. It applies to the
-ranks that its `ranks` lists. Files that it writes are in the folder `marks` of the process's working directory.
+`hook(function, ...)` describes one in JSON, so that it can be sent to forked and real processes. It applies to the
+ranks in its `ranks`. It writes its files to the folder `marks` of the process's working directory.
 """
 
 import functools
@@ -27,7 +27,7 @@ def apply(hooks: Iterable[Sequence[Any]]) -> None:
     """Apply hooks that `hook` has described to this process.
 
     Raises:
-        AttributeError: when the function that one of them wraps does not exist.
+        AttributeError: if a function to be wrapped does not exist.
     """
     MARKS.mkdir(exist_ok=True)
     for name, settings in hooks:
@@ -39,7 +39,7 @@ def rank() -> int:
 
 
 def note(name: str, text: str = "") -> None:
-    """Append a line to a file of `marks`, so that a reader sees it whole or not at all."""
+    """Append a line to a file of `marks` atomically."""
     with (MARKS / name).open("ab", buffering=0) as file:
         file.write(f"{time.monotonic():.6f} {os.getpid()} {text}\n".encode())
 
@@ -73,7 +73,7 @@ def pause(
 ) -> None:
     """Wait in the call-th call of a function, before or after its work, until the file `marks/go` exists.
 
-    The file `<mark>-<rank>` says that it waits. Signal handlers run meanwhile.
+    Writes the file `<mark>-<rank>` when it waits. Signal handlers run meanwhile.
     """
     calls = 0
 
@@ -93,7 +93,7 @@ def pause(
 
 
 def slow(target: str, seconds: float, calls: int, ranks: Sequence[int] = (0, 1), once: str = "paused") -> None:
-    """Make each of the first `calls` calls of a function `seconds` longer, once the file `<once>-<rank>` exists."""
+    """Delay each of the first `calls` calls of a function by `seconds` after the file `<once>-<rank>` exists."""
     left = calls
 
     def at(original: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -135,7 +135,7 @@ def log_calls(target: str, mark: str, label: str | None = None, ranks: Sequence[
 
 
 def dump_restored(mark: str = "restored", ranks: Sequence[int] = (0, 1)) -> None:
-    """Write what a rank continues from to `<mark>-<rank>.pt` once it is restored, before anything is collected."""
+    """Write a rank's restored state to `<mark>-<rank>.pt` before anything is collected."""
     import torch
 
     def at(original: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

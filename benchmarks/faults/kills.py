@@ -1,8 +1,8 @@
 """A process killed at any moment around a save leaves a run that the same command continues exactly.
 
-200 SIGKILLs, 1 and 2 ranks, half of them with TMPDIR on another file system. Each strikes at a uniformly drawn moment
-of some save's cycle (the save and the updates until the next one begins) and kills all ranks, the first or the second
-alone. Afterwards the same command must end with exit code 0, with the weights, optimizer, replay, random states,
+200 SIGKILLs, 1 and 2 ranks, half of them with TMPDIR on another file system. Each is sent at a uniformly drawn time
+in the cycle of a save (the save and the updates until the next one begins) and kills all ranks, only the first or only
+the second. Afterwards the same command must end with exit code 0, with the weights, optimizer, replay, random states,
 scores and metrics of an uninterrupted run, and must leave no temporary file.
 
     PYTHONPATH=benchmarks python -m faults.kills --jobs 2
@@ -29,8 +29,8 @@ OTHER_FILE_SYSTEM = Path("/dev/shm")
 SAVES = "saves"
 HOOKS = [
     hook(log_calls, target="dqs_lightning.run.checkpoint:RunCheckpoint.save", mark=SAVES, label="save"),
-    hook(log_calls, target="dqs_lightning.run.checkpoint:atomic_save", mark=SAVES),  # of a rank's file
-    hook(log_calls, target="dqs_lightning.checkpoint.archive:atomic_save", mark=SAVES),  # of last.ckpt
+    hook(log_calls, target="dqs_lightning.run.checkpoint:atomic_save", mark=SAVES),  # rank files
+    hook(log_calls, target="dqs_lightning.checkpoint.archive:atomic_save", mark=SAVES),  # last.ckpt
 ]
 EVERY = ["--checkpoint.every_n_updates=4"]
 BEGIN = " begin save"
@@ -39,7 +39,7 @@ TEMPORARY = (".*", "*.tmp*", "*.part*")
 
 
 def cells(brief: bool) -> list[Cell]:
-    """Two hundred kills, each with a seed of its own, and one of each kind of real processes; brief: two of them."""
+    """Lists 200 kills with different seeds, and one of each kind with real processes; brief: two of them."""
     kinds = [("1 rank", 1, "all", KILLS // 2)]
     kinds += [(f"2 ranks, {whom}", 2, whom, n) for whom, n in (("all", 50), ("first", 25), ("second", 25))]
     found: list[Cell] = []
@@ -88,7 +88,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
 
 
 def strike(run: Run, whom: str, save: int, delay_s: float) -> bool:
-    """Kill ranks some time after a save has begun; False when the run had ended by then."""
+    """Kill ranks `delay_s` after a save has begun; returns False if the run had already ended."""
     run.marked(f"{SAVES}-0")
     while run.poll() is None and sum(text.endswith(BEGIN) for _, text in logged(run.cwd)) < save:
         time.sleep(0.002)
@@ -103,14 +103,14 @@ def strike(run: Run, whom: str, save: int, delay_s: float) -> bool:
 
 
 def logged(place: Path, rank: int = 0) -> list[tuple[float, str]]:
-    """Times and texts of a rank's log of saves."""
+    """Returns times and texts of a rank's log of saves."""
     file = place / "marks" / f"{SAVES}-{rank}"
     lines = file.read_text().splitlines() if file.exists() else []
     return [(float(time_s), text) for time_s, _, text in (line.partition(" ") for line in lines)]
 
 
 def where(place: Path) -> str:
-    """What the first rank was doing when it was killed."""
+    """Describes what the first rank was doing when it was killed."""
     texts = [text.split(" ", 1)[1] for _, text in logged(place)]
     within = texts[::-1].index("begin save") < ([*texts[::-1], "end save"]).index("end save")
     if not within:
@@ -121,7 +121,7 @@ def where(place: Path) -> str:
 
 
 def temporaries(place: Path, tmpdir: Path) -> list[Path]:
-    """Temporary files of checkpoints in the run directory, and all in TMPDIR."""
+    """Returns temporary checkpoint files in the run directory and all files in TMPDIR."""
     inside = {path for pattern in TEMPORARY for path in (place / RUN / "checkpoints").glob(pattern)}
     return sorted(inside | set(tmpdir.iterdir()))
 

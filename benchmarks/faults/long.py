@@ -1,4 +1,4 @@
-"""Hooks of the soak: load each checkpoint that was saved, sample what the processes hold, and run a command often."""
+"""Hooks of the soak: load every saved checkpoint, sample the processes' resources, and repeat a command."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ FIT = "dqs_lightning.cli.fit:main"
 
 
 def sample_after_saves() -> None:
-    """After each save, load what was saved and append the environment steps and the usage to `marks/usage`.
+    """After each save, load the checkpoint and append the environment steps and the usage to `marks/usage`.
 
     The names of its files in shared memory are appended to `marks/shared`.
     """
@@ -49,7 +49,7 @@ def _load(folder: Path) -> None:
 
 
 def continue_often(runs: int, steps: int) -> None:
-    """Run the command `runs` times in one process, each time up to a further part of `steps` frames."""
+    """Run the command `runs` times in one process, each time with a larger part of `steps` frames."""
 
     def at(original: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         argv = sys.argv
@@ -63,6 +63,6 @@ def continue_often(runs: int, steps: int) -> None:
 
 
 def _session() -> list[int]:
-    """Processes of this process's session."""
+    """Returns the processes in this process's session."""
     session = os.getsid(0)
     return [pid for pid in all_processes() if session_of(pid) == session]

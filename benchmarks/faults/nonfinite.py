@@ -71,11 +71,11 @@ NAMED = {
     "loss": r"loss",
     "gradient": r"gradient",
 }
-"""How a message names the source. A Q reaches several sums; the first of them that is checked is named."""
+"""How a message names the source. A Q enters several sums, of which the first that is checked is named."""
 
 
 def cells(brief: bool) -> list[Cell]:
-    """All combinations; one of them as real processes too; brief: two."""
+    """Lists all combinations, and one of them again as real processes; brief: two."""
     found = []
     for agent in AGENTS:
         for ranks in (1, 2):
@@ -118,7 +118,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
 
 
 def not_finite(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of tensors that hold a NaN or an infinity, among nested values."""
+    """Yields the paths of tensors with a NaN or an infinity in nested values."""
     if isinstance(value, dict):
         for key, entry in value.items():
             yield from not_finite(entry, f"{path}.{key}".lstrip("."))

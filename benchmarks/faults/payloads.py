@@ -3,9 +3,9 @@
 PYTHONPATH=benchmarks python -m faults.payloads --jobs 2
 
 Every form of `tests/checkpoint/payloads.py` is placed in every file of `tests/checkpoint/payload_files.py`: as the
-whole file, or as a value at each place where a component or a text may be. A cell is a form in a file. It passes when
+whole file, or as a value at each place where a component or a text may be. A cell is a form in a file. It passes if
 no payload ran and every read ended within the limit; its exit codes are counted. The cells of `control` show that each
-payload runs where it is read without care.
+payload runs when it is read unsafely.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/checkpoint"), str(ROOT / "benchmarks")]
 sys.dont_write_bytecode = True
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # which other libraries need; ours must not follow it
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # other libraries need it; this library must ignore it
 
 import torch  # noqa: E402
 from payload_files import TARGETS, Target, fitted, prepare  # noqa: E402
@@ -35,14 +35,14 @@ from payloads import FORMS, Form, ran  # noqa: E402
 from provenance import about  # noqa: E402
 
 LIMIT_S = 120
-"""Seconds of one read, on a machine that does other work too."""
+"""Time limit of one read in seconds, on a shared machine."""
 WAIT_S = 0.05
-"""Seconds after each read in which a process that a payload started would show itself."""
+"""Seconds to wait after each read for a process that a payload may have started."""
 OUT = ROOT / "benchmarks" / "results" / "faults" / "payloads.json"
 
 
 class Hang(BaseException):
-    """A read did not end within the limit."""
+    """Raised if a read does not end within the limit."""
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -50,7 +50,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 def read(target: Target, content: bytes, place: Path) -> tuple[str, list[str]]:
-    """How a command that reads the content ended, and what is wrong with that."""
+    """Run a command that reads the content; returns how it ended and the problems."""
     target.file.parent.mkdir(parents=True, exist_ok=True)
     target.file.write_bytes(content)
     signal.alarm(LIMIT_S)
@@ -70,7 +70,7 @@ def read(target: Target, content: bytes, place: Path) -> tuple[str, list[str]]:
 
 
 def cell(target: Target, form: Form, place: Path) -> dict[str, Any] | None:
-    """The row of a form in a file; None where the file holds nothing of that kind."""
+    """Returns the row of a form in a file; None if the file cannot hold that form."""
     contents, start = target.contents(form, place), time.monotonic()
     if not contents:
         return None
@@ -86,7 +86,7 @@ def cell(target: Target, form: Form, place: Path) -> dict[str, Any] | None:
 
 
 def rows_of(name: str, prepared: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The rows of a file, or of the control, in a copy of the prepared folder."""
+    """Returns the rows of a file, or of the control, in a copy of the prepared folder."""
     target = next((target for target in TARGETS if target.name == name), None)
     place = Path(tempfile.mkdtemp(prefix="payloads-")).resolve()
     shutil.copytree(prepared, place, dirs_exist_ok=True)
@@ -100,19 +100,19 @@ def rows_of(name: str, prepared: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 def control(form: Form, place: Path) -> dict[str, Any] | None:
-    """The row of a payload that is read without care."""
+    """Returns the row of a payload that is read unsafely."""
     if form.live is None:
         return None
     try:
         form.live(form.make(place), place)
-    except Exception as error:  # it fails after it ran
+    except Exception as error:  # it raises after the payload ran
         assert error is not None
     found = ran(place)
     return {"cell": f"control/{form.name}", "passed": found, "how": "in process", "seconds": 0.0}
 
 
 def write(rows: list[dict[str, Any]], file: Path) -> None:
-    """Write counts, provenance and rows, a line each."""
+    """Write counts, provenance and rows, one line each."""
     ended: Counter[str] = Counter()
     for row in rows:
         ended.update(row.get("ended", {}))
@@ -137,7 +137,7 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> int:
-    """Run all cells; returns 1 when one has not passed."""
+    """Run all cells; returns 1 if one has not passed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="files at a time")
     parser.add_argument("--only", default="", help="files whose name holds this; nothing is written without --out")
@@ -168,7 +168,7 @@ def main() -> int:
 
 
 def prepare_all() -> Path:
-    """A folder with a whole file of every kind, and a run that can be continued in `fit`."""
+    """Make a folder with a valid file of every kind, and a run in `fit` that can be continued."""
     place = Path(tempfile.mkdtemp(prefix="payloads-")).resolve()
     prepare(place)
     os.chdir(place)

@@ -1,4 +1,4 @@
-"""Puts one non-finite or enormous number into what a function of the framework returns, once."""
+"""Replaces one number in the result of a function of the framework by a non-finite or very large one, once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,14 +18,14 @@ def poison(
     width: int | None = None,
     add: bool = False,
 ) -> None:
-    """Change the result of the call-th call of a function, and write the mark `poisoned-<rank>`.
+    """Change the result of the call-th call of a function and write the file `poisoned-<rank>`.
 
     Args:
         target: the function, as for `hooks.wrap`.
         value: a number, as float() reads it.
-        ranks: where it applies.
-        call: which call, from 1.
-        key: of the result's entry that is changed; None: the result is the tensor.
+        ranks: ranks to which it applies.
+        call: number of the call, from 1.
+        key: key of the result's entry that is changed; None if the result is the tensor.
         width: count only calls whose result has this size in its last dimension.
         add: add the number to the whole tensor, so that gradients stay finite; otherwise it replaces the first entry.
     """
@@ -60,7 +60,7 @@ def poison(
 
 
 def poison_gradient(value: str, ranks: Sequence[int], call: int) -> None:
-    """Change an entry of a gradient after the call-th backward pass, when all ranks have averaged theirs."""
+    """Change an entry of a gradient after the call-th backward pass, after the gradients are averaged over ranks."""
     calls = 0
 
     def at(original: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from faults.tasks import AGENTS, RUN, TASKS, arguments
 
 RANKS, WORKERS = (1, 2), (0, 2)
 EXACT = {(task, workers): task != "pendulum" for task in TASKS for workers in WORKERS}
-"""Where environments are restored in mid-episode."""
+"""Whether environments are restored in mid-episode."""
 COUNT = "dqs_lightning.collection.loader:EpisodeReturns.add"
 STEP = {
     "DQS": "dqs_lightning.agents.dqs:DQS.training_step",
@@ -40,7 +40,7 @@ NEW_EPISODES = ("rank.envs", "rank.returns", "rank.tail")
 
 
 def cells(brief: bool) -> list[Cell]:
-    """All combinations, compiled losses, and two cells as real processes, against forked references; brief: two."""
+    """Lists all combinations, compiled losses, and two cells as real processes with forked references; brief: two."""
     found = []
     for task in TASKS:
         for agent in AGENTS:
@@ -62,7 +62,7 @@ def cells(brief: bool) -> list[Cell]:
 
 
 def stops(agent: str) -> dict[str, tuple[str, int, tuple[int, ...]]]:
-    """Where a run is stopped: before which call of which function, and the exit codes that are right."""
+    """Returns the places where a run is stopped: function, number of the call, and expected exit codes."""
     step, updates = STEP[agent], UPDATES[agent]
     return {
         "warm-up": (COUNT, 1 if agent == "PPO" else 4, (STOPPED,)),
@@ -96,14 +96,14 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     elif exact:
         problems += [f"unequal: {path}" for path in unequal(reference, place / RUN)]
     else:
-        finished = stopped[0]["global_step"] == UPDATES[agent]  # then nothing is collected any more
+        finished = stopped[0]["global_step"] == UPDATES[agent]  # nothing more is collected then
         problems += new_episodes_alone(stopped, place, finished) + same_length(reference, place / RUN)
     observed = {"code": ended.code, "exact": exact, "stopped_at": stopped[0]["global_step"]}
     return Outcome(problems, observed, how)
 
 
 def _saved(run: Path) -> Iterator[dict[str, Any]]:
-    """What each rank's files hold, with the names of `dump_restored`."""
+    """Yields the contents of each rank's files, with the names of `dump_restored`."""
     shared = safe_load(run / "checkpoints" / "last.ckpt")
     for path in rank_files(run).values():
         kept = {key: shared[key] for key in ("state_dict", "optimizer_states", "global_step")}
@@ -111,7 +111,7 @@ def _saved(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def new_episodes_alone(stopped: list[dict[str, Any]], place: Path, finished: bool) -> list[str]:
-    """What a run continued from other than the state in which it stopped, new episodes aside."""
+    """Returns differences, apart from new episodes, between the state in which a run stopped and the restored one."""
     found = []
     for rank, saved in enumerate(stopped):
         file = place / MARKS / f"restored-{rank}.pt"
@@ -127,7 +127,7 @@ def new_episodes_alone(stopped: list[dict[str, Any]], place: Path, finished: boo
 
 
 def same_length(one: Path, other: Path) -> list[str]:
-    """Which counts differ between two finished runs: updates and frames in the checkpoint, scores and metrics."""
+    """Returns the counts that differ between two finished runs: updates, frames, scores and metrics."""
     found = []
     checkpoints = [safe_load(run / "checkpoints" / "last.ckpt") for run in (one, other)]
     for key in ("global_step", "env_frames"):

@@ -1,4 +1,4 @@
-"""Start training commands, forked or as real processes; watch, signal and end them."""
+"""Starts, observes, signals and ends training commands, as forks or as real processes."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ FORKED, REAL = "fork", "process"
 
 
 def environment(hooks: Sequence[Sequence[Any]] = (), tmpdir: Path | None = None) -> dict[str, str]:
-    """This process's environment, with the hooks of a run and without what another run may have left."""
+    """Returns this process's environment with the hooks of a run and without variables set by other runs."""
     kept = {name: value for name, value in os.environ.items() if name not in ("DQS_RUN_DIR", "LOCAL_RANK")}
     paths = [*filter(None, [os.environ.get("PYTHONPATH")]), ROOT / "benchmarks", ROOT / "src", ROOT / "callbacks"]
     own = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1", VARIABLE: json.dumps(list(hooks))}
@@ -34,8 +34,8 @@ class Ended(NamedTuple):
     """How a run ended.
 
     Attributes:
-        code: exit code of the first rank; a signal's number is negative; None: it had to be killed.
-        seconds: until its last process had ended, from the call of `Run.end`.
+        code: exit code of the first rank, negative for a signal; None if it had to be killed.
+        seconds: time from the call of `Run.end` until the last process had ended.
         left: processes that had not ended by the limit and were killed.
     """
 
@@ -45,12 +45,12 @@ class Ended(NamedTuple):
 
 
 class Run:
-    """A training command that has been started. Its processes are those of one session.
+    """A started training command, whose processes form one session.
 
     Args:
-        pid: of the first rank, which leads the session.
+        pid: process id of the first rank, which leads the session.
         cwd: working folder; holds the files `out` and `err` and the folder `marks`.
-        poll: returns the exit code, None while the first rank runs.
+        poll: returns the exit code, or None while the first rank runs.
     """
 
     def __init__(self, pid: int, cwd: Path, poll: Any) -> None:
@@ -67,14 +67,14 @@ class Run:
         return (self.cwd / "err").read_text(errors="replace")
 
     def processes(self) -> dict[int, str]:
-        """Id and command line of each process of the session that still runs."""
+        """Returns id and command line of each process of the session that is still running."""
         return {pid: _command_line(pid) for pid in all_processes() if session_of(pid) == self.pid}
 
     def marked(self, name: str, timeout_s: float = START_S) -> int:
         """Wait until a file of `marks` exists; returns the id of the process that wrote it first.
 
         Raises:
-            RuntimeError: when the run ends before, or the time is over.
+            RuntimeError: if the run ends before, or after the timeout.
         """
         file, until = self.cwd / MARKS / name, time.monotonic() + timeout_s
         while True:
@@ -86,11 +86,11 @@ class Run:
             time.sleep(LOOK_EVERY_S / 4)
 
     def go(self) -> None:
-        """Let the processes go on that wait in a pause."""
+        """Let processes continue that wait in `hooks.pause`."""
         (self.cwd / MARKS / "go").touch()
 
     def end(self, limit_s: float) -> Ended:
-        """Wait until every process has ended, at most `limit_s`; kill those that have not."""
+        """Wait at most `limit_s` until every process has ended; kill those that have not."""
         begun = time.monotonic()
         left: dict[int, str] = {}
         while self.poll() is None or (left := self.processes()):
@@ -108,10 +108,10 @@ class Run:
 
 
 class Launcher:
-    """Starts runs. The process that forks them is started when it is first needed, and ended by `close`.
+    """Starts runs. The process that forks them is started when first needed and ended by `close`.
 
     Args:
-        paths: folders with further modules that forked commands can import.
+        paths: folders of additional modules that forked commands can import.
     """
 
     def __init__(self, paths: Sequence[Path] = ()) -> None:
@@ -129,7 +129,7 @@ class Launcher:
         tmpdir: Path | None = None,
         module: str = "faults.child",
     ) -> Run:
-        """Start a module's command, by default `dqs-fit`, in a folder, which is made; marks in it are removed."""
+        """Start a module's command, by default `dqs-fit`, in a folder, which is created and cleared of marks."""
         cwd.mkdir(parents=True, exist_ok=True)
         for mark in (cwd / MARKS).glob("*"):
             mark.unlink()
@@ -147,7 +147,7 @@ class Launcher:
         return Run(pid, cwd, lambda: self._ask({"poll": pid})["code"])
 
     def run(self, argv: Sequence[str], cwd: Path, limit_s: float = 120.0, **settings: Any) -> tuple[Ended, str]:
-        """Start, wait for the end; returns how it ended and what it wrote to stderr."""
+        """Start a command and wait for it; returns how it ended and its stderr."""
         started = self.start(argv, cwd, **settings)
         ended = started.end(limit_s)
         return ended, started.err
@@ -187,7 +187,7 @@ def all_processes() -> list[int]:
 
 
 def session_of(pid: int) -> int | None:
-    """Session of a process; None for one that has ended, and for a zombie."""
+    """Returns the session of a process; None if it has ended or is a zombie."""
     try:
         state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
     except (OSError, ValueError):

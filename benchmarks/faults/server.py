@@ -1,7 +1,7 @@
-"""The process that training commands are forked of. Reads orders in JSON, a line each; answers each with a line.
+"""The process from which training commands are forked. Reads orders and writes answers as lines of JSON.
 
-{"fork": ORDER} is answered by {"pid": n}; {"poll": n} by {"code": c}, null while it runs; a signal's is negative.
-The end of the input ends it, and every process that it forked.
+The answer to {"fork": ORDER} is {"pid": n}; to {"poll": n} it is {"code": c}, null while it runs, negative if killed.
+At the end of the input the server and all its forks end.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from faults import forked
 def main() -> None:
     forked.preload()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what an import prints is no answer
+    os.dup2(2, 1)  # so that output of imports is not read as an answer
     running: set[int] = set()
     print(json.dumps({"ready": os.getpid(), "threads": len(os.listdir("/proc/self/task"))}), file=answers)
     for line in sys.stdin:

@@ -6,7 +6,8 @@ that the same command continues to the weights, optimizer, replay, random states
 one. In start-up nothing may have been written, and the same command starts a new run.
 
 Start-up cells are real processes, signalled while they import torch; all others are forks that wait inside their phase
-for the signal. Warm-up and evaluation are made slow once it is sent, so that a run that waits for their end is late.
+for the signal. Warm-up and evaluation are slowed down after it is sent, so that a run that waits for their end exceeds
+the limit.
 
     PYTHONPATH=benchmarks python -m faults.signals --jobs 2
 """
@@ -30,17 +31,17 @@ TARGETS = {"1 rank": (0,), "2 ranks, first": (0,), "2 ranks, second": (1,), "2 r
 STOPPED, DONE = 75, 0
 END_WITHIN_S, OBEY_WITHIN_S = 30.0, 5.0
 LIBRARY = "libtorch_cpu"
-"""A process that has this library mapped is importing torch: in start-up."""
+"""A process that has mapped this library is importing torch, which is during start-up."""
 
 
 class Phase(NamedTuple):
     """Where a run waits for the signal, and how it must end.
 
     Attributes:
-        hooks: of all ranks; a `pause` marks the moment.
-        everywhere: every rank comes to wait; otherwise the first alone.
-        codes: exit codes that are right.
-        within_s: until the last process has ended.
+        hooks: hooks of all ranks; a `pause` is where the run waits.
+        everywhere: whether every rank waits, or only the first.
+        codes: expected exit codes.
+        within_s: time limit until the last process has ended.
     """
 
     hooks: list[Any]
@@ -70,11 +71,11 @@ PHASES = {
 }
 STARTING = tuple(name for name in PHASES if name.startswith("start-up"))
 REAL_PHASES = ("updates", "closing")
-"""Phases that are tried with real processes too, for one signal and target each."""
+"""Phases that are also tested with real processes, for one signal and target each."""
 
 
 def cells(brief: bool) -> list[Cell]:
-    """All combinations, and a sample of them as real processes; brief: some of one rank."""
+    """Lists all combinations and a sample of them as real processes; brief: some with one rank."""
     found = []
     for phase in PHASES:
         for target in TARGETS if not phase.startswith("start-up, ") else ("1 rank",):
@@ -95,7 +96,7 @@ def cells(brief: bool) -> list[Cell]:
 def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
     phase, target, how = PHASES[settings["phase"]], settings["target"], settings["how"]
     ranks = int(target[0])
-    # Saves are frequent only where the signal strikes in one; results do not depend on them.
+    # Saves are frequent only if the signal is sent during a save; results do not depend on them.
     extra = ["--checkpoint.every_n_updates=18"] if settings["phase"] == "saving" else []
     argv = arguments("maze", ranks=ranks, extra=extra)
     reference = lab.reference(f"signals-{ranks}", arguments("maze", ranks=ranks), ranks)
@@ -128,7 +129,7 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
 
 
 def waiting(run: Run, ranks: int, everywhere: bool) -> list[int]:
-    """Process ids of the ranks, once all that come to the phase wait in it."""
+    """Returns the ranks' process ids after all ranks that reach the phase wait in it."""
     first = run.marked("paused-0")
     if ranks == 1:
         return [first]
@@ -136,12 +137,12 @@ def waiting(run: Run, ranks: int, everywhere: bool) -> list[int]:
 
 
 def second(run: Run) -> int:
-    """The second rank, which is the only child of the first where no workers are."""
+    """Returns the second rank, which is the only child of the first without workers."""
     return next(pid for pid in run.processes() if pid != run.pid)
 
 
 def importing(run: Run, ranks: int) -> list[int]:
-    """Process ids of the ranks, once the last of them is importing torch."""
+    """Returns the ranks' process ids after the last of them has begun to import torch."""
     pids = [run.pid]
     until = time.monotonic() + 60
     while time.monotonic() < until and run.poll() is None:

@@ -23,13 +23,13 @@ from faults.usage import Usage, summary
 STEPS, SAVES = 300_000, 50
 ENVS, STEPS_PER_COLLECT, UPDATES_PER_STEP = 32, 8, 1 / 64
 LIMITS = {"memory_mib": 2.0, "shared_mib": 0.5, "files": 0.5, "threads": 0.2, "entries": 0.5}
-"""Growth for each 100,000 steps that would matter in a run of millions; of a shorter run accordingly more."""
+"""Growth per 100,000 steps that would matter in a run of millions; scaled up for shorter runs."""
 LIMIT_S = 900.0
 KINDS = {"one run": [], "one run, workers": ["--data.workers=2"], "50 continued runs": []}
 
 
 def cells(brief: bool) -> list[Cell]:
-    """Three runs; as real processes; brief: the first, forked, with 8 saves and a fiftieth of the steps."""
+    """Lists three runs as real processes; brief: only the first, forked, with 8 saves and a fiftieth of the steps."""
     if brief:
         return [Cell("one run", {"kind": "one run", "steps": STEPS // 50, "saves": 8, "how": FORKED})]
     return [Cell(name, {"kind": name, "steps": STEPS, "saves": SAVES, "how": REAL}) for name in KINDS]
@@ -69,13 +69,13 @@ def check(lab: Lab, place: Path, settings: dict[str, Any]) -> Outcome:
 
 
 def held(place: Path) -> set[str]:
-    """Files of shared memory that a run's processes have held."""
+    """Returns the shared memory files that a run's processes have used."""
     file = place / MARKS / "shared"
     return {line.split(maxsplit=2)[2] for line in file.read_text().splitlines()} if file.exists() else set()
 
 
 def read(place: Path) -> list[tuple[float, Usage]]:
-    """Samples of a run: environment steps and usage."""
+    """Reads the samples of a run: environment steps and usage."""
     found = []
     for line in (place / MARKS / "usage").read_text().splitlines():
         step, *values = map(float, line.split()[2:])

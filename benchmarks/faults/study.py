@@ -1,4 +1,4 @@
-"""Runs the cells of a study and keeps a row of each in one JSON file, so that an interrupted study continues."""
+"""Runs the cells of a study and stores a row of each in a JSON file, so that an interrupted study can be continued."""
 
 import argparse
 import fnmatch
@@ -24,8 +24,8 @@ class Cell(NamedTuple):
     """One case of a study.
 
     Attributes:
-        name: unique in the study; parts are separated by slashes.
-        settings: what the study's check receives.
+        name: unique name in the study, of parts separated by slashes.
+        settings: arguments of the study's check.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was seen in a cell, which passes when there are no problems.
+    """The outcome of a cell, which passes if there are no problems.
 
     Attributes:
-        problems: each difference from what was expected, in a line.
-        observed: figures and words for the row.
-        how: whether its command was forked or a process of its own.
+        problems: differences from the expected outcome, one line each.
+        observed: values for the row.
+        how: whether its command was forked or a real process.
     """
 
     problems: list[str]
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 class Lab:
-    """Where the cells of a study run: the launcher, a working folder, and uninterrupted runs to compare with."""
+    """The resources of a study: the launcher, a working folder, and uninterrupted reference runs."""
 
     def __init__(self, launcher: Launcher, work: Path) -> None:
         self.launcher, self.work = launcher, work
@@ -55,17 +55,17 @@ class Lab:
         self._locks: dict[str, threading.Lock] = {}
 
     def place(self, name: str) -> Path:
-        """An empty folder for a cell."""
+        """Makes an empty folder for a cell."""
         folder = self.work / name.replace("/", "__").replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def reference(self, name: str, argv: Sequence[str], ranks: int = 1, **settings: Any) -> Path:
-        """Working folder of an uninterrupted run, which is made once for each name; settings as of `Launcher.run`.
+        """Returns the folder of an uninterrupted run, made once for each name; settings as for `Launcher.run`.
 
         Raises:
-            RuntimeError: when it does not end with exit code 0.
+            RuntimeError: if it does not end with exit code 0.
         """
         folder = self.work / "references" / name.replace("/", "__")
         with self._lock:
@@ -84,7 +84,7 @@ Check = Callable[[Lab, Path, dict[str, Any]], Outcome]
 
 
 def run_cell(lab: Lab, check: Check, cell: Cell) -> dict[str, Any]:
-    """The row of a cell. The folder of one that passes is removed."""
+    """Run a cell and return its row. The folder of a cell that passes is removed."""
     begun, place = time.monotonic(), lab.place(cell.name)
     try:
         outcome = check(lab, place, cell.settings)
@@ -103,7 +103,7 @@ def run_cell(lab: Lab, check: Check, cell: Cell) -> dict[str, Any]:
 
 
 def write(file: Path, study: str, doc: str, rows: Sequence[dict[str, Any]], command: str) -> None:
-    """Write a study's file: counts, provenance and rows, a line each."""
+    """Write a study's file: counts, provenance and rows, one line each."""
     head = {
         "study": study,
         "guarantee": doc.strip().splitlines()[0],
@@ -124,13 +124,13 @@ def write(file: Path, study: str, doc: str, rows: Sequence[dict[str, Any]], comm
 
 
 def main(study: str, doc: str, cells: Callable[[bool], list[Cell]], check: Check) -> int:
-    """Command line of a study; returns 1 when a cell did not pass.
+    """Run the command line of a study; returns 1 if a cell did not pass.
 
     Args:
-        study: name of the file of results.
-        doc: its first line is the guarantee.
-        cells: the cells; of the fast version when called with True.
-        check: runs one of them.
+        study: name of the results file.
+        doc: docstring whose first line states the guarantee.
+        cells: returns the cells, or with True those of the brief version.
+        check: runs a cell.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brief", action="store_true", help="a few cells; nothing is written without --out")
@@ -159,8 +159,8 @@ def main(study: str, doc: str, cells: Callable[[bool], list[Cell]], check: Check
         for number, job in enumerate(as_completed([pool.submit(run_cell, lab, check, cell) for cell in todo]), 1):
             row = job.result()
             rows[row["cell"]] = row
-            said = "passed" if row["passed"] else "FAILED " + "; ".join(row["problems"])[:400]
-            print(f"{number}/{len(todo)} {row['cell']}: {said} ({row['seconds']} s)", flush=True)
+            outcome = "passed" if row["passed"] else "FAILED " + "; ".join(row["problems"])[:400]
+            print(f"{number}/{len(todo)} {row['cell']}: {outcome} ({row['seconds']} s)", flush=True)
             if out:
                 kept = [rows[name] for name in order if name in rows]
                 write(out, study, doc, kept, " ".join(shown))

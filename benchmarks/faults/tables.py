@@ -1,4 +1,4 @@
-"""Puts the counts of all studies into docs/guarantees.md, between two comments.
+"""Writes the counts of all studies into docs/guarantees.md, between two comments.
 
 PYTHONPATH=benchmarks python -m faults.tables
 """
@@ -18,7 +18,7 @@ STUDIES = ("kills", "signals", "resume", "nonfinite", "environments", "payloads"
 
 
 def table(results: Path = RESULTS) -> str:
-    """One row for each study that has results: guarantee, cells, those that passed, real processes, command."""
+    """Makes a table with a row for each study with results: guarantee, cells, passed, real processes, command."""
     lines = ["| guarantee | cells | passed | real processes | command |", "|---|---:|---:|---:|---|"]
     for study in STUDIES:
         if (file := results / f"{study}.json").exists():
@@ -30,10 +30,10 @@ def table(results: Path = RESULTS) -> str:
 
 
 def with_table(page: str, content: str) -> str:
-    """The page with new content between its two comments.
+    """Returns the page with new content between its two comments.
 
     Raises:
-        ValueError: when the page lacks them.
+        ValueError: if the page does not have them.
     """
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if not pattern.search(page):
@@ -42,7 +42,7 @@ def with_table(page: str, content: str) -> str:
 
 
 def main() -> int:
-    """Write the page; returns 1 when a cell of a study has not passed."""
+    """Write the page; returns 1 if a cell of a study has not passed."""
     PAGE.write_text(with_table(PAGE.read_text(), table()))
     counts = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
     return int(any(found["passed"] < found["cells"] for found in counts))

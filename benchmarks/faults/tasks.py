@@ -1,4 +1,4 @@
-"""Training commands that end within seconds: tasks, agents and their settings."""
+"""Settings of training commands that end within seconds: tasks and agents."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from faults.runs import ROOT
 
 CONFIGS = ROOT / "configs"
 RUN = Path("r")
-"""Run directory of every command, in its working folder."""
+"""Run directory of every command, relative to its working folder."""
 
 DIFFUSION = ["--model.energy_estimator.num_samples=4", "--model.sampler.steps=3"]
 AGENTS = {
@@ -26,11 +26,11 @@ TASKS = {
 }  # fmt: skip
 REPEAT = {"cartpole": 8}
 BLOCKS, WARM_UP = 24, 8
-"""Blocks of a run, and of its random actions; a block is 8 steps of each of 2 environments."""
+"""Number of blocks of a run, and of those with random actions; a block is 8 steps of each of 2 environments."""
 
 
 def arguments(task: str, agent: str = "DQS", ranks: int = 1, workers: int = 0, extra: Sequence[str] = ()) -> list[str]:
-    """A command of 24 blocks, 8 of them random; 4 updates a block; three evaluations; --ckpt_path=auto."""
+    """Makes a command of 24 blocks, 8 of them random, 4 updates per block, three evaluations, and --ckpt_path=auto."""
     block = 2 * 8 * REPEAT.get(task, 1) * ranks
     ppo = agent == "PPO"
     if ppo:

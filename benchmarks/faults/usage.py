@@ -1,4 +1,4 @@
-"""What the processes of a run hold: memory, open files, threads and shared memory."""
+"""Measures the resources of a run's processes: memory, open files, threads and shared memory."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ class Usage(NamedTuple):
     """Sums over processes.
 
     Attributes:
-        memory_mib: resident memory without what is shared with other processes.
+        memory_mib: resident memory that is not shared with other processes.
         shared_mib: resident shared memory.
         files: open file descriptors.
-        threads: threads.
-        entries: files of /dev/shm, deleted ones too, that they have mapped or open.
+        threads: number of threads.
+        entries: files of /dev/shm, including deleted ones, that are mapped or open.
     """
 
     memory_mib: float
@@ -32,7 +32,7 @@ class Usage(NamedTuple):
 
 
 def usage(pids: Sequence[int]) -> Usage:
-    """Usage of processes now; one that has ended counts nothing."""
+    """Returns the current usage of processes, without those that have ended."""
     memory = shared = files = threads = 0.0
     entries: set[str] = set()
     for pid in pids:
@@ -50,7 +50,7 @@ def usage(pids: Sequence[int]) -> Usage:
 
 
 def shared_files(pid: int) -> set[str]:
-    """Files of /dev/shm that a process has mapped or open."""
+    """Returns the files of /dev/shm that a process has mapped or open."""
     maps = re.findall(rf"({SHARED}/\S+)", Path(f"/proc/{pid}/maps").read_text())
     held = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -63,20 +63,20 @@ class Slope(NamedTuple):
     """A least-squares line.
 
     Attributes:
-        per_100k: change for each 100,000 steps.
-        error: its standard error, with residuals' lag-one correlation taken into account.
+        per_100k: change per 100,000 steps.
+        error: its standard error, corrected for the lag-one autocorrelation of the residuals.
     """
 
     per_100k: float
     error: float
 
     def grows(self, limit: float) -> bool:
-        """Significantly above zero (two standard errors), and by more than a limit."""
+        """Whether it is more than two standard errors above zero and above a limit."""
         return self.per_100k > 2 * self.error and self.per_100k > limit
 
 
 def slope(steps: Sequence[float], values: Sequence[float]) -> Slope:
-    """Slope of values over environment steps; three points or more."""
+    """Fits the slope of at least three values over environment steps."""
     x = np.asarray(steps) / 100_000
     y = np.asarray(values, float)
     x = x - x.mean()
@@ -90,7 +90,7 @@ def slope(steps: Sequence[float], values: Sequence[float]) -> Slope:
 
 
 def summary(samples: Sequence[tuple[float, Any]], limits: dict[str, float]) -> tuple[list[str], dict[str, Any]]:
-    """Problems and figures of samples (steps, Usage): each quantity's slope against its limit for 100,000 steps."""
+    """Returns problems and figures of samples (steps, Usage): each quantity's slope and its limit per 100,000 steps."""
     steps = [step for step, _ in samples]
     problems, figures = [], {}
     for name, limit in limits.items():

@@ -1,4 +1,4 @@
-"""What the callbacks promise a run."""
+"""Tests of evaluation, diagnostics and the progress bar in short runs."""
 
 import json
 import math
@@ -34,7 +34,7 @@ from dqs_lightning.evaluation.returns import episode_returns, mean_with_interval
 COARSE = DMControl("cartpole", "swingup", action_repeat=50)
 
 
-def test_evaluation_writes_scores_and_leaves_training_as_it_was(tmp_path: Path) -> None:
+def test_evaluation_writes_scores_and_does_not_change_training(tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [Evaluate(every_frames=1_600, episodes=3, at_start=True)]):
         L.seed_everything(1)
@@ -52,7 +52,7 @@ def test_evaluation_writes_scores_and_leaves_training_as_it_was(tmp_path: Path) 
     assert fit.callback_metrics["eval/return"].item() == pytest.approx(rows[-1]["return_mean"], abs=1e-3)
 
 
-def test_the_policy_is_measured_before_it_learns(tmp_path: Path) -> None:
+def test_the_untrained_policy_is_evaluated_at_the_start(tmp_path: Path) -> None:
     L.seed_everything(1)
     data = small_data(environment=COARSE, total_frames=1_600, init_random_frames=800)
     agent = small_agent(data)
@@ -66,7 +66,7 @@ def test_the_policy_is_measured_before_it_learns(tmp_path: Path) -> None:
     assert rows[0]["return_mean"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_new_run_drops_the_rows_that_a_killed_one_left(tmp_path: Path) -> None:
+def test_a_new_run_deletes_the_rows_of_a_killed_one(tmp_path: Path) -> None:
     (tmp_path / "scores.jsonl").write_text('{"updates": 0, "env_frames": 0}\n{"updates": 7, "env_frames": 900}\n')
     data = small_data(environment=COARSE, total_frames=1_600, init_random_frames=800)
     trainer(tmp_path, [Evaluate(every_frames=1_600, episodes=2)]).fit(small_agent(data), data)
@@ -74,7 +74,7 @@ def test_a_new_run_drops_the_rows_that_a_killed_one_left(tmp_path: Path) -> None
     assert [row["env_frames"] for row in rows] == [1_600]
 
 
-def test_returns_are_those_of_one_episode_each() -> None:
+def test_each_return_is_that_of_one_whole_episode() -> None:
     env = COARSE.make(4, seed=3)
     actions = torch.rand(40, 4, 1) * 2 - 1
     queue = iter(actions)
@@ -89,7 +89,7 @@ def test_returns_are_those_of_one_episode_each() -> None:
         assert returns[index].item() == pytest.approx(total, rel=1e-5)
 
 
-def test_episodes_that_do_not_end_are_cut_with_a_warning(tmp_path: Path) -> None:
+def test_episodes_that_do_not_end_are_cut_off_with_a_warning(tmp_path: Path) -> None:
     data = small_data(environment=Maze(step=0.001, horizon=10**9), total_frames=64, init_random_frames=32)
     message = "maze-four-goals: 3 of 3 episodes did not end within 25 steps; they are evaluated by their rewards so far"
     with pytest.warns(UserWarning, match=f"^{message}$"):
@@ -100,7 +100,7 @@ def test_episodes_that_do_not_end_are_cut_with_a_warning(tmp_path: Path) -> None
 
 
 class FailsForThree(Faulty):
-    """Three members are those of a callback."""
+    """A faulty environment only if it has three members, which are those of a callback."""
 
     def make(self, num_envs: int, seed: int) -> MazeBatch:
         batch = super().make(num_envs, seed)
@@ -118,7 +118,7 @@ class FailsForThree(Faulty):
     ],
 )
 @pytest.mark.parametrize(("fault", "cause"), [("raising", "raised FloatingPoint"), ("sleeping", "did not end within")])
-def test_the_environments_of_callbacks_are_watched(
+def test_failures_in_the_environments_of_callbacks_are_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[[int, int], Periodic],
@@ -135,7 +135,7 @@ def test_the_environments_of_callbacks_are_watched(
         trainer(tmp_path, [make(64, 3)]).fit(small_agent(data), data)
 
 
-def test_the_interval_is_student_s() -> None:
+def test_the_confidence_interval_is_students_t() -> None:
     values = torch.tensor([3.0, 5.0, 4.0, 8.0])
     mean, (low, high) = mean_with_interval(values)
     expected = stats.t.interval(0.95, 3, loc=5.0, scale=stats.sem(values.numpy()))
@@ -143,7 +143,7 @@ def test_the_interval_is_student_s() -> None:
     assert all(math.isnan(bound) for bound in mean_with_interval(values[:1])[1])
 
 
-def test_an_agent_without_q_is_sampled_and_says_so(tmp_path: Path) -> None:
+def test_an_agent_without_q_is_evaluated_with_single_samples_and_a_warning(tmp_path: Path) -> None:
     data = small_data(environment=COARSE)
     agent = PPO(data.observation_dim, data.action_dim, rollout_steps=16, minibatch_size=16)
     with pytest.warns(UserWarning, match=r"PPO has no Q\(s, a\): evaluations sample it, not best_of=16"):
@@ -151,7 +151,7 @@ def test_an_agent_without_q_is_sampled_and_says_so(tmp_path: Path) -> None:
     assert (tmp_path / "scores.jsonl").exists()
 
 
-def test_metrics_have_the_frames_as_an_axis(tmp_path: Path) -> None:
+def test_metrics_include_the_number_of_frames(tmp_path: Path) -> None:
     data = small_data()
     logger = CSVLogger(tmp_path, name="", version="")
     fit = trainer(
@@ -175,11 +175,11 @@ def test_metrics_have_the_frames_as_an_axis(tmp_path: Path) -> None:
     }
     assert wanted <= set(header)
     frames = [float(line.split(",")[header.index("env_frames")]) for line in text[1:]]
-    # 192 updates, a row each 25: the last is that of update 175, in the block that ends at frame 768.
+    # 192 updates, a row every 25: the last row is that of update 175, in the block that ends at frame 768.
     assert frames == sorted(frames) and (frames[-1], data.env_frames) == (768, 800)
 
 
-def test_the_progress_bar_says_frames_rate_return_and_time_left(
+def test_the_progress_bar_shows_frames_rate_return_and_remaining_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = small_data()
@@ -188,8 +188,8 @@ def test_the_progress_bar_says_frames_rate_return_and_time_left(
     assert line.startswith("800/800 frames") and "updates/s" in line and "return" in line and "left" in line
 
 
-def test_diagnostics_measure_the_actor_and_leave_the_run_as_it_was(tmp_path: Path) -> None:
-    """With and without them the weights end the same; what they write is finite and in its range."""
+def test_diagnostics_measure_the_actor_and_do_not_change_training(tmp_path: Path) -> None:
+    """The final weights are the same with and without diagnostics; the logged values are finite and in range."""
     ends = []
     for callbacks in ([], [Diagnostics(every_updates=10, states=8)]):
         L.seed_everything(3)
@@ -211,22 +211,22 @@ def test_diagnostics_measure_the_actor_and_leave_the_run_as_it_was(tmp_path: Pat
     assert 1 <= found["ess_low"] <= 32
 
 
-def test_sharpness_and_entropy_see_a_policy_change() -> None:
-    """The same states, critic and T: a policy of one action has no spread of Q, and an entropy far below."""
+def test_sharpness_and_entropy_change_with_the_policy() -> None:
+    """With equal states, critic and T, a nearly deterministic policy has a far lower sharpness and entropy."""
     torch.manual_seed(0)
     data = small_data()
     agent, observation = small_agent(data), torch.randn(16, data.observation_dim)
     before = diagnose(agent, observation)
     with torch.no_grad():
         last = agent.diffusion.denoiser.rest[-1]
-        last.bias[agent.action_dim :] = -8.0  # the variance's half
+        last.bias[agent.action_dim :] = -8.0  # the outputs for the variance
         agent.diffusion.denoiser.preconditioning.sigma_data = 1e-3
     after = diagnose(agent, observation)
     assert after["sharpness"] < before["sharpness"] / 10
     assert after["entropy"] < before["entropy"] - 1
 
 
-def test_diagnostics_keep_their_states_in_the_checkpoint() -> None:
+def test_the_states_used_by_diagnostics_are_saved_in_the_checkpoint() -> None:
     first, second = Diagnostics(), Diagnostics()
     first._observation = torch.randn(4, 3)
     second.load_state_dict(first.state_dict())
@@ -235,8 +235,8 @@ def test_diagnostics_keep_their_states_in_the_checkpoint() -> None:
         Diagnostics(every_updates=0)
 
 
-def test_a_policy_is_judged_when_it_has_learned_from_its_frames(tmp_path: Path) -> None:
-    """A block is 32 frames, of which 13 are random, and has 16 updates."""
+def test_a_policy_is_evaluated_after_the_updates_on_its_frames(tmp_path: Path) -> None:
+    """There are 16 updates per block of 32 frames; the first 13 blocks are random."""
     data = small_data()
     trainer(tmp_path, [Evaluate(every_frames=100, episodes=2)]).fit(small_agent(data), data)
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""A non-finite value within an update: the run stops before weights or checkpoint have it; the message says where."""
+"""Non-finite values within an update: the run stops before weights or checkpoint contain them and names the source."""
 
 import math
 from pathlib import Path
@@ -30,7 +30,7 @@ AGENTS: dict[type[Agent], dict[str, Any]] = {
 def run(
     folder: Path, cls: type[Agent], fault: "Fault", *callbacks: L.Callback, **changes: Any
 ) -> tuple[Agent, L.Trainer]:
-    """Fit an agent on blocks of eight steps, with two updates for each after the first."""
+    """Fit an agent on blocks of eight steps, with two updates after each block but the first."""
     data = small_data(
         environment=Maze(),
         steps_per_collect=4,
@@ -47,7 +47,7 @@ def run(
 
 
 class Fault(L.Callback):
-    """Adds a value to one quantity of an agent from its third update on, and keeps what each update began with."""
+    """Adds a value to one quantity of an agent from its third update on, and keeps the state before each update."""
 
     def __init__(self, source: str, value: float) -> None:
         self.source, self.value = source, value
@@ -78,7 +78,7 @@ class Fault(L.Callback):
         return {name: value.detach().clone() for name, value in {**agent.state_dict(), **optimizer}.items()}
 
     def parameter(self) -> Tensor:
-        """The last layer of a critic."""
+        """The parameter of a critic's last layer that receives the fault."""
         trained = ((name, p) for name, p in self.agent.named_parameters() if p.requires_grad)
         return [p for name, p in trained if ("critic" in name or "qvalue" in name) and name.endswith("weight")][-1]
 
@@ -142,17 +142,19 @@ NAMES = {
     (PPO, "weight"): r"loss\.critic_network\S+weight",
     (PPO, "target"): "value_target",
     (PPO, "critic loss"): "critic_loss",
-    (PPO, "gradient"): "norm of the gradient of parameter group 0",  # which is clipped
+    (PPO, "gradient"): "norm of the gradient of parameter group 0",  # its gradient is clipped
 }
 
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize(("cls", "source"), NAMES, ids=lambda case: getattr(case, "__name__", case))
-def test_an_update_is_refused_before_the_weights(tmp_path: Path, cls: type[Agent], source: str, value: float) -> None:
+def test_a_non_finite_quantity_stops_the_run_before_the_weights_change(
+    tmp_path: Path, cls: type[Agent], source: str, value: float
+) -> None:
     fault = Fault(source, value)
-    update = 4 if (cls, source) == (PPO, "target") else 2  # value targets are those of a whole rollout
-    said = rf"update {update}: {NAMES[cls, source]} is (nan|-?inf|-?\d\S*e\+3\d); must be at most 1.8e"
-    with pytest.raises(NonFiniteError, match=said):
+    update = 4 if (cls, source) == (PPO, "target") else 2  # PPO computes the value targets of a whole rollout
+    message = rf"update {update}: {NAMES[cls, source]} is (nan|-?inf|-?\d\S*e\+3\d); must be at most 1.8e"
+    with pytest.raises(NonFiniteError, match=message):
         run(tmp_path, cls, fault, FiniteGuard())
     after = fault.state(fault.agent.trainer, fault.agent)
     assert all(torch.equal(entry, fault.before[name]) or source == "weight" for name, entry in after.items())
@@ -160,8 +162,8 @@ def test_an_update_is_refused_before_the_weights(tmp_path: Path, cls: type[Agent
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_reward_in_the_batch_is_named(tmp_path: Path, value: float) -> None:
-    """Quantile regression clips its gradient: that of an infinite reward is finite."""
+def test_a_non_finite_reward_in_the_batch_is_named(tmp_path: Path, value: float) -> None:
+    """The reward itself is checked, because quantile regression has a finite gradient even for an infinite reward."""
     fault = Fault("reward", value)
     with pytest.raises(NonFiniteError, match=rf"update 2: reward in the batch is {value:.4g};".replace("+", r"\+")):
         run(tmp_path, DQS, fault, FiniteGuard())
@@ -170,14 +172,14 @@ def test_a_reward_in_the_batch_is_named(tmp_path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("source", ["observation", "action", "next observation"])
 @pytest.mark.parametrize("cls", [DQS, SAC, TD3])
-def test_data_in_the_batch_are_named(tmp_path: Path, cls: type[Agent], source: str) -> None:
+def test_non_finite_data_in_the_batch_is_named(tmp_path: Path, cls: type[Agent], source: str) -> None:
     with pytest.raises(NonFiniteError, match=rf"update 2: {source} in the batch is nan;"):
         run(tmp_path, cls, Fault(source, math.nan), FiniteGuard())
 
 
 @pytest.mark.parametrize("value", [1e30, math.inf])
 def test_weights_are_checked_before_they_are_saved(tmp_path: Path, value: float) -> None:
-    """A step that is too large makes them; the checkpoint stays that of the update before."""
+    """An optimizer step that is too large makes the weights non-finite; the checkpoint of the update before is kept."""
     with pytest.raises(NonFiniteError, match=r"update 3: critic\S+ is (nan|-?inf|-?\d\S*e\+\d\d); not saved"):
         run(tmp_path, DQS, Fault("step size", value), FiniteGuard(), RunCheckpoint(str(tmp_path), every_n_updates=1))
     kept = safe_load(tmp_path / "last.ckpt")
@@ -191,6 +193,6 @@ def test_nothing_is_saved_after_a_failure(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step=2-frames=16-rank=0.pt"]
 
 
-def test_it_is_off_where_it_is_switched_off(tmp_path: Path) -> None:
+def test_the_guard_can_be_switched_off(tmp_path: Path) -> None:
     _, fit = run(tmp_path, DQS, Fault("critic loss", math.nan), FiniteGuard(enabled=False))
     assert fit.global_step == 8

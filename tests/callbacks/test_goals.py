@@ -1,4 +1,4 @@
-"""Goals counted and paths drawn, in real runs."""
+"""Tests of counting goals and drawing trajectories, in short runs."""
 
 import json
 from itertools import pairwise
@@ -19,10 +19,12 @@ from dqs_lightning.evaluation.goal_coverage import entropy_of
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 OPEN = Maze(walls=[], goals=[[0.5, 0.5], [-0.5, -0.5]], goal_radius=0.4, horizon=10)
-"""Even a policy that has learned nothing meets its goals."""
+"""A maze in which even an untrained policy reaches goals."""
 
 
-def test_counts_and_draws_and_leaves_training_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_goals_are_counted_and_drawn_and_training_does_not_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = []
     for callbacks in ([], [GoalCoverage(every_frames=200, rollouts=30), Trajectories(every_frames=200, rollouts=9)]):
         L.seed_everything(1)
@@ -77,7 +79,7 @@ def test_an_environment_without_goals_is_refused_before_training(tmp_path: Path)
         assert data.env_frames == 0
 
 
-def test_ends_are_compared_with_a_law_that_is_known(tmp_path: Path) -> None:
+def test_end_positions_are_compared_with_a_known_distribution(tmp_path: Path) -> None:
     mixture = MixtureNavigation(num_modes=2, step=5.0, horizon=5)
     data = small_data(environment=mixture, total_frames=400, init_random_frames=200)
     trainer(tmp_path, [GoalCoverage(every_frames=1000, rollouts=40)]).fit(small_agent(data), data)
@@ -85,7 +87,7 @@ def test_ends_are_compared_with_a_law_that_is_known(tmp_path: Path) -> None:
     assert 0.1 < row["mmd"] < 6 and len(row["shares"]) == 2
 
 
-def test_panels_are_thinned_evenly_and_keep_both_ends() -> None:
+def test_panels_are_selected_evenly_and_include_first_and_last() -> None:
     nothing = torch.zeros(0)
     kept = []
     for frames in range(1, 41):
@@ -109,7 +111,7 @@ def test_the_table_shows_every_goal_of_a_maze() -> None:
 
 
 @pytest.mark.parametrize("make", [GoalCoverage, Trajectories])
-def test_refuses_numbers_out_of_range(make: type) -> None:
+def test_numbers_out_of_range_are_refused(make: type) -> None:
     for changes in ({"every_frames": 0}, {"rollouts": 0}):
         with pytest.raises(ValueError, match="must be >= 1"):
             make(**changes)

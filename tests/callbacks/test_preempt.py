@@ -1,4 +1,4 @@
-"""A stop signal in each phase of training: the run stops, saves, and continues exactly."""
+"""Stop signals in each phase of training: the run stops, saves a checkpoint, and continues exactly."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ class InUpdates(L.Callback):
 
 
 class InEvaluation(Periodic):
-    """Would take a minute, and is asked to stop at its start."""
+    """An evaluation of a minute that receives the signal at its start."""
 
     def __init__(self, every_frames: int) -> None:
         super().__init__(every_frames)
@@ -71,7 +71,7 @@ def fit(folder: Path, phase: L.Callback | None = None, preempt: bool = True) -> 
 
 
 def rows(folder: Path, name: str) -> list[str]:
-    """Of a file of measurements, without the seconds."""
+    """Returns the rows of a file of measurements without their times."""
     return [line.partition('"wall_s"')[0] for line in (folder / name).read_text().splitlines()]
 
 
@@ -83,13 +83,13 @@ def test_the_run_stops_at_once_and_continues_exactly(tmp_path: Path, phase: type
     stopper.send = True
     start = time.monotonic()
     first = fit(tmp_path / "parts", stopper)
-    assert time.monotonic() - start < 5 + 10  # the second number is for a slow machine
+    assert time.monotonic() - start < 5 + 10  # 10 s more for a slow machine
     last = safe_load(tmp_path / "parts" / "last.ckpt")
     assert last["global_step"] == first.global_step and (first.global_step < 96 or phase is InLastEvaluation)
     again = phase(96) if issubclass(phase, InEvaluation) else None
     second = fit(tmp_path / "parts", again)
     if isinstance(again, InEvaluation):
-        assert again.measured[0] == first.global_step  # the interrupted one was made
+        assert again.measured[0] == first.global_step  # the interrupted evaluation was repeated
     assert second.global_step == 96
     states = [run.lightning_module.state_dict() for run in (whole, second)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
@@ -97,7 +97,7 @@ def test_the_run_stops_at_once_and_continues_exactly(tmp_path: Path, phase: type
         assert rows(tmp_path / "parts", name) == rows(tmp_path / "whole", name)
 
 
-def test_switched_off_it_leaves_the_handlers_alone(tmp_path: Path) -> None:
+def test_without_preempt_the_signal_handlers_are_not_replaced(tmp_path: Path) -> None:
     seen = []
     before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("mine"))
     try:

@@ -1,4 +1,4 @@
-"""Files of measurements."""
+"""Tests of files of measurements, such as scores.jsonl."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from dqs_callbacks.periodic import drop_later_rows
 
 
 def at(updates: int) -> Any:
-    """A trainer after this many updates."""
+    """Makes a trainer after the given number of updates."""
     return SimpleNamespace(datamodule=small_data(), global_step=updates)
 
 
@@ -21,7 +21,7 @@ def updates_in(file: Path) -> list[int]:
     return [json.loads(line)["updates"] for line in file.read_text().splitlines()]
 
 
-def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path: Path) -> None:
+def test_rows_that_could_not_be_written_to_a_full_disk_are_written_later(tmp_path: Path) -> None:
     file = tmp_path / "scores.jsonl"
     evaluate = Evaluate(path=str(file))
     file.symlink_to("/dev/full")
@@ -36,7 +36,7 @@ def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path: Path) -> None
     ]
 
 
-def test_what_came_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_deleted(tmp_path: Path) -> None:
     file = tmp_path / "scores.jsonl"
     file.write_text("".join(json.dumps({"updates": n, "env_frames": 2 * n}) + "\n" for n in (1, 2, 3)))
     drop_later_rows(file, updates=2)

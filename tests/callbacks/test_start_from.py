@@ -1,4 +1,4 @@
-"""A run that starts from another's weights has them, and only them."""
+"""Tests of `StartFrom`: a run starts with the weights of another run, and with nothing else of it."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from dqs_lightning.temperature import LogLinear
 
 
 class AtStart(L.Callback):
-    """The weights with which training begins."""
+    """Copies the weights with which training begins."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
@@ -42,20 +42,20 @@ def trained(source: Path) -> dict[str, Tensor]:
     return torch.load(source / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def test_all_but_the_temperature_is_taken(source: Path, tmp_path: Path) -> None:
+def test_all_weights_but_the_temperature_are_loaded_by_default(source: Path, tmp_path: Path) -> None:
     began, there = fit(tmp_path, start=StartFrom(str(source))).state, trained(source)
     assert {name for name in began if not torch.equal(began[name], there[name])} == {"temperature.updates"}
     assert began["temperature.updates"] == 0 < there["temperature.updates"]
 
 
-def test_the_parts_asked_for_are_taken_from_a_file(source: Path, tmp_path: Path) -> None:
+def test_only_the_requested_parts_are_loaded(source: Path, tmp_path: Path) -> None:
     start = StartFrom(str(source / "checkpoints" / "last.ckpt"), ["diffusion", "temperature"])
     began, there = fit(tmp_path, start=start).state, trained(source)
     differ = {name.partition(".")[0] for name in began if not torch.equal(began[name], there[name])}
     assert differ == {"critic", "target_critic", "observation_norm"}
 
 
-def test_other_agents_start_from_their_own(tmp_path: Path) -> None:
+def test_other_agents_can_start_from_a_run_of_the_same_agent(tmp_path: Path) -> None:
     data = small_data()
     agents = [SAC(data.observation_dim, data.action_dim, **small()) for _ in range(2)]
     fit(tmp_path / "source", agents[0])
@@ -87,7 +87,7 @@ def test_a_run_that_continues_has_its_own_weights_and_does_not_read_the_source(s
         ("", None, {"normalise_observations": False}, r"observation_norm\S* is \[\] there and missing here"),
     ],
 )
-def test_what_does_not_fit_is_named_and_changes_nothing(
+def test_a_source_that_does_not_fit_is_named_and_changes_no_weights(
     source: Path, tmp_path: Path, run: str, parts: list[str] | None, changes: dict, message: str
 ) -> None:
     agent = small_agent(small_data(), **changes)

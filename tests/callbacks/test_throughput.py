@@ -1,4 +1,4 @@
-"""What `Throughput` logs beside the rates."""
+"""Tests of the counts that `Throughput` logs in addition to the rates."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dqs_lightning.envs.transforms import ClipTransform
 
 
 class Diverging(DMControl):
-    """Cartpole, of whose two members the second diverges in its 30th and in its 60th step."""
+    """Cartpole with two members, of which the second diverges in its 30th and its 60th step."""
 
     def make(self, num_envs: int, seed: int) -> DMControlBatch:
         batch = super().make(num_envs, seed)
@@ -42,7 +42,7 @@ def metrics(folder: Path, environment: Environment, **changes: Any) -> dict[str,
 @pytest.mark.filterwarnings("ignore:.*a simulation diverged:RuntimeWarning")
 def test_simulations_that_diverge_are_counted_and_do_not_end_the_run(tmp_path: Path) -> None:
     environment = Diverging("cartpole", "swingup", action_repeat=2)
-    environment.make(1, seed=0)  # as for the sizes of observation and action, which is no error
+    environment.make(1, seed=0)  # as a run does to find the sizes of observation and action
     logged = metrics(tmp_path, environment)
     assert logged["env/physics_errors"] == environment.physics_errors == 2
     assert "time/env_fps" in logged and logged["time/updates_per_s"] > 0
@@ -53,7 +53,7 @@ def test_without_divergence_the_count_is_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*a simulation diverged:RuntimeWarning")
-def test_those_that_diverge_in_workers_are_counted_too(tmp_path: Path) -> None:
+def test_simulations_that_diverge_in_workers_are_counted_too(tmp_path: Path) -> None:
     """Each worker has one member, which diverges twice; the observations are transformed."""
     environment = Diverging("cartpole", "swingup", action_repeat=2)
     environment.make(1, seed=0)
@@ -61,5 +61,5 @@ def test_those_that_diverge_in_workers_are_counted_too(tmp_path: Path) -> None:
     assert logged["env/physics_errors"] == environment.physics_errors == 4 and logged["time/worker_restarts"] == 0
 
 
-def test_what_is_not_counted_is_not_logged(tmp_path: Path) -> None:
+def test_a_quantity_that_is_not_counted_is_not_logged(tmp_path: Path) -> None:
     assert "env/physics_errors" not in metrics(tmp_path, Maze())

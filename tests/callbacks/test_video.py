@@ -1,4 +1,4 @@
-"""Films: what they show, where they go, and when they are refused."""
+"""Tests of videos: their content, where they are written, and which requests are refused."""
 
 import os
 import subprocess
@@ -26,11 +26,11 @@ from dqs_lightning.evaluation.returns import episode_returns
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 STEPS = 10
-"""An episode of the first member; each further one has two steps more."""
+"""Length of the first member's episode; each further member has two steps more."""
 
 
 class Cards(Environment):
-    """A member's picture is one colour: red says how many steps its episode has had, green which member it is."""
+    """Renders a member in one colour: red encodes the number of steps of its episode, green the member's index."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class CardsBatch(EnvBase):
     def __init__(self, num_envs: int, seed: int) -> None:
         super().__init__(device="cpu", batch_size=[num_envs])
         self._stream = torch.Generator().manual_seed(seed)
-        self._tilt = np.random.rand()  # from the run's own random numbers, which a film must not use up
+        self._tilt = np.random.rand()  # from the global random state, which a video must not change
         self._steps = torch.zeros(num_envs, 1, dtype=torch.int64)
         self._length = STEPS + 2 * torch.arange(num_envs).unsqueeze(-1)
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
@@ -95,13 +95,13 @@ def videos(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "videos").iterdir())
 
 
-def test_the_test_environment_keeps_the_contract() -> None:
+def test_the_environment_of_these_tests_meets_torchrl_specs() -> None:
     check_env_specs(Cards().make(3, seed=0))
 
 
 @pytest.mark.parametrize("episodes", [1, 2, 5])
-def test_each_member_is_seen_at_its_place_until_its_episode_is_over(tmp_path: Path, episodes: int) -> None:
-    """Five are two rows of three, the last tile black; the film is as long as the longest episode."""
+def test_each_member_is_shown_in_its_tile_until_its_episode_ends(tmp_path: Path, episodes: int) -> None:
+    """Five members are two rows of three tiles, the last tile black; the video is as long as the longest episode."""
     file = tmp_path / "new" / "film.mp4"
     _, last = film(Cards().make(episodes, seed=0), None, file, height=32, width=48, fps=25)
     rows, columns = {1: (1, 1), 2: (1, 2), 5: (2, 3)}[episodes]
@@ -119,7 +119,7 @@ def test_each_member_is_seen_at_its_place_until_its_episode_is_over(tmp_path: Pa
     assert [path.name for path in file.parent.iterdir()] == ["film.mp4"]
 
 
-def test_a_film_may_show_some_members_and_end_early(tmp_path: Path) -> None:
+def test_a_video_may_show_some_members_and_end_early(tmp_path: Path) -> None:
     env = Cards().make(4, seed=0)
     film(env, None, tmp_path / "first.mp4", episodes=1, height=16, width=16)
     film(env, None, tmp_path / "short.mp4", height=16, width=16, max_steps=3)
@@ -127,7 +127,7 @@ def test_a_film_may_show_some_members_and_end_early(tmp_path: Path) -> None:
     assert iio.imread(tmp_path / "short.mp4").shape == (3, 32, 32, 3)
 
 
-def test_a_film_s_returns_are_those_of_an_evaluation(tmp_path: Path) -> None:
+def test_the_returns_of_a_video_equal_those_of_an_evaluation(tmp_path: Path) -> None:
     def policy(observation: torch.Tensor) -> torch.Tensor:
         return torch.tanh(observation.sum(-1, keepdim=True) + torch.randn(observation.shape[0], 1))
 
@@ -138,7 +138,7 @@ def test_a_film_s_returns_are_those_of_an_evaluation(tmp_path: Path) -> None:
     assert torch.equal(returns, expected)
 
 
-def test_a_film_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+def test_an_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
     def policy(observation: torch.Tensor) -> torch.Tensor:
         if observation[0, 0] > 0.5:
             raise RuntimeError("the policy failed")
@@ -149,7 +149,7 @@ def test_a_film_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_is_filmed_and_trains_as_it_would_without(tmp_path: Path) -> None:
+def test_a_run_writes_videos_and_training_does_not_change(tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [Video(every_frames=160, episodes=3, width=32, height=16)]):
         L.seed_everything(1)
@@ -162,7 +162,7 @@ def test_a_run_is_filmed_and_trains_as_it_would_without(tmp_path: Path) -> None:
     assert iio.imread(tmp_path / "videos" / "frames=400.mp4").shape == (STEPS + 4, 32, 64, 3)
 
 
-def test_a_run_that_continues_films_what_is_left(tmp_path: Path) -> None:
+def test_a_run_that_continues_writes_the_remaining_videos(tmp_path: Path) -> None:
     def fit(ckpt_path: Path | None, **changes: Any) -> None:
         data = cards_data()
         callbacks = [Video(160, 1, 16, 16), RunCheckpoint(str(tmp_path / "checkpoints"))]
@@ -180,7 +180,7 @@ def test_a_run_that_continues_films_what_is_left(tmp_path: Path) -> None:
     assert videos(tmp_path) == []
 
 
-def test_tensorboard_gets_the_last_picture(tmp_path: Path) -> None:
+def test_the_last_picture_is_logged_to_tensorboard(tmp_path: Path) -> None:
     data = cards_data()
     logger = TensorBoardLogger(tmp_path, name="", version="tensorboard")
     run = trainer(tmp_path, [Video(episodes=2, width=32, height=16)], logger=logger)
@@ -193,7 +193,7 @@ def test_tensorboard_gets_the_last_picture(tmp_path: Path) -> None:
     assert tuple(picture[8, 16]) == colour(0, STEPS) and tuple(picture[8, 48]) == colour(1, STEPS + 2)
 
 
-def test_wandb_gets_the_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_video_is_logged_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     data = cards_data()
@@ -222,7 +222,7 @@ def test_arguments_out_of_range_are_refused(argument: dict[str, int], allowed: s
 
 
 class SmallCards(Cards):
-    """Its pictures are always of one size."""
+    """Renders pictures of a fixed size, whatever size is requested."""
 
     def make(self, num_envs: int, seed: int) -> CardsBatch:
         env = super().make(num_envs, seed)
@@ -238,7 +238,7 @@ class SmallCards(Cards):
         (SmallCards(), r"Video: cards cannot be filmed: render gave \(\(8, 8, 3\), 'float64'\)"),
     ],
 )
-def test_what_cannot_be_filmed_is_refused_before_training(
+def test_environments_that_cannot_render_are_refused_before_training(
     tmp_path: Path, environment: Environment, message: str
 ) -> None:
     if os.environ["MUJOCO_GL"] != "disabled" and isinstance(environment, DMControl):
@@ -266,7 +266,7 @@ trainer(Path(sys.argv[1]), [Video(episodes=3, width=96, height=64)]).fit(small_a
 
 
 @pytest.mark.slow
-def test_dm_control_is_filmed_where_egl_is_there(tmp_path: Path) -> None:
+def test_dm_control_is_rendered_if_egl_is_available(tmp_path: Path) -> None:
     environment = {**EGL, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", FIT, str(tmp_path)], env=environment, capture_output=True, text=True, cwd=tmp_path
@@ -277,7 +277,7 @@ def test_dm_control_is_filmed_where_egl_is_there(tmp_path: Path) -> None:
     assert videos(tmp_path) == ["frames=4000.mp4"]
     pictures = iio.imread(tmp_path / "videos" / "frames=4000.mp4").astype(int)
     assert pictures.shape == (20, 128, 192, 3)
-    for row, column in ((0, 0), (0, 1), (1, 0)):  # each moves, and is not black
+    for row, column in ((0, 0), (0, 1), (1, 0)):  # each tile changes and is not black
         tile = pictures[:, 64 * row : 64 * row + 64, 96 * column : 96 * column + 96]
         assert tile.mean() > 20 and abs(tile[0] - tile[-1]).max() > 60
     assert pictures[:, 64:, 96:].max() < 20

@@ -70,16 +70,16 @@ SWEEP = {
 RUN = Path("sweep/base/a/seed=0")
 STUDY = Path("study/scores.csv")
 RANK = Path("rank.pt")
-"""Put in place of the run's own rank file, whose name tells its step."""
+"""Replaces the run's own rank file, whose name contains its step."""
 
 
 def none(value: Any) -> list[bytes]:
-    """Contents of a file that holds no values at which something could be named."""
+    """Returns no contents, for a file that holds no values in which something could be named."""
     return []
 
 
 def first_of(values: Callable[[Any], list[bytes]]) -> Callable[[Any], list[bytes]]:
-    """The first place of a value alone."""
+    """Keeps only the contents with the value at its first place."""
     return lambda value: values(value)[:1]
 
 
@@ -88,12 +88,12 @@ class Target:
     """A file and the command that reads it.
 
     Attributes:
-        name: of both.
-        file: below the folder, in which the command runs.
-        command: reads the file; returns an exit code, or nothing.
-        values: contents of the file with a value at the places where one may stand; empty where it holds none.
-        slow: whether the default tests leave it out: it trains or exports, or is read by the code of another target.
-        quick: whether the default tests try every place of a value, not one for each form.
+        name: name of the file and the command.
+        file: path below the folder in which the command runs.
+        command: reads the file; returns an exit code or None.
+        values: returns contents of the file, each with the value at one of the possible places; empty if there is none.
+        slow: whether the default tests skip it, because it trains or exports, or another target runs the same code.
+        quick: whether the default tests try every place of a value instead of one for each form.
     """
 
     name: str
@@ -104,13 +104,13 @@ class Target:
     quick: bool = False
 
     def contents(self, form: Form, place: Path) -> list[bytes]:
-        """The contents of the file for a form of payload."""
+        """Returns the contents of the file for a form of payload."""
         made = form.make(place)
         return [made] if isinstance(made, bytes) else self.values(made)
 
 
 def main(command: Callable[..., int], *arguments: str) -> Callable[[], int]:
-    """A command as if it were called with arguments; returns its exit code."""
+    """Makes a function that calls a command with arguments and returns its exit code."""
 
     def call() -> int:
         before, sys.argv = sys.argv, [command.__module__, *arguments]
@@ -127,7 +127,7 @@ def main(command: Callable[..., int], *arguments: str) -> Callable[[], int]:
 
 
 def fitted(*arguments: str) -> Callable[[], int]:
-    """dqs-fit with a new run directory."""
+    """Makes a function that runs dqs-fit with a new run directory."""
 
     def call() -> int:
         shutil.rmtree("new", ignore_errors=True)
@@ -137,7 +137,7 @@ def fitted(*arguments: str) -> Callable[[], int]:
 
 
 def resumed() -> int:
-    """dqs-fit that continues a copy of the run in `fit`, in which the payload is."""
+    """Runs dqs-fit to continue a copy of the run in `fit` that contains the payload."""
     shutil.rmtree("new", ignore_errors=True)
     shutil.copytree("fit", "new")
     if RANK.exists():
@@ -148,7 +148,7 @@ def resumed() -> int:
 
 
 def variables(value: Any) -> list[bytes]:
-    """Environment variables that jsonargparse, Lightning and torch would read."""
+    """Returns environment variables that jsonargparse, Lightning and torch would read."""
     text = json.dumps(value)
     names = (
         "DQS_FIT_MODEL", "DQS_FIT_DATA__ENVIRONMENT", "DQS_FIT_TRAINER__LOGGER", "DQS_FIT_CONFIG", "PL_TRAINER_LOGGER",
@@ -158,7 +158,7 @@ def variables(value: Any) -> list[bytes]:
 
 
 def with_variables() -> int:
-    """dqs-fit with the environment variables of a file, where it holds some."""
+    """Runs dqs-fit with the environment variables that a file holds, if any."""
     try:
         found = json.loads(Path("variables.json").read_text())
     except (ValueError, RecursionError):
@@ -170,7 +170,7 @@ def with_variables() -> int:
 
 
 def viewed() -> None:
-    """What dqs-sweep reads of its runs while they are at work."""
+    """Reads what dqs-sweep reads of its runs while they are running."""
     runs = expand(Path("sweep.yaml"), Path("sweep"))
     manifest = Manifest(Path("sweep"), runs)
     manifest.started(runs[0])
@@ -186,7 +186,7 @@ def reported(*arguments: str) -> Callable[[], int]:
 
 
 def loaded() -> None:
-    """The library's own functions."""
+    """Loads a checkpoint with the library's functions."""
 
     def start(path: Path) -> None:
         StartFrom(str(path)).give(torch.nn.Linear(1, 1))
@@ -194,12 +194,12 @@ def loaded() -> None:
     for load in (safe_load, load_agent, OnlineData.load_from_checkpoint, start):
         try:
             load(CHECKPOINT)
-        except Exception as error:  # each of them is to be called
+        except Exception as error:  # every function must be called
             assert error is not None
 
 
 def prepare(place: Path) -> None:
-    """Fill a folder with whole files of every kind, and with the module that a payload names."""
+    """Fill a folder with valid files of every kind and with the module that a payload names."""
     (place / f"{MODULE}.py").write_text(SOURCE)
     saved_run(place / "run")
     file = place / "run" / "checkpoints" / "last.ckpt"
@@ -232,7 +232,7 @@ def manifests(value: Any) -> list[bytes]:
 
 
 def reported_by_a_process() -> int:
-    """dqs-report in a new process, in which Matplotlib reads its file again."""
+    """Runs dqs-report in a new process, in which Matplotlib reads its style file again."""
     shutil.rmtree("report", ignore_errors=True)
     command = [sys.executable, "-m", "dqs_lightning.cli.report", "sweep", "--out=report", "--published=none"]
     path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path.cwd())])
@@ -242,7 +242,7 @@ def reported_by_a_process() -> int:
 
 
 def styles(value: Any) -> list[bytes]:
-    """Settings of Matplotlib that import a module, call a function, or start TeX."""
+    """Returns Matplotlib settings that import a module, call a function, or start TeX."""
     if not isinstance(value, str) or not value.startswith(MODULE):
         return []
     tex = "text.usetex: True\ntext.latex.preamble: \\immediate\\write18{touch ran}"
@@ -267,7 +267,7 @@ CHECKPOINT = Path("run/checkpoints/last.ckpt")
 
 
 def studies(value: Any) -> list[bytes]:
-    """The file of a study, in whose row one cell is the value."""
+    """Returns files of a study in which one cell of a row is the value."""
     head, row = csv.reader(Path("whole.csv").read_text().splitlines())
     text, files = value if isinstance(value, str) else json.dumps(value), []
     for place in range(len(head)):
@@ -278,7 +278,7 @@ def studies(value: Any) -> list[bytes]:
 
 
 def measured(folder: str = "sweep", *arguments: str) -> Callable[[], int]:
-    """dqs-report without its pictures."""
+    """Makes a function that computes a report without its figures."""
 
     def call() -> int:
         options = report.parse([folder, "--out=report", "--published=none", *arguments])

@@ -1,4 +1,4 @@
-"""Files that try to run code: the forms of a payload, and the files of the commands in which each is placed.
+"""Files that try to run code: the forms of a payload, and functions that place one in the commands' files.
 
 A payload that ran leaves the file `ran` in its folder, or the module `my_payload` imported.
 """
@@ -38,12 +38,12 @@ MARKUP = "<script>alert(1)</script> [x](javascript:alert(1)) $\\write18{touch ra
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a payload.
+    """A form of payload.
 
     Attributes:
-        name: what it is.
-        make: gives the content of a file, as bytes, or a value to be placed inside of one, for a folder.
-        live: runs it in the unsafe way, which shows that the payload works; None: it has no code, only markup or size.
+        name: short description.
+        make: given a folder, returns the content of a file as bytes, or a value to be placed inside of a file.
+        live: reads the payload unsafely, to show that it works; None for payloads that are only markup or large.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Form:
 
 
 class Reduced:
-    """Pickled as a call."""
+    """Pickles as a function call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -80,7 +80,7 @@ def python(place: Path) -> str:
 
 
 def handler(place: Path) -> dict[str, Any]:
-    """Arguments of the class of torch that starts a process when it is constructed."""
+    """Returns arguments of a class of torch whose constructor starts a process."""
     command = {"entrypoint": "/bin/sh", "args": ["-c", touch(place)], "env": {}, "stdout": None, "stderr": None}
     return {**command, "local_rank_id": 0, "numa_options": None}
 
@@ -113,7 +113,7 @@ def torch_script(place: Path) -> bytes:
 
 
 def archive(place: Path) -> bytes:
-    """A checkpoint's archive with members that would be written outside of the folder into which it is unpacked."""
+    """Makes a checkpoint archive with members that unpacking would write outside of the target folder."""
     stream = io.BytesIO(saved(torch.zeros(1)))
     with zipfile.ZipFile(stream, "a") as file:
         link = zipfile.ZipInfo("archive/link")
@@ -131,7 +131,7 @@ def unpacked(content: bytes, place: Path) -> None:
 
 
 def tar(place: Path) -> bytes:
-    """The format of torch before 0.4."""
+    """Makes a checkpoint in the format of torch before 0.4."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as file:
         for name in ("sys_info", "pickle", "storages", "tensors"):
@@ -143,7 +143,7 @@ def tar(place: Path) -> bytes:
 
 
 def repeated(value: str, first: str) -> bytes:
-    """YAML of few lines: each value has ten of the one before, 10^12 in all."""
+    """Returns a few lines of YAML in which each value holds ten of the one before, 10^12 in all."""
     lines = [f"a0: &a0 {first}"]
     lines += [f"a{n}: &a{n} " + value % ", ".join([f"*a{n - 1}"] * 10) for n in range(1, 13)]
     return "\n".join(lines).encode()
@@ -162,7 +162,7 @@ def unsafe_yaml(content: bytes, place: Path) -> None:
 
 
 def unsafe_names(value: Any, place: Path) -> None:
-    """Import and call whatever a value names, at any depth."""
+    """Import and call everything that a value names, at any depth."""
     if isinstance(value, list):
         for item in value:
             unsafe_names(item, place)
@@ -249,7 +249,7 @@ FORMS = [
 
 
 def hyperparameters(content: dict[str, Any], value: Any) -> list[dict[str, Any]]:
-    """Checkpoints with a value where a class may be named: components, agent, Lightning's own keys, plain arguments."""
+    """Returns checkpoints with a value in place of a component, agent, one of Lightning's keys or a plain argument."""
     found = []
     for key, names in (
         ("hyper_parameters", ("sampler", "tau", "_class_path", "_instantiator", "my_argument")),
@@ -280,7 +280,7 @@ def checkpoints(content: dict[str, Any], value: Any) -> list[bytes]:
 
 
 def replaced(content: Any, value: Any, *paths: str) -> list[Any]:
-    """Copies of nested dicts and lists, in each of which the part at one dotted path is the value."""
+    """Returns one copy of nested dicts and lists for each dotted path, with the entry at that path replaced."""
     found = []
     for path in paths:
         copy = deepcopy(content)
@@ -293,7 +293,7 @@ def replaced(content: Any, value: Any, *paths: str) -> list[Any]:
 
 
 def configurations(value: Any) -> list[bytes]:
-    """Configuration files with a value at every place where a component, a part of the Trainer or a text may stand."""
+    """Returns configuration files with a value in place of a component, a part of the Trainer or a text."""
     places = (
         "model", "model.class_path", "model.init_args.sampler", "data.environment", "data.environment.init_args.id",
         "trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "trainer.strategy",
@@ -305,7 +305,7 @@ def configurations(value: Any) -> list[bytes]:
 
 
 def run_facts(facts: dict[str, Any], value: Any) -> list[bytes]:
-    """The run.json of a run with a value where the report reads a name, and elsewhere."""
+    """Returns versions of a run's run.json with a value in an entry that the report reads, or in another one."""
     places = (
         *facts, "settings.model", "settings.model.class_path", "settings.model.init_args.sampler", "starts.0",
         "starts.0.command", "starts.0.command.0", "starts.0.commit", "starts.0.torch", "starts.0.python", "my_key",
@@ -318,7 +318,7 @@ def score_rows(row: dict[str, Any], value: Any) -> list[bytes]:
 
 
 def ran(place: Path) -> bool:
-    """Whether a payload ran in a folder; afterwards it is as if none had."""
+    """Whether a payload ran in a folder; removes its traces."""
     found = (place / "ran").exists() or MODULE in sys.modules
     (place / "ran").unlink(missing_ok=True)
     sys.modules.pop(MODULE, None)

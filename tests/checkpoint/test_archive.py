@@ -1,4 +1,4 @@
-"""A checkpoint is whole or invisible, runs no code, and continues a run exactly."""
+"""Tests of checkpoint files: they are written atomically, run no code when loaded, and continue a run exactly."""
 
 import pickle
 import subprocess
@@ -15,7 +15,7 @@ from dqs_lightning.envs import DMControl
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
-def test_a_process_that_dies_while_saving_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_a_process_that_dies_while_saving_keeps_the_old_file_intact(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     atomic_save({"step": 1}, path)
     script = f"""
@@ -67,7 +67,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes) -> 
 
 
 @pytest.mark.parametrize("content", [{"replay": {}}, torch.zeros(2)])
-def test_a_file_of_something_else_is_no_checkpoint_of_a_run(tmp_path: Path, content: object) -> None:
+def test_other_saved_objects_are_not_accepted_as_a_runs_checkpoint(tmp_path: Path, content: object) -> None:
     atomic_save(content, tmp_path / "step=4-rank=0.pt")
     with pytest.raises(CheckpointError, match=r"rank=0.pt: not a run's checkpoint; use its last.ckpt"):
         load_run(tmp_path / "step=4-rank=0.pt")
@@ -82,7 +82,7 @@ class StopAt(L.Callback):
 
 
 def fit(folder: Path, stop_at: int | None = None, resume: bool = False, n_steps: int = 1) -> dict[str, torch.Tensor]:
-    """cartpole in episodes of 50 actions, a replay buffer that wraps around, and a fractional update ratio."""
+    """Trains on cartpole with episodes of 50 actions, a full replay buffer and a fractional update ratio."""
     L.seed_everything(5)
     data = small_data(
         environment=DMControl("cartpole", "swingup", action_repeat=20),
@@ -105,7 +105,7 @@ def fit(folder: Path, stop_at: int | None = None, resume: bool = False, n_steps:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """State at the end of a run that was not stopped."""
+    """The final state of an uninterrupted run."""
     return fit(tmp_path_factory.mktemp("whole"))
 
 
@@ -120,13 +120,13 @@ def test_a_stopped_run_continues_bitwise(
         assert torch.equal(value, parts[name]), name
 
 
-def test_transitions_over_another_number_of_steps_are_refused(tmp_path: Path) -> None:
+def test_continuing_with_another_n_steps_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, stop_at=1)
     with pytest.raises(CheckpointError, match=r"data\.n_steps is 1 in that run and 3 here"):
         fit(tmp_path, resume=True, n_steps=3)
 
 
-def test_only_the_newest_rank_file_stays(tmp_path: Path) -> None:
+def test_only_the_newest_rank_file_is_kept(tmp_path: Path) -> None:
     data = small_data()
     trainer(tmp_path, [RunCheckpoint(str(tmp_path), every_n_updates=50)]).fit(small_agent(data), data)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step=192-frames=800-rank=0.pt"]

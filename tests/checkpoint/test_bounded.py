@@ -1,4 +1,4 @@
-"""Nested values that expand without end are refused at once."""
+"""Tests that nested values which expand exponentially or contain themselves are refused quickly."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from dqs_lightning.checkpoint.bounded import MAX_DEPTH, MAX_VALUES, check_bounde
 
 
 def doubled(times: int) -> list[Any]:
-    """A list of two entries, both of which are a list of two entries, and so on: few objects, 2^times values."""
+    """Returns a list whose two entries are the same list of two entries, and so on: few objects, 2^times values."""
     value: list[Any] = [0]
     for _ in range(times):
         value = [value, value]
@@ -29,7 +29,7 @@ def itself() -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (doubled(30), f"more than {MAX_VALUES:,} values"),
         (["x" * 10_000] * 10_000, f"more than {MAX_VALUES:,} values"),
@@ -38,8 +38,8 @@ def itself() -> list[Any]:
         ([(shared := nested(MAX_DEPTH - 3)), [[[shared]]]], "deeper than"),
     ],
 )
-def test_what_expands_without_end_is_refused(value: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_values_that_expand_without_bound_are_refused(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         check_bounded(value)
 
 

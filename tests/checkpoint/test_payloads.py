@@ -1,4 +1,4 @@
-"""No file runs code, whatever form the payload has; `benchmarks/faults/payloads.py` tries every place of every file."""
+"""Tests that no file runs code, for any form of payload; `benchmarks/faults/payloads.py` tries every place."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from dqs_lightning.checkpoint import restore
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of whole files, in which the payload's module can be imported."""
+    """A folder of valid files from which the payload's module can be imported."""
     folder = tmp_path_factory.mktemp("place")
     payload_files.prepare(folder)
     with pytest.MonkeyPatch.context() as patched:
@@ -29,19 +29,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.live], ids=lambda form: form.name)
-def test_every_payload_works_where_it_is_read_without_care(form: Form, place: Path) -> None:
+def test_every_payload_runs_when_it_is_read_unsafely(form: Form, place: Path) -> None:
     content = form.make(place)
     assert not ran(place)
     try:
         form.live(content, place)  # type: ignore[misc]
-    except Exception as error:  # it fails after it ran
+    except Exception as error:  # it raises after the payload ran
         assert error is not None
     assert ran(place)
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if not target.slow], ids=lambda target: target.name)
 def test_no_file_runs_code(target: Target, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every form at one of its places, another for each form, or at all of them where that is quick."""
+    """Each form is tried at one place, a different one for each form, or at all places for targets that are quick."""
     before = target.file.read_bytes() if target.file.exists() else None
     target.file.parent.mkdir(exist_ok=True)
     for number, form in enumerate(FORMS):
@@ -65,8 +65,8 @@ def test_no_file_runs_code(target: Target, place: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_style_of_the_working_directory_runs_no_code(place: Path) -> None:
-    """Matplotlib reads it when it is imported, so this takes processes of their own."""
+def test_a_matplotlib_style_in_the_working_directory_runs_no_code(place: Path) -> None:
+    """Matplotlib reads the file when it is imported, so the test starts new processes."""
     contents = payload_files.styles(f"{MODULE}.X")
     for content, code in ((b"".join(contents), 0), (FORMS[0].make(place), 2)):
         Path("matplotlibrc").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Objects from a checkpoint: registered components are built again; nothing else that a file names is imported."""
+"""Tests of restoring objects from a checkpoint: registered components are rebuilt, no other name is imported."""
 
 import inspect
 import sys
@@ -39,7 +39,7 @@ def function() -> Pole: ...
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a package that nobody has imported, with a module `poles`."""
+    """The name of a package that has not been imported, with a module `poles`."""
     folder = tmp_path / "my_poles"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -64,15 +64,15 @@ def changed(run: Path, file: Path, key: str, **values: Any) -> Path:
 
 
 def ours(base: type) -> dict[str, type]:
-    """Of this package: other tests define components too."""
+    """Returns the components of this package, without those that tests define."""
     return {name: cls for name, cls in components(base).items() if cls.__module__.startswith("dqs_lightning.")}
 
 
 PACKAGES = {"Brax": "brax", "Playground": "mujoco_playground"}
-"""Components that refuse to be constructed without a package that need not be installed."""
+"""Components that can only be constructed if an optional package is installed."""
 
 
-def test_every_component_is_built_again_from_its_description() -> None:
+def test_every_component_can_be_rebuilt_from_its_description() -> None:
     built = 0
     for base in FAMILIES:
         for name, cls in ours(base).items():
@@ -137,14 +137,14 @@ def test_any_other_name_is_refused_and_nothing_is_imported(path: Any, package: s
     assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
 
 
-def test_a_module_is_not_asked_for_what_it_makes_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_the_getattr_function_of_a_module_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[str] = []
     module = type(sys)("my_lazy")
-    module.__dict__["__getattr__"] = asked.append
+    module.__dict__["__getattr__"] = requested.append
     monkeypatch.setitem(sys.modules, "my_lazy", module)
     with pytest.raises(UntrustedNameError):
         named_class("my_lazy.payload")
-    assert asked == []
+    assert requested == []
 
 
 def test_a_trusted_package_is_imported_when_it_is_named(package: str, tmp_path: Path) -> None:
@@ -153,17 +153,17 @@ def test_a_trusted_package_is_imported_when_it_is_named(package: str, tmp_path: 
     pole = construct({"class_path": f"{package}.poles.Pole", "init_args": {"length": 2.0}})
     assert pole.length == 2.0 and (tmp_path / package / "imported").exists()
     assert named_class(f"{package}.poles.Outer.Inner").__name__ == "Inner"
-    for path, said in {
+    for path, message in {
         f"{package}.poles.function": "no class of the package my_poles",
         f"{package}.poles.pathlib.Path": "no class of the package my_poles",
         f"{package}.none.X": "no class of the package my_poles",
         f"{package}2.poles.Pole": "nor of a trusted package; if you trust my_poles2, add --trust my_poles2",
     }.items():
-        with pytest.raises(UntrustedNameError, match=said):
+        with pytest.raises(UntrustedNameError, match=message):
             named_class(path)
 
 
-def test_a_checkpoint_names_only_what_is_registered(run: Path, package: str, tmp_path: Path) -> None:
+def test_a_checkpoint_may_name_only_registered_components(run: Path, package: str, tmp_path: Path) -> None:
     pole = {"class_path": f"{package}.poles.Pole", "init_args": {"length": 3.0}}
     file = changed(run, tmp_path / "a.ckpt", "datamodule_hyper_parameters", environment=pole)
     for load in (
@@ -172,7 +172,7 @@ def test_a_checkpoint_names_only_what_is_registered(run: Path, package: str, tmp
     ):
         with pytest.raises(CheckpointError, match=r"a.ckpt: names my_poles.poles.Pole, .* add --trust my_poles "):
             load(file)
-    assert load_agent(file).observation_dim == 5  # whose own arguments are as they were
+    assert load_agent(file).observation_dim == 5  # the agent's own arguments are unchanged
     trust([package])
     assert OnlineData.load_from_checkpoint(file).environment.length == 3.0
     file = changed(run, tmp_path / "b.ckpt", "hyper_parameters", sampler={"class_path": f"{package}2.X"})
@@ -201,7 +201,7 @@ def test_an_agent_of_a_trusted_package_is_found_by_its_class(
             load_agent(tmp_path / "a.ckpt")
 
 
-def test_the_loaded_agent_is_that_of_the_checkpoint(run: Path) -> None:
+def test_the_loaded_agent_equals_that_of_the_checkpoint(run: Path) -> None:
     saved = safe_load(run)["state_dict"]
     agent = DQS.load_from_checkpoint(run, discount=0.5)
     assert agent.discount == 0.5 and agent.training and not load_agent(run).training
@@ -257,7 +257,7 @@ def test_arguments_that_do_not_fit_are_refused(run: Path, tmp_path: Path, value:
             (load_agent if key == "hyper_parameters" else OnlineData.load_from_checkpoint)(tmp_path / "b.ckpt")
 
 
-def test_a_public_name_of_the_package_is_a_class_of_it() -> None:
+def test_classes_are_found_by_the_packages_public_names() -> None:
     assert restore.named_class("dqs_lightning.DMControl") is DMControl
     for name in ("dqs_lightning.load_agent", "dqs_lightning.import_module", "dqs_lightning.Nothing"):
         with pytest.raises(restore.UntrustedNameError, match="no class of the package"):

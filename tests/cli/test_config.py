@@ -1,4 +1,4 @@
-"""Configurations: all that are shipped parse; what is wrong is refused in a few lines before any environment starts."""
+"""Configurations: all shipped ones parse, and wrong ones are refused in a few lines before an environment starts."""
 
 import os
 import sys
@@ -21,9 +21,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`dqs-fit` with arguments, in this process, in an empty folder: exit code, standard output, standard error."""
+    """Runs `dqs-fit` in this process and an empty folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it: so it is as it was afterwards
+    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it; monkeypatch restores it afterwards
     monkeypatch.delenv("DQS_RUN_DIR")
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -49,8 +49,8 @@ METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", ["DQS", "SAC", "TD3", "PPO"])
-def test_an_agent_has_the_defaults_of_its_constructor(run: Run, name: str) -> None:
-    """Also where a file changes a part of a component, as walker_fast.yaml changes the widths."""
+def test_an_agent_in_a_configuration_has_its_constructors_defaults(run: Run, name: str) -> None:
+    """This also holds where a file changes one argument of a component, as walker_fast.yaml changes the widths."""
     config = printed(run, "--config", str(CONFIGS / "walker_fast.yaml"), f"--model={name}")["model"]
     expected = describe(dict(components(Agent)[name](1, 1).hparams))
     for backbone in ("critic_backbone", "actor_backbone"):
@@ -60,9 +60,9 @@ def test_an_agent_has_the_defaults_of_its_constructor(run: Run, name: str) -> No
         assert value == expected.get(key), key
 
 
-def test_settings_are_kept_when_the_agent_is_changed(run: Run) -> None:
-    said = ("--config", WALKER, "--model=SAC", "--model.discount=0.9")
-    model = printed(run, *said)["model"]["init_args"]
+def test_settings_that_the_new_agent_also_has_are_kept_when_the_agent_is_changed(run: Run) -> None:
+    arguments = ("--config", WALKER, "--model=SAC", "--model.discount=0.9")
+    model = printed(run, *arguments)["model"]["init_args"]
     assert (model["discount"], model["tau"], model["normalise_observations"]) == (0.9, 0.005, False)
     critic = printed(run, "--config", WALKER, "--config", str(CONFIGS / "methods" / "sac_with_dqs_critic.yaml"))[
         "model"
@@ -93,8 +93,8 @@ def test_every_shipped_configuration_parses_and_constructs(run: Run, path: Path)
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
-def test_every_method_goes_with_a_task(run: Run, path: Path) -> None:
-    """It says nothing of task or networks; what it says is there."""
+def test_every_method_configuration_combines_with_a_task(run: Run, path: Path) -> None:
+    """A method's file sets nothing of the task or the networks, and all its settings are in the combined result."""
     plain, config = (printed(run, "--config", WALKER, *more) for more in ([], ["--config", str(path)]))
     assert config["data"] == plain["data"]
     own = yaml.safe_load(path.read_text())["model"]["init_args"]
@@ -109,7 +109,7 @@ def test_every_method_goes_with_a_task(run: Run, path: Path) -> None:
     assert run("--config", WALKER, "--config", str(path), "--data.total_frames=0")[0] == 2  # after the model is built
 
 
-def test_a_file_extends_several_of_which_the_last_wins(run: Run, tmp_path: Path) -> None:
+def test_a_file_can_extend_several_files_and_the_last_takes_precedence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "first.yaml").write_text("data:\n  batch_size: 64\n  num_envs: 4\n")
     (tmp_path / "second.yaml").write_text("data:\n  batch_size: 32\n  total_frames: 9000\n")
     (tmp_path / "mine.yaml").write_text(f"extends: [{WALKER}, first.yaml, second.yaml]\ndata:\n  total_frames: 8000\n")
@@ -119,7 +119,7 @@ def test_a_file_extends_several_of_which_the_last_wins(run: Run, tmp_path: Path)
 
 
 def test_a_run_that_is_refused_when_it_starts_leaves_its_folder_free(run: Run) -> None:
-    """A callback that does not fit the task is known only then."""
+    """Whether a callback fits the task is checked only at the start."""
     arguments = ("--config", str(CONFIGS / "cartpole.yaml"), "--trainer.callbacks+=GoalCoverage", "--run_dir=mine")
     for _ in range(2):
         code, _, err = run(*arguments)
@@ -127,7 +127,7 @@ def test_a_run_that_is_refused_when_it_starts_leaves_its_folder_free(run: Run) -
     assert not Path("mine/config.yaml").exists()
 
 
-def test_what_print_config_prints_is_itself_a_configuration(run: Run, tmp_path: Path) -> None:
+def test_the_output_of_print_config_is_a_valid_configuration(run: Run, tmp_path: Path) -> None:
     first = printed(run, "--config", WALKER, "--model.noise_schedule=Karras", "--model.noise_schedule.rho=3")
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(first))
     again = printed(run, "--config", "again.yaml")
@@ -138,7 +138,9 @@ def test_what_print_config_prints_is_itself_a_configuration(run: Run, tmp_path: 
     }
 
 
-def test_later_files_and_options_override_and_interpolation_follows(run: Run, tmp_path: Path) -> None:
+def test_later_files_and_options_take_precedence_and_interpolations_use_the_final_values(
+    run: Run, tmp_path: Path
+) -> None:
     (tmp_path / "mine.yaml").write_text(
         f"extends: {WALKER}\n"
         "model:\n  init_args:\n    temperature:\n      class_path: LogLinear\n"
@@ -340,7 +342,7 @@ def test_bad_options_are_refused_before_an_environment_starts(run: Run, case: st
     assert os.listdir() == []
 
 
-def test_a_run_is_not_written_over(run: Run, no_environment: None) -> None:
+def test_an_existing_run_is_not_overwritten(run: Run, no_environment: None) -> None:
     Path("mine").mkdir()
     Path("mine/config.yaml").touch()
     refused(*run("--config", WALKER, "--run_dir=mine"), "--run_dir=mine", "--ckpt_path=auto")
@@ -356,8 +358,8 @@ def test_bad_files_are_refused_before_an_environment_starts(run: Run, case: str,
 
 
 @pytest.mark.parametrize("written", ["1e6", "1.0e6", "+1_000e3", "1000000"])
-def test_a_whole_number_may_have_an_exponent(run: Run, written: str) -> None:
-    """In files and in options, for integers and floats alike; other floats stay floats."""
+def test_an_integer_may_be_written_with_an_exponent(run: Run, written: str) -> None:
+    """Tests files and options, for arguments of type int and float; other floats stay floats."""
     Path("mine.yaml").write_text(f"extends: {WALKER}\ndata:\n  total_frames: {written}\n  updates_per_step: 1.5e-1\n")
     from_file = printed(run, "--config", "mine.yaml")
     from_option = printed(run, "--config", "mine.yaml", f"--data.replay_size={written}", "--model.critic_lr", written)
@@ -376,7 +378,7 @@ def test_a_single_callback_need_not_be_a_list(run: Run, monkeypatch: pytest.Monk
     assert [callback.class_path for callback in found[0]] == ["dqs_callbacks.Preempt"]
 
 
-def test_a_network_of_any_size_is_checked_without_memory_for_it(run: Run, no_environment: None) -> None:
-    """A width of 10^9 with 10^9 inputs is no fault of the configuration; what follows it is still checked."""
+def test_a_configuration_with_huge_networks_is_checked_without_allocating_them(run: Run, no_environment: None) -> None:
+    """A width of 10^9 with 10^9 inputs is a valid configuration; the options after it are still checked."""
     sizes = [f"--model.{part}_backbone.hidden=[1e9, 1e9]" for part in ("critic", "actor")]
     refused(*run("--config", WALKER, *sizes, "--evaluate.episodes=1"), "evaluate.episodes=1", ">= 2")

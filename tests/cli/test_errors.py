@@ -1,4 +1,4 @@
-"""What a command prints of an error, and with which code it exits."""
+"""Error messages and exit codes of the commands."""
 
 import errno
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from dqs_lightning.envs import EnvironmentFailure
 
 
 def command(error: Exception) -> int:
-    """The exit code of a command that raises an error while it reads run/config.yaml."""
+    """Returns the exit code of a command that raises an error while it reads run/config.yaml."""
 
     @reported("dqs-some")
     def main(arguments: Sequence[str]) -> int:
@@ -57,10 +57,10 @@ EXPECTED = {
 
 @pytest.mark.parametrize("case", EXPECTED)
 def test_an_expected_error_is_a_message_and_an_exit_code(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    error, code, said = EXPECTED[case]
+    error, code, message = EXPECTED[case]
     assert command(error) == code
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"dqs-some: {said}") and len(err.splitlines()) <= 5
+    assert out == "" and err.startswith(f"dqs-some: {message}") and len(err.splitlines()) <= 5
 
 
 FAULTS = {
@@ -80,7 +80,7 @@ def test_any_other_error_keeps_its_traceback(case: str, capsys: pytest.CaptureFi
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_command_line_of_the_process_counts_where_main_has_no_arguments(
+def test_main_without_arguments_reads_the_command_line_of_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @reported("dqs-some")
@@ -95,7 +95,7 @@ def test_the_command_line_of_the_process_counts_where_main_has_no_arguments(
         main()
 
 
-def test_a_message_is_short_and_cannot_write_to_the_terminal() -> None:
+def test_a_message_is_short_and_its_control_characters_are_escaped() -> None:
     assert short("a\n\n b \x1b[31m\x00\n" + "c\n" * 9) == "a\n b \\x1b[31m\\x00\nc\nc\nc"
     assert len(cut := short("x" * 10_000 + ": too long")) == 500 and cut.endswith("x: too long")
     assert shown(None) == "null" and shown([1, "a"]) == "[1, 'a']" and shown("a b") == "a b"
@@ -103,7 +103,7 @@ def test_a_message_is_short_and_cannot_write_to_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kinds", "said"),
+    ("error", "kinds", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "x"), (OSError,), "--out=x: No space left on device"),
         (ValueError("two\n  lines \x1b[2J"), (ValueError,), "--out=x: two lines \\x1b[2J"),
@@ -115,13 +115,15 @@ def test_a_message_is_short_and_cannot_write_to_the_terminal() -> None:
         (InputError("tau=0: must be > 0"), (ValueError,), "tau=0: must be > 0"),
     ],
 )
-def test_errors_of_some_kinds_become_refusals(error: Exception, kinds: tuple[type[Exception]], said: str) -> None:
+def test_errors_of_the_given_types_become_input_errors(
+    error: Exception, kinds: tuple[type[Exception]], message: str
+) -> None:
     with pytest.raises(InputError) as refusal, refusing("--out=x: ", *kinds):
         raise error
-    assert str(refusal.value) == said
+    assert str(refusal.value) == message
 
 
-def test_errors_of_other_kinds_are_not_refusals() -> None:
+def test_errors_of_other_types_are_passed_on() -> None:
     with pytest.raises(KeyError), refusing("--out=x: ", OSError, ValueError):
         raise KeyError("a bug")
 

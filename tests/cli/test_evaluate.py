@@ -1,4 +1,4 @@
-"""`dqs-eval` and `dqs-export` refuse what they cannot read, in one line, before an environment is made."""
+"""`dqs-eval` and `dqs-export` refuse input that they cannot read, in one line, before an environment is made."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def refusal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusal:
-    """The line in which a command refuses its arguments; nothing is written, and no environment is made."""
+    """Returns the message of a command that must refuse its arguments, write nothing and make no environment."""
 
     def make(*_: object) -> None:
         raise AssertionError("an environment was made")
@@ -66,7 +66,7 @@ def refusal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--episodes=0"], "--episodes=0: must be 1 to 10000"),
         (["--threads=0"], "--threads=0: must be 1 to 1024"),
@@ -86,9 +86,9 @@ def refusal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     ],
 )
 def test_bad_options_of_an_evaluation_are_refused(
-    saved: Path, refusal: Refusal, arguments: list[str], said: str
+    saved: Path, refusal: Refusal, arguments: list[str], message: str
 ) -> None:
-    assert said in refusal("dqs-eval", str(saved), *arguments)
+    assert message in refusal("dqs-eval", str(saved), *arguments)
 
 
 def test_the_largest_seed_is_accepted(saved: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +101,7 @@ def test_the_largest_seed_is_accepted(saved: Path, here: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("arguments, threads", [([], 1), (["--threads=2"], 2)])
-def test_threads_are_those_asked_for_or_those_of_the_networks(
+def test_the_number_of_threads_is_that_of_the_option_or_depends_on_the_networks(
     saved: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], threads: int
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -114,7 +114,7 @@ def test_threads_are_those_asked_for_or_those_of_the_networks(
         torch.set_num_threads(before)
 
 
-def test_the_best_of_several_actions_needs_a_q(without_q: Path, refusal: Refusal) -> None:
+def test_best_of_requires_an_agent_with_q(without_q: Path, refusal: Refusal) -> None:
     assert "--best_of=4: PPO has no Q(s, a) to choose by" in refusal("dqs-eval", str(without_q), "--best_of=4")
 
 
@@ -123,7 +123,7 @@ def test_abbreviated_options_of_an_export_are_refused(saved: Path, refusal: Refu
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_no_checkpoint_of_a_run_is_refused(saved: Path, here: Path, refusal: Refusal, command: str) -> None:
+def test_anything_but_a_checkpoint_of_a_run_is_refused(saved: Path, here: Path, refusal: Refusal, command: str) -> None:
     whole = (saved / "checkpoints" / "last.ckpt").read_bytes()
     content = safe_load(saved / "checkpoints" / "last.ckpt")
     (here / "empty").write_bytes(b"")
@@ -137,7 +137,7 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(saved: Path, here: Path, refu
     torch.save({**content, "state_dict": 5}, here / "number")
     torch.save({name: value for name, value in content.items() if "hyper" not in name}, here / "bare")
     environment = {"class_path": "dqs_lightning.envs.Gym", "init_args": {"id": "Nobody-v0"}}
-    said = {
+    message = {
         **{name: "not a readable checkpoint" for name in ("empty", "half", "utf16", "yaml")},
         "list": "not a run's checkpoint; use its last.ckpt",
         next((saved / "checkpoints").glob("step=*-rank=0.pt")): "not a run's checkpoint; use its last.ckpt",
@@ -149,7 +149,7 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(saved: Path, here: Path, refu
         "number": "does not fit the DQS of this version: ",
         "bare": "holds no arguments of ",
     }
-    for name, text in said.items():
+    for name, text in message.items():
         assert text in refusal(command, str(name)), name
     content["datamodule_hyper_parameters"]["environment"] = environment
     torch.save(content, here / "gym")
@@ -179,7 +179,7 @@ def test_a_package_that_was_trusted_in_training_has_to_be_trusted_again(
     monkeypatch.syspath_prepend(here)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert hint in refusal(command, "a.ckpt")
-    if command == "dqs-export":  # which comes as far as its file
+    if command == "dqs-export":  # it succeeds and writes its file
         monkeypatch.setattr(export, "write", full)
         assert "policy.pt2: cannot be written: No space" in refusal(command, "a.ckpt", "--trust=my_poles")
     else:
@@ -198,8 +198,8 @@ def test_an_agent_of_another_environment_is_refused(
     content["datamodule_hyper_parameters"]["environment"]["init_args"] |= {"domain": "walker", "task": "walk"}
     torch.save(content, here / "a.ckpt")
     assert evaluate.main(["a.ckpt"]) == 2
-    said = "its environment has 24 observations and 6 actions, its agent 5 and 1"
-    assert said in capsys.readouterr().err
+    message = "its environment has 24 observations and 6 actions, its agent 5 and 1"
+    assert message in capsys.readouterr().err
 
 
 def test_an_environment_that_cannot_be_made_is_refused(
@@ -215,7 +215,7 @@ def test_an_environment_that_cannot_be_made_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("out", "said"),
+    ("out", "message"),
     [
         ("file/policy.pt2", "file is not a folder"),
         ("loop/policy.pt2", "loop is not a folder"),
@@ -225,19 +225,19 @@ def test_an_environment_that_cannot_be_made_is_refused(
         ("folder.pt2", "is a directory"),
     ],
 )
-def test_a_place_where_nothing_can_be_written_is_refused(
-    saved: Path, here: Path, refusal: Refusal, out: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_an_output_path_that_cannot_be_written_is_refused(
+    saved: Path, here: Path, refusal: Refusal, out: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "file").touch()
     (here / "loop").symlink_to(here / "loop")
     (here / "folder.pt2").mkdir()
     export.os.mkfifo(here / "pipe.pt2")
     monkeypatch.setitem(COMMANDS, "dqs-export", (export.main, [f"--out={out}"]))
-    assert said in refusal("dqs-export", str(saved))
+    assert message in refusal("dqs-export", str(saved))
 
 
 @pytest.mark.parametrize("out", ["policy.pt2", "new/deep/policy.pt2"])
-def test_a_disk_that_is_full_leaves_nothing_and_the_old_file(
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_partial_one(
     saved: Path, here: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     (here / "policy.pt2").write_text("old")

@@ -1,4 +1,4 @@
-"""A policy that was written as a graph acts as the agent does."""
+"""An exported policy returns the same actions as its agent."""
 
 import json
 import subprocess
@@ -18,12 +18,12 @@ from dqs_lightning.registry import components
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.temperature import LogLinear
 
-DRAWS = {"MomentMatched": 3, "EulerMaruyama": 4, "ProbabilityFlow": 1}  # of three steps
+DRAWS = {"MomentMatched": 3, "EulerMaruyama": 4, "ProbabilityFlow": 1}  # for three sampling steps
 CASES = [(name, ".onnx") for name in DRAWS] + [(name, ".pt2") for name in sorted(components(Sampler))]
 
 
 def checkpoint(folder: Path, **changes: object) -> Path:
-    """That of an agent whose actions depend on all that they may depend on: observation, noise and temperature."""
+    """Saves a checkpoint of an agent whose actions depend on every input: observation, noise and temperature."""
     agent = DQS(5, 2, **{"temperature": LogLinear(1.0, 0.01, 100), **small(), **changes})
     nn.init.normal_(agent.diffusion.denoiser.last.weight, std=0.3)
     for _ in range(50):
@@ -39,7 +39,7 @@ def as_the_sampler_draws(draws: int, batch: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "suffix"), CASES)
-def test_a_graph_acts_as_the_agent_does(tmp_path: Path, name: str, suffix: str) -> None:
+def test_an_exported_graph_returns_the_agents_actions(tmp_path: Path, name: str, suffix: str) -> None:
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime")
     path, out = checkpoint(tmp_path, sampler=components(Sampler)[name](3)), tmp_path / f"policy{suffix}"
@@ -55,7 +55,7 @@ def test_a_graph_acts_as_the_agent_does(tmp_path: Path, name: str, suffix: str) 
         torch.manual_seed(3)
         noise = as_the_sampler_draws(draws, batch)
         torch.testing.assert_close(act(observation, noise), expected, atol=1e-5, rtol=0)
-        for index in range(draws):  # each of them has a say
+        for index in range(draws):  # every draw changes the action
             other = noise.clone()
             other[index] += 0.1
             assert (act(observation, other) - expected).abs().max() > 1e-4
@@ -73,7 +73,7 @@ def test_the_noise_free_policy_takes_observations_only(tmp_path: Path, suffix: s
     torch.testing.assert_close(export.load(out)(observation), expected, atol=1e-5, rtol=0)
 
 
-def test_the_command_takes_a_run_and_says_what_it_wrote(tmp_path: Path) -> None:
+def test_the_command_takes_a_run_and_prints_what_it_wrote(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     data = small_data(total_frames=480)
@@ -97,7 +97,7 @@ def test_the_command_takes_a_run_and_says_what_it_wrote(tmp_path: Path) -> None:
     assert 0.4 < bound.abs().max() <= 0.5
 
 
-def test_a_package_holds_its_facts_and_the_denoiser_alone(tmp_path: Path) -> None:
+def test_an_exported_package_holds_only_its_metadata_and_the_denoiser(tmp_path: Path) -> None:
     export.export(checkpoint(tmp_path, sampler=ProbabilityFlow(1)), tmp_path / "policy.pt2")
     held = {"facts.json": ""}
     program = torch.export.load(tmp_path / "policy.pt2", extra_files=held)
@@ -107,7 +107,7 @@ def test_a_package_holds_its_facts_and_the_denoiser_alone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("error", [2e-5, float("nan")])
-def test_a_graph_that_differs_is_refused_and_the_old_file_stays(
+def test_a_graph_whose_actions_differ_from_the_agents_is_refused_and_the_old_file_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
 ) -> None:
     load = export.load
@@ -127,18 +127,20 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = refusal(capsys, str(tmp_path), "--out=policy.txt")  # before the run is looked for
+    wrong = refusal(capsys, str(tmp_path), "--out=policy.txt")  # checked before the run is read
     assert wrong == "dqs-export: --out=policy.txt: must be a file that ends in .onnx or .pt2\n"
     assert "last.ckpt: no such checkpoint" in refusal(capsys, str(tmp_path), "--out=policy.pt2")
     (tmp_path / "folder.pt2").mkdir()
     assert "is a directory" in refusal(capsys, str(tmp_path), f"--out={tmp_path / 'folder.pt2'}")
 
 
-def test_what_to_install_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command_to_install_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     line = refusal(capsys, "nothing", "--out=policy.onnx")
     assert "onnxruntime" in line and 'pip install "dqs-lightning[export]"' in line
-    assert "no such checkpoint" in refusal(capsys, "nothing", "--out=policy.pt2")  # which needs nothing more
+    assert "no such checkpoint" in refusal(capsys, "nothing", "--out=policy.pt2")  # .pt2 needs no further package
 
 
 def test_an_agent_without_an_exporter_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

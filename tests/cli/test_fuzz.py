@@ -1,4 +1,4 @@
-"""Mutated and misspelt configurations, a few of each; `nox -s fuzz` tries a thousand of each."""
+"""Fuzz tests of configurations: a few mutated and misspelt ones; `nox -s fuzz` tries a thousand of each."""
 
 from pathlib import Path
 
@@ -30,8 +30,8 @@ def test_misspellings_are_refused_with_the_right_name() -> None:
     assert counts["2"] == EXAMPLES and counts["right suggestion"] >= LEAST_RATE * EXAMPLES, missed
 
 
-def test_what_the_counts_would_show() -> None:
-    """A run that starts, a refusal, and files that are left are told apart."""
+def test_problems_of_a_command_are_recognised() -> None:
+    """Accepted configurations, refusals and files that are left behind are classified correctly."""
     assert attempt("--config", WALKER).code == "accepted" and attempt("--config", WALKER).problem == ""
     refused = attempt("--config", WALKER, "--data.num_envs=0")
     assert refused.code == 2 and refused.problem == "" and "data.num_envs=0" in refused.text

@@ -1,4 +1,4 @@
-"""Interpolations are saved as written: no secret of the environment reaches a file of the run."""
+"""Interpolations are saved as written, so that secrets in environment variables reach no file of a run."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SECRET = "correct-horse-battery"
 
 
-def test_strings_are_put_back_where_they_were() -> None:
+def test_interpolations_are_put_back_in_their_original_places() -> None:
     raw = yaml.safe_load("a: ${oc.env:X}\nb: [1, {c: '${a}', d: e}]\n")
     written = dict(interpolations(raw))
     assert written == {("a",): "${oc.env:X}", ("b", 1, "c"): "${a}"}
@@ -26,7 +26,7 @@ def test_strings_are_put_back_where_they_were() -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A finished run whose environment has a secret for its label, and whose run length another setting follows."""
+    """A finished run with two interpolations: the environment's label is a secret, and one setting uses another's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOKEN", SECRET)
     Path("mine.yaml").write_text(
@@ -56,7 +56,7 @@ def test_no_file_of_the_run_holds_the_secret(run: Path) -> None:
     assert settings["model.temperature.over_updates"] == 128
 
 
-def test_a_checkpoint_takes_the_value_from_the_environment_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_a_checkpoint_resolves_the_interpolation_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = run / "checkpoints" / "last.ckpt"
     monkeypatch.setenv("TOKEN", "another")
     assert OnlineData.load_from_checkpoint(last).environment.label == "another"

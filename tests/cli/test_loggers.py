@@ -1,4 +1,4 @@
-"""Files of metrics in the run directory."""
+"""The metrics file of a run directory."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dqs_lightning.cli.loggers import ROWS_HELD, RunCSVLogger, drop_later_metric
 
 def test_metrics_reach_the_disk_before_the_run_ends(tmp_path: Path) -> None:
     logger = RunCSVLogger(save_dir=tmp_path, name="", version="")
-    for update in range(50, 50 * (3 * ROWS_HELD), 50):  # as the Trainer logs: every fifty updates
+    for update in range(50, 50 * (3 * ROWS_HELD), 50):  # the Trainer logs every fifty updates
         logger.log_metrics({"train/q": float(update)}, step=update)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert len(rows) == 2 * ROWS_HELD
@@ -27,7 +27,7 @@ def test_a_run_that_continues_keeps_the_rows_up_to_its_checkpoint(tmp_path: Path
     assert rows == ["50,1.0,", "100,,1.0"]
 
 
-def test_rows_that_a_full_disk_refuses_are_written_later(tmp_path: Path) -> None:
+def test_rows_that_could_not_be_written_to_a_full_disk_are_written_later(tmp_path: Path) -> None:
     logger = RunCSVLogger(save_dir=tmp_path, name="", version="")
     logger.log_metrics({"q": 1.0}, step=1)
     logger.save()

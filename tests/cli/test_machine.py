@@ -1,4 +1,4 @@
-"""Threads and memory: what the commands set for the machine that they run on."""
+"""Thread and memory settings that the commands make for the machine they run on."""
 
 import ctypes
 import logging
@@ -43,7 +43,7 @@ def test_wide_networks_have_several_threads_and_not_more_than_cores() -> None:
     [(None, None, 1, 2), (None, None, 2, 1), (3, None, 1, 3), (3, "2", 1, 3), (None, "5", 1, None)],
     ids=["by-size", "cores-are-shared", "flag", "flag-before-variable", "variable"],
 )
-def test_what_sets_the_number_of_threads(
+def test_the_number_of_threads_follows_option_variable_network_size_and_cores(
     given: int | None,
     variable: str | None,
     processes: int,
@@ -51,7 +51,7 @@ def test_what_sets_the_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """torch has read OMP_NUM_THREADS when it was imported, so that the number then stays."""
+    """With OMP_NUM_THREADS set, torch's own number of threads is kept: torch read the variable when it was imported."""
     monkeypatch.setattr(machine, "available_cores", lambda: 2)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
@@ -66,7 +66,7 @@ def test_what_sets_the_number_of_threads(
 @pytest.mark.parametrize(
     "text, expected", [("max 100000", None), ("150000 100000", 1), ("50000 100000", 1), ("what", None)]
 )
-def test_cores_are_those_of_the_affinity_within_the_quota(
+def test_available_cores_respect_cpu_affinity_and_cgroup_quota(
     text: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quota = tmp_path / "cpu.max"
@@ -78,8 +78,8 @@ def test_cores_are_those_of_the_affinity_within_the_quota(
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
 @pytest.mark.parametrize("own, kept", [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
-def test_freed_memory_is_kept_and_not_mapped_anew(own: dict[str, str], kept: bool) -> None:
-    """100 blocks of 4 MB, freed and asked for again, have 1,024 pages each to map; kept ones are mapped once."""
+def test_freed_memory_is_reused_without_new_page_faults(own: dict[str, str], kept: bool) -> None:
+    """100 blocks of 4 MB, freed and allocated again, cause 1,024 page faults each; reused ones only at first."""
     code = (
         "import ctypes, resource; from dqs_lightning.cli.machine import keep_freed_memory; keep_freed_memory()\n"
         "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"

@@ -1,4 +1,4 @@
-"""What a run says of itself in run.json, and what is added when it continues."""
+"""The metadata of a run in run.json, and the entries that are added when the run continues."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_each_start_adds_what_is_other_than_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_start_adds_an_entry_with_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = {"command": ["dqs-fit", "a"], "commit": "1", "torch": "2"}
     monkeypatch.setattr(provenance, "about", lambda *program: dict(now))
     for change in ({}, {"torch": "3"}, {}, {"torch": "2", "commit": None}):
@@ -37,7 +37,7 @@ def test_a_damaged_file_is_refused_and_kept(tmp_path: Path, content: str) -> Non
     assert (tmp_path / "run.json").read_text() == content
 
 
-def test_this_process_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_and_versions_of_this_process_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["benchmarks/speed/update.py", "--brief"])
     assert about()["command"] == ["python", "benchmarks/speed/update.py", "--brief"]
     found = about("dqs-fit")

@@ -1,4 +1,4 @@
-"""Reports: how runs are told apart, what stands on the page, and what is refused. Nothing here is trained."""
+"""Reports: how runs are identified, what the page contains, and which input is refused. Nothing is trained."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ def make(
     command: Sequence[str] = (),
     **settings: Any,
 ) -> Path:
-    """A run directory as dqs-fit leaves it."""
+    """Writes a run directory as dqs-fit does."""
     folder.mkdir(parents=True)
     rows = [
         {"env_frames": frames, "updates": frames // 2, "wall_s": frames / 100, "episodes": 10, "return_mean": value}
@@ -56,7 +56,7 @@ def make(
 
 
 def sweep(out: Path) -> Path:
-    """Two variants of two seeds on two tasks; one run was stopped, and one has not been evaluated."""
+    """Writes a sweep of two variants, two seeds and two tasks; one run was stopped, and one has no evaluation."""
     states = {}
     for task in ("walk", "run"):
         for variant, base in (("soft", 400.0), ("sac", 200.0)):
@@ -74,7 +74,7 @@ def sweep(out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of such a sweep, made from an absolute path."""
+    """The report of the sweep above, made from an absolute path."""
     place = tmp_path_factory.mktemp("place")
     runs = sweep(place / "runs" / "sweeps" / "mine")
     assert report.main([str(runs), f"--out={place}/report"]) == 0
@@ -87,11 +87,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def told(paths: Sequence[Path], names: dict[Path, str] | None = None) -> list[tuple[str, str, int]]:
+def identified(paths: Sequence[Path], names: dict[Path, str] | None = None) -> list[tuple[str, str, int]]:
     return [(run.task, run.method, run.seed) for run in read_runs(paths, names)]
 
 
-def test_the_method_of_a_run_is_decided_when_it_starts_and_can_be_overruled(here: Path) -> None:
+def test_the_method_name_of_a_run_is_set_when_it_starts_and_can_be_overridden(here: Path) -> None:
     assert method_of(Path("runs/sweeps/s/walker/T0.1/seed=3"), "dqs") == "T0.1"
     assert method_of(Path("runs/walker-walk/mine/20260101-120000"), "dqs") == "mine"
     assert method_of(Path("runs/walker-walk/mine/20260101-120000-2"), "dqs") == "mine"
@@ -99,20 +99,20 @@ def test_the_method_of_a_run_is_decided_when_it_starts_and_can_be_overruled(here
     make(Path("runs/sweeps/s/walker/T0.1/seed=3"), seed=3)
     make(Path("runs/w-0"), seed=5, method="sac", task="ball_in_cup-catch")
     Path("runs/sweeps/s/walker/T0.1/seed=3").rename("runs/moved")
-    assert told([Path("runs")]) == [("ball_in_cup-catch", "sac", 5), ("walker-walk", "T0.1", 3)]
-    assert told([Path("runs/w-0")]) == told([Path("runs/w-0"), Path("runs/w-0/..", "w-0")])
+    assert identified([Path("runs")]) == [("ball_in_cup-catch", "sac", 5), ("walker-walk", "T0.1", 3)]
+    assert identified([Path("runs/w-0")]) == identified([Path("runs/w-0"), Path("runs/w-0/..", "w-0")])
     assert [run.run for run in read_runs([here / "runs" / "w-0", Path("runs")])] == ["w-0", "runs/moved"]
-    named = told([Path("runs")], {Path("runs"): "x", here / "runs" / "moved": "other/y"})
-    assert named == [("ball_in_cup-catch", "x", 5), ("other", "y", 3)]  # of two paths the deeper one
+    named = identified([Path("runs")], {Path("runs"): "x", here / "runs" / "moved": "other/y"})
+    assert named == [("ball_in_cup-catch", "x", 5), ("other", "y", 3)]  # the deeper of two paths takes precedence
 
 
 def study(folder: Path) -> Path:
-    """The runs of a sweep as `benchmarks/keep.py` keeps them."""
+    """Writes the runs of a sweep in the format of `benchmarks/keep.py`."""
     write_study(read_runs([sweep(folder / "runs")]), folder / "kept")
     return folder / "kept"
 
 
-def test_a_study_gives_the_report_of_its_runs(here: Path) -> None:
+def test_the_report_of_a_study_equals_the_report_of_its_runs(here: Path) -> None:
     kept = study(here)
     assert os.listdir(kept) == ["scores.csv"]
     whole, again = read_runs([here / "runs"]), read_runs([kept])
@@ -126,7 +126,7 @@ def test_a_study_gives_the_report_of_its_runs(here: Path) -> None:
     first, second = ((here / f"{place} out" / "table.md").read_text().split("Made by")[0] for place in ("runs", "kept"))
     assert first == second
     names = {here / "kept" / "walker-run" / "sac": "x", here / "kept" / "walker-walk" / "sac" / "seed=0": "y/z"}
-    assert {run[:2] for run in told([kept], names)} == {
+    assert {run[:2] for run in identified([kept], names)} == {
         ("walker-run", "soft"), ("walker-run", "x"), ("walker-walk", "sac"), ("walker-walk", "soft"), ("y", "z"),
     }  # fmt: skip
 
@@ -145,19 +145,19 @@ DAMAGE: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_study_is_refused(here: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     kept = study(here)
-    old, new, said = DAMAGE[case]
+    old, new, message = DAMAGE[case]
     text = (kept / "scores.csv").read_text()
     assert old in text
     (kept / "scores.csv").write_text(text.replace(old, new))
     assert report.main(["kept", "--out=out"]) == 2
     assert (
-        re.search(rf"scores.csv[,:] {said}", err := capsys.readouterr().err)
+        re.search(rf"scores.csv[,:] {message}", err := capsys.readouterr().err)
         and len(err.splitlines()) == 1
         and not (here / "out").exists()
     )
 
 
-def test_the_page_stands_on_its_own_and_holds_every_picture(made: Path) -> None:
+def test_the_page_is_self_contained_and_holds_every_figure(made: Path) -> None:
     page = (made / "report.html").read_text()
     pictures = sorted(file.name for file in made.glob("*.png"))
     assert pictures == ["aggregate.png", "frames.png", "profiles.png", "updates.png", "wall_clock.png"]
@@ -170,7 +170,7 @@ def test_the_page_stands_on_its_own_and_holds_every_picture(made: Path) -> None:
     assert sorted(summary["files"]) == sorted(os.listdir(made))
 
 
-def test_no_place_of_this_machine_gets_in(made: Path) -> None:
+def test_the_report_contains_no_path_of_this_machine(made: Path) -> None:
     for name in ("report.html", "table.md", "summary.json"):
         text = (made / name).read_text()
         assert str(made.parent) not in text and made.parent.name not in text and "/home" not in text
@@ -182,13 +182,13 @@ def test_no_place_of_this_machine_gets_in(made: Path) -> None:
     assert without_place(words) == "--config=configs/x.yaml s3://x/y a/b [v,w] --trainer.logger=logs"
 
 
-def test_the_tables_hold_the_scores(made: Path) -> None:
+def test_the_tables_contain_the_scores(made: Path) -> None:
     lines = (made / "table.md").read_text().splitlines()
     assert "| walker-walk | 120,000 | soft | 2 | 500.8 | 0.7 | [494.4, 507.1] | 60,000 | 1,200 |" in lines
     assert "| walker-run | 120,000 | sac | 2 | 300.8 | 0.7 | [294.4, 307.1] | 60,000 | 1,200 |" in lines
     over = next(line for line in lines if line.startswith("| 120,000 | soft | 2 |"))
     assert over.startswith("| 120,000 | soft | 2 | 0.501 [") and over.endswith("| 1.000 [1.000, 1.000] |")
-    # Logged by one seed only: the median of its rows but the half one.
+    # Only one seed logged it: the median of its rows without the incomplete one.
     assert "| walker-walk | soft | 20.0 [20.0, 20.0] | 100.0 [100.0, 100.0] | 42.0 |" in lines
     page = (made / "report.html").read_text()
     assert '<td class="right">500.8</td>' in page and "0123456789ab" in page and "torch 2.13.0" in page
@@ -200,7 +200,7 @@ def test_the_tables_hold_the_scores(made: Path) -> None:
     assert (mean["seeds"], mean["mean"], mean["updates"]) == (2, 500.75, 60_000)
 
 
-def test_what_is_missing_is_said(made: Path) -> None:
+def test_missing_evaluations_and_unfinished_runs_are_reported(made: Path) -> None:
     notes = json.loads((made / "summary.json").read_text())["notes"]
     assert any("mine/walker-run/sac/seed=1 (stopped)" in note for note in notes)
     assert any("not evaluated yet" in note and "walker-run/sac/seed=2 (failed)" in note for note in notes)
@@ -209,7 +209,7 @@ def test_what_is_missing_is_said(made: Path) -> None:
     assert all(note.partition(":")[0] in page for note in notes)
 
 
-def test_one_seed_and_a_shorter_run_are_said_and_work(here: Path) -> None:
+def test_a_single_seed_and_runs_of_different_lengths_are_reported_with_a_note(here: Path) -> None:
     make(Path("a/runs/w/dqs/20260101-000000"), (1.0, 2.0), task="x-y")
     make(Path("a/runs/w/dqs/20260102-000000"), seed=1, task="x-y")
     make(Path("a/runs/w/sac/20260101-000000"), (5.0, 5.0, 5.0), task="x-y")
@@ -228,7 +228,7 @@ def test_one_seed_and_a_shorter_run_are_said_and_work(here: Path) -> None:
     assert "Returns go up to 25, above --max-return=10" in notes
 
 
-def test_published_rows_come_with_their_sources_and_what_they_spend(made: Path) -> None:
+def test_published_rows_have_their_sources_and_budgets(made: Path) -> None:
     rows, source = read_published()
     assert len(rows) == 1615 and "github.com/nicklashansen/tdmpc2" in source
     assert (files("dqs_lightning.cli.report") / "dmc_published.csv").is_file()
@@ -244,7 +244,7 @@ def test_published_rows_come_with_their_sources_and_what_they_spend(made: Path) 
     assert row.startswith("| walker-run | 100,000 | 255.0 ± 7.1 (2) | 455.0 ± 7.1 (2) | 340 ± 32 (3) |")
 
 
-def test_published_names_are_those_of_the_suite() -> None:
+def test_published_task_names_are_those_of_the_suite() -> None:
     from dm_control import suite
 
     known = {suite_name(f"{domain}-{task}") for domain, task in suite.ALL_TASKS}
@@ -252,7 +252,7 @@ def test_published_names_are_those_of_the_suite() -> None:
     assert suite_name("ball_in_cup-catch") == "cup-catch"
 
 
-def test_published_rows_are_chosen_by_name_and_within_the_picture() -> None:
+def test_published_rows_are_selected_by_name_and_range_of_frames() -> None:
     last = {"walker-walk": 200_000.0, "maze": 1e6}
     rows = choose_published(None, last)
     assert set(zip(rows["method"], rows["frames"], strict=True)) == {
@@ -267,7 +267,7 @@ def test_published_rows_are_chosen_by_name_and_within_the_picture() -> None:
         choose_published(["TDMPC2"], last)
 
 
-def test_the_picture_marks_a_published_return_with_what_it_spends(tmp_path: Path) -> None:
+def test_the_figure_marks_published_returns_with_their_budgets(tmp_path: Path) -> None:
     from dqs_lightning.cli.report.pictures import draw_curves, style_of
 
     runs = read_runs([sweep(tmp_path / "s")])
@@ -334,11 +334,11 @@ def test_bad_input_is_refused_and_nothing_is_written(here: Path, case: str, caps
     (here / "task" / "run.json").write_text(json.dumps({**facts, "task": None}))
     (here / "seed" / "run.json").write_text(json.dumps({**facts, "seed": -1}))
     before = sorted(here.rglob("*"))
-    arguments, said = BAD[case]
+    arguments, message = BAD[case]
     given = arguments if any(word.startswith("--out") for word in arguments) else [*arguments, "--out=out"]
     assert report.main(given) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("dqs-report: ") and said in err and len(err.splitlines()) <= 3
+    assert out == "" and err.startswith("dqs-report: ") and message in err and len(err.splitlines()) <= 3
     assert sorted(here.rglob("*")) == before
 
 
@@ -349,16 +349,16 @@ def test_options_out_of_range_are_refused(option: list[str], capsys: pytest.Capt
     assert "must be" in capsys.readouterr().err
 
 
-def test_runs_of_several_settings_can_be_told_apart_or_called_one(here: Path) -> None:
+def test_runs_with_different_settings_can_be_named_separately_or_as_one_method(here: Path) -> None:
     make(here / "good", lr=1)
     make(here / "other", lr=2, seed=1, only_in_a_later_version=3)
-    assert [method for _, method, _ in told([here], {here / "other": "quick"})] == ["dqs", "quick"]
-    assert [method for _, method, _ in told([here], {here: "dqs"})] == ["dqs", "dqs"]
-    make(here / "third", lr=2, seed=2)  # whose version did not know the other's new key
-    assert told([here / "other", here / "third"]) == [("walker-walk", "dqs", 1), ("walker-walk", "dqs", 2)]
+    assert [method for _, method, _ in identified([here], {here / "other": "quick"})] == ["dqs", "quick"]
+    assert [method for _, method, _ in identified([here], {here: "dqs"})] == ["dqs", "dqs"]
+    make(here / "third", lr=2, seed=2)  # its version did not have the other's new key
+    assert identified([here / "other", here / "third"]) == [("walker-walk", "dqs", 1), ("walker-walk", "dqs", 2)]
 
 
-def test_a_report_replaces_an_earlier_one_and_leaves_nothing_of_it(here: Path) -> None:
+def test_a_report_replaces_every_file_of_an_earlier_one(here: Path) -> None:
     make(here / "runs" / "a")
     out = here / "out"
     out.mkdir()
@@ -376,7 +376,7 @@ def test_a_report_replaces_an_earlier_one_and_leaves_nothing_of_it(here: Path) -
         report.earlier_files(out)
 
 
-def test_what_to_install_is_said(
+def test_a_missing_package_is_named_with_the_command_to_install_it(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
@@ -386,7 +386,7 @@ def test_what_to_install_is_said(
     assert os.listdir() == ["good"]
 
 
-def test_bad_input_is_said_before_anything_large_is_imported(here: Path) -> None:
+def test_bad_input_is_refused_before_large_packages_are_imported(here: Path) -> None:
     code = (
         "import sys; from dqs_lightning.cli import report; report.main(['nowhere', '--out=out']); "
         "print(sorted({'rliable', 'pandas', 'torch', 'lightning'} & set(sys.modules)))"

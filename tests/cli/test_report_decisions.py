@@ -1,4 +1,4 @@
-"""What a decision costs, in a report: of which checkpoint, and what is refused."""
+"""Times of an action in a report: which checkpoint is timed, and which input is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ def test_the_first_seed_that_has_a_checkpoint_is_timed(tmp_path: Path, monkeypat
     data = small_data(total_frames=480)
     callbacks = [RunCheckpoint(str((tmp_path / "second" / CHECKPOINT).parent))]
     trainer(tmp_path / "second", callbacks).fit(SAC(data.observation_dim, data.action_dim, **small()), data)
-    asked: list[torch.Size] = []
+    shapes: list[torch.Size] = []
     act = Agent.act
 
     def counted(self: Agent, observation: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        asked.append(observation.shape)
+        shapes.append(observation.shape)
         return act(self, observation, **kwargs)
 
     monkeypatch.setattr(Agent, "act", counted)
@@ -38,7 +38,7 @@ def test_the_first_seed_that_has_a_checkpoint_is_timed(tmp_path: Path, monkeypat
     runs.append(run(tmp_path / "first", "none"))
     found = time_decisions(runs)
     assert set(found) == {("pole", "sac")} and min(found["pole", "sac"]) > 0
-    assert set(asked) == {(1, data.observation_dim), (BATCH, data.observation_dim)}
+    assert set(shapes) == {(1, data.observation_dim), (BATCH, data.observation_dim)}
     tables = []
     for options in ([], ["--time-actions"]):
         made = measure(runs, parse([str(tmp_path), "--out=out", "--published=none", *options]))
@@ -49,7 +49,7 @@ def test_the_first_seed_that_has_a_checkpoint_is_timed(tmp_path: Path, monkeypat
     assert shown == pytest.approx(times["pole", "sac"], abs=0.006) and list(timed.iloc[1, -2:]) == ["-", "-"]
 
 
-def test_no_checkpoint_and_a_broken_one_are_refused(tmp_path: Path) -> None:
+def test_missing_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--time-actions: none of the runs has"):
         time_decisions([run(tmp_path)])
     (tmp_path / CHECKPOINT).parent.mkdir()

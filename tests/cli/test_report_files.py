@@ -1,4 +1,4 @@
-"""Reports of runs whose files hold anything: a refusal in a few lines or a whole report, and nothing that is run."""
+"""Reports of runs with arbitrary file contents: either refused in a few lines or complete; no code is run."""
 
 import json
 import os
@@ -46,7 +46,7 @@ HOSTILE = [
 
 
 def make(folder: Path, rows: Any = ROWS, facts: Any = FACTS) -> Path:
-    """A run directory with such files."""
+    """Writes a run directory with the given scores and metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "run.json").write_text(json.dumps(facts))
@@ -55,7 +55,7 @@ def make(folder: Path, rows: Any = ROWS, facts: Any = FACTS) -> Path:
 
 
 def measured(folder: Path) -> bool:
-    """Whether everything of a report but its pictures can be computed; any error but a refusal gets through."""
+    """Whether a report without its figures can be computed; errors other than InputError are passed on."""
     try:
         found = measure(read_runs([folder]), report.parse([str(folder), "--out=out", "--published=none"]))
     except InputError as error:
@@ -72,12 +72,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def test_the_files_of_a_run_as_it_is_written_are_read(here: Path) -> None:
+def test_the_unchanged_files_of_a_run_are_read(here: Path) -> None:
     assert measured(make(here / "run"))
 
 
 def repeated(value: str, first: str) -> bytes:
-    """YAML of few lines: each value has ten of the one before, 10^12 in all."""
+    """Returns a few lines of YAML in which each value holds ten of the one before, 10^12 in all."""
     lines = [f"a0: &a0 {first}"]
     for n in range(1, 13):
         lines.append(f"a{n}: &a{n} " + value % ", ".join([f"*a{n - 1}"] * 10))
@@ -117,18 +117,18 @@ CONTENTS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_anything_is_refused_or_read(here: Path, name: str, content: bytes) -> None:
+def test_a_run_file_with_arbitrary_content_is_refused_or_read(here: Path, name: str, content: bytes) -> None:
     run = make(here / "sweep" / "task" / "method" / "seed=0")
     (here / "sweep" / name if name == "manifest.json" else run / name).write_bytes(content)
     found = measured(here / "sweep")
     if name == "scores.jsonl":
         assert not found
-    assert found or name != "manifest.json"  # which says no more than states
+    assert found or name != "manifest.json"  # the manifest holds only states
     assert not (here / "ran").exists()
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-def test_a_study_of_anything_is_refused(here: Path, content: bytes) -> None:
+def test_a_study_with_arbitrary_content_is_refused(here: Path, content: bytes) -> None:
     write_study(read_runs([make(here / "run")]), here / "study")
     assert measured(here / "study")
     (here / "study" / "scores.csv").write_bytes(content)
@@ -137,7 +137,7 @@ def test_a_study_of_anything_is_refused(here: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "missing target", "device"])
 @pytest.mark.parametrize("name", FILES[:3])
-def test_what_is_no_regular_file_is_refused(here: Path, name: str, kind: str) -> None:
+def test_anything_but_a_regular_file_is_refused(here: Path, name: str, kind: str) -> None:
     file = make(here / "run") / name
     file.unlink()
     match kind:
@@ -155,7 +155,7 @@ def test_what_is_no_regular_file_is_refused(here: Path, name: str, kind: str) ->
         read_runs([here / "run"])
 
 
-def test_a_file_that_may_not_be_read_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(here / "run")
     (here / "run" / "locked").mkdir()
     walk = os.scandir
@@ -165,13 +165,13 @@ def test_a_file_that_may_not_be_read_is_refused(here: Path, monkeypatch: pytest.
             raise PermissionError(13, "Permission denied", str(path))
         return walk(path)
 
-    monkeypatch.setattr(os, "scandir", scandir)  # root may read whatever the mode is
+    monkeypatch.setattr(os, "scandir", scandir)  # root can read it whatever its mode
     with pytest.raises(InputError, match=r"run/locked: cannot be read: Permission denied"):
         read_runs([here / "run"])
 
 
 @pytest.mark.parametrize("given", ["x" * 5000, "loop", "loop/below"])
-def test_a_path_that_cannot_be_is_refused(here: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_path_is_refused(here: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "loop").symlink_to(here / "loop")
     make(here / "run")
     assert report.main([given, "--out=out"]) == 2
@@ -180,7 +180,7 @@ def test_a_path_that_cannot_be_is_refused(here: Path, given: str, capsys: pytest
     assert "Traceback" not in capsys.readouterr().err and os.listdir() == ["loop", "run"]
 
 
-def test_links_between_folders_do_not_go_round(here: Path) -> None:
+def test_cyclic_links_between_folders_are_not_followed_forever(here: Path) -> None:
     make(here / "runs" / "one")
     (here / "runs" / "one" / "up").symlink_to(here / "runs")
     assert [run.run for run in read_runs([here / "runs"])] == ["runs/one"]
@@ -202,16 +202,16 @@ numbers = st.one_of(
 )  # fmt: skip
 plain = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=20), st.sampled_from(HOSTILE))
 keys = st.text(max_size=8) | st.sampled_from(HOSTILE)
-anything = st.recursive(
+arbitrary = st.recursive(
     plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=8
 )
 
 
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
-    """A value of which one part, at any depth, is anything."""
+    """Draws a copy of a value in which one part, at any depth, is replaced by an arbitrary value."""
     if draw(st.integers(0, 3)) == 0 or not isinstance(value, dict | list) or not value:
-        return draw(anything)
+        return draw(arbitrary)
     if isinstance(value, list):
         index = draw(st.integers(0, len(value) - 1))
         return [draw(changed(item)) if at == index else item for at, item in enumerate(value)]
@@ -226,7 +226,7 @@ QUICK = settings(
 
 @QUICK
 @given(value=changed(ROWS))
-def test_rows_of_anything_are_refused_or_read(here: Path, value: Any) -> None:
+def test_scores_with_arbitrary_values_are_refused_or_read(here: Path, value: Any) -> None:
     rows = value if isinstance(value, list) else [value]
     folder = make(here / "run", rows=rows)
     whole = all(isinstance(row, dict) and all(_allowed(row.get(key), key) for key in RANGES) for row in rows)
@@ -240,13 +240,13 @@ def _allowed(value: Any, key: str) -> bool:
 
 @QUICK
 @given(facts=changed(FACTS))
-def test_facts_of_anything_are_refused_or_read(here: Path, facts: Any) -> None:
+def test_metadata_with_arbitrary_values_is_refused_or_read(here: Path, facts: Any) -> None:
     assert measured(make(here / "run", facts=facts)) or facts != FACTS
 
 
 @QUICK
 @given(starts=changed([START, START]))
-def test_starts_of_anything_are_read_where_they_are_objects(here: Path, starts: Any) -> None:
+def test_entries_of_starts_are_read_if_they_are_objects(here: Path, starts: Any) -> None:
     records = isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
     assert measured(make(here / "run", facts={**FACTS, "starts": starts})) == records
 
@@ -255,8 +255,10 @@ def test_starts_of_anything_are_read_where_they_are_objects(here: Path, starts: 
 @given(
     rows=st.lists(st.tuples(numbers, numbers), min_size=1, max_size=3), names=st.lists(plain, min_size=4, max_size=4)
 )
-def test_a_whole_report_or_nothing(here: Path, rows: list[tuple[Any, Any]], names: list[Any]) -> None:
-    """Of two methods, whatever they are called and whatever their returns are."""
+def test_a_report_is_written_completely_or_not_at_all(
+    here: Path, rows: list[tuple[Any, Any]], names: list[Any]
+) -> None:
+    """Tests two methods with arbitrary names and returns."""
     for method in (0, 1):
         scores = [{**ROWS[0], "env_frames": 1000 * n, "return_mean": row[method]} for n, row in enumerate(rows, 1)]
         facts = {"task": f"{names[0]}-{names[1]}", "method": f"{method}{names[2 + method]}"}
@@ -287,10 +289,8 @@ def tags(page: str) -> list[str]:
     return parser.tags
 
 
-def test_names_do_nothing_on_the_page_in_markdown_or_on_a_terminal(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Task, method, folder, commit, versions, command and state: all of them hostile, against all of them tame."""
+def test_names_are_escaped_in_html_markdown_and_terminal_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Compares hostile and harmless values of task, method, folder, commit, versions, command and state."""
     mixed = [" ".join(name for name in HOSTILE[start::3] if len(name) < 100) for start in range(3)]
     for place, names in (("tame", ["name"] * 3), ("hostile", mixed)):
         for index, name in enumerate(names):
@@ -320,7 +320,7 @@ def test_abbreviated_options_are_refused(option: list[str], capsys: pytest.Captu
     assert f"unrecognized arguments: {option[0]}" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_leaves_the_earlier_report(
+def test_a_full_disk_keeps_the_earlier_report(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = {"summary.json": json.dumps({"made_by": "dqs-report", "files": ["summary.json", "old.png"]}).encode()}
@@ -344,7 +344,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_report(
     assert (here / "out" / "old.png").read_bytes() == b"old"
 
 
-def test_more_tasks_than_a_picture_has_room_for_are_refused(
+def test_more_tasks_than_fit_in_a_figure_are_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(measured_report, "MOST", 2)

@@ -1,4 +1,4 @@
-"""What a report computes: intervals over seeds, what is read off between evaluations, and the comparison over tasks."""
+"""Statistics of a report: intervals over seeds, interpolation between evaluations, and comparison over tasks."""
 
 from collections.abc import Sequence
 
@@ -26,14 +26,14 @@ def run(
     return Run("r", task, "m", seed, [list(row) for row in zip(*columns, strict=True)])
 
 
-def test_an_interval_is_students_by_hand_and_holds_the_mean() -> None:
+def test_an_interval_is_students_t_interval_around_the_mean() -> None:
     half = half_width(pd.Series([2.5**0.5, 0.0]), 5)  # the standard deviation of 1 to 5
     by_hand = 2.7764451 * 2.5**0.5 / 5**0.5  # the 0.975 quantile of four degrees of freedom, from a table
     np.testing.assert_allclose(half, [by_hand, 0], rtol=1e-6)
     assert half_width(pd.Series([1.0]), 1).isna().all()
 
 
-def test_a_curve_is_the_mean_of_its_seeds_where_all_of_them_are() -> None:
+def test_a_curve_is_the_mean_over_seeds_where_all_seeds_have_data() -> None:
     same = curve(tidy([run([1, 2, 3]), run([3, 4, 8], seed=1)]), "frames")
     assert list(same.index) == [1000, 2000, 3000] and list(same["mean"]) == [2, 3, 5.5]
     half = 12.7062047 * np.array([1, 1, 2.5])  # one degree of freedom; std / sqrt(2) is half the difference
@@ -47,7 +47,7 @@ def test_a_curve_is_the_mean_of_its_seeds_where_all_of_them_are() -> None:
     assert list(single.index) == [500, 1000] and single[["low", "high"]].isna().all(axis=None)
 
 
-def test_of_several_evaluations_at_one_place_the_last_counts() -> None:
+def test_of_several_evaluations_at_the_same_frame_the_last_is_used() -> None:
     line = curve(tidy([run([5, 7, 9], updates=[0, 0, 100])]), "updates")
     assert list(line.index) == [0, 100] and list(line["mean"]) == [7, 9]
 
@@ -56,7 +56,7 @@ def points(runs: Sequence[Run], *frames: int) -> pd.DataFrame:
     return at(tidy(runs), frames)
 
 
-def test_a_score_is_the_evaluation_or_lies_between_two() -> None:
+def test_a_score_is_an_evaluation_or_is_interpolated_between_two() -> None:
     runs = [run([100, 200, 400]), run([300, 400, 0], seed=1)]
     there = points(runs, 2000, 2500)
     assert list(there["return"]) == [200, 300, 400, 200] and list(there["seed"]) == [0, 0, 1, 1]
@@ -70,7 +70,7 @@ def test_a_score_is_the_evaluation_or_lies_between_two() -> None:
     assert (short.seeds, short.mean) == (1, 4) and np.isnan([short.std, short.low, short.high]).all()
 
 
-def test_cost_is_between_the_first_and_the_last_evaluation() -> None:
+def test_cost_is_measured_between_the_first_and_the_last_evaluation() -> None:
     runs = [
         run([0, 0], [4000, 8000], updates=[1, 1001], wall_s=[100, 120]),
         run([0], [4000], seed=1),
@@ -81,7 +81,7 @@ def test_cost_is_between_the_first_and_the_last_evaluation() -> None:
     np.testing.assert_array_equal(found["frames_per_s"], [200, np.nan, 200])
 
 
-def test_frames_and_baseline_by_default_and_by_name() -> None:
+def test_frames_and_baseline_have_defaults_and_can_be_chosen() -> None:
     scores = tidy([run([1, 2, 3]), run([1, 2], task="b")])
     assert choose_frames(None, scores) == [2000]
     assert choose_frames([3000, 1500, 3000], scores) == [1500, 3000]
@@ -110,7 +110,7 @@ def compared(returns: dict[str, dict[str, list[float]]], baseline: str, reps: in
     return aggregate(table, baseline, 1000, reps=reps)
 
 
-def test_iqm_and_gap_are_those_of_the_definition() -> None:
+def test_iqm_and_optimality_gap_follow_their_definitions() -> None:
     found = compared(RETURNS, "sac", reps=200)
     assert found is not None and found.tasks == ["t", "u"] and found.frames == 5
     assert dict(found.table["seeds"]) == {"better": 4, "sac": 4}
@@ -126,7 +126,7 @@ def test_iqm_and_gap_are_those_of_the_definition() -> None:
     assert profile.loc[level, "share"] == np.mean(np.array(flat) > level) == 5 / 8
 
 
-def test_who_is_better_on_every_seed_improves_with_probability_one() -> None:
+def test_probability_of_improvement_is_one_for_a_method_that_is_better_on_every_seed() -> None:
     ends = ["better", "better_low", "better_high"]
     found = compared(RETURNS, "sac")
     assert found is not None and list(found.table.loc["better", ends]) == [1, 1, 1]
@@ -137,7 +137,7 @@ def test_who_is_better_on_every_seed_improves_with_probability_one() -> None:
     assert equal is not None and equal.table.loc["b", "better"] == 0.5
 
 
-def test_only_shared_tasks_and_as_many_seeds_as_each_has_are_compared() -> None:
+def test_methods_are_compared_on_shared_tasks_with_any_number_of_seeds_each() -> None:
     more = {**RETURNS, "third": {"t": [1000.0, 0.0, 0.0], "v": [3.0]}}
     found = compared(more, "sac")
     assert found is not None and found.tasks == ["t"]
@@ -150,7 +150,7 @@ def test_only_shared_tasks_and_as_many_seeds_as_each_has_are_compared() -> None:
     assert compared({"a": {"t": [1.0]}}, "b") is None
 
 
-def test_the_same_returns_give_the_same_intervals_and_leave_numpys_state() -> None:
+def test_intervals_are_reproducible_and_do_not_change_numpys_random_state() -> None:
     found = []
     for seed in (7, 8):
         np.random.seed(seed)

@@ -1,4 +1,4 @@
-"""A run directory belongs to one run and one process at a time."""
+"""Run directories: each belongs to one run and is used by one process at a time."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def claimed(path: str | None, ckpt_path: str | None = None) -> RunDir:
 
 
 def finish(folder: RunDir) -> Path:
-    """What a run leaves."""
+    """Writes the files of a finished run and releases its folder."""
     (folder.path / "checkpoints").mkdir()
     (folder.path / "checkpoints" / "last.ckpt").touch()
     (folder.path / "config.yaml").touch()
@@ -46,13 +46,13 @@ def test_a_second_start_in_the_same_folder_is_refused_while_it_is_in_use() -> No
     claimed("r", "auto")
 
 
-def test_a_lock_that_a_killed_process_left_is_no_lock() -> None:
+def test_the_lock_of_a_killed_process_is_ignored() -> None:
     Path("r").mkdir()
     Path("r/.lock").write_text("1\n")
     assert claimed("r", "auto").path == Path("r")
 
 
-def test_no_command_writes_over_a_run() -> None:
+def test_no_command_overwrites_a_run() -> None:
     old, other = finish(claimed("old")), finish(claimed("other"))
     for ckpt_path in (None, str(other / "checkpoints" / "last.ckpt")):
         with pytest.raises(InputError, match="--run_dir=old: holds a run; continue it with --ckpt_path=auto"):
@@ -62,7 +62,7 @@ def test_no_command_writes_over_a_run() -> None:
         assert RunDir("old", ckpt_path, "walker-walk", "dqs").ckpt_path.samefile(last)
 
 
-def test_a_run_may_begin_from_another_s_checkpoint_in_a_folder_of_its_own() -> None:
+def test_a_run_may_start_from_another_runs_checkpoint_in_a_folder_of_its_own() -> None:
     last = finish(claimed("old")) / "checkpoints" / "last.ckpt"
     found = claimed("new", str(last))
     assert (found.path, found.ckpt_path) == (Path("new"), last)
@@ -109,8 +109,8 @@ def test_discarding_removes_what_was_created_and_nothing_else() -> None:
     assert Path("mine/notes.txt").read_text() == "kept" and not Path("mine/config.yaml").exists()
 
 
-def test_other_ranks_take_the_folder_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a second run in the same process does not."""
+def test_other_ranks_use_the_folder_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run in the same process has a folder of its own."""
     first = claimed(None)
     monkeypatch.setenv("LOCAL_RANK", "1")
     other = claimed(None)

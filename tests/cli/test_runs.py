@@ -1,7 +1,7 @@
-"""The commands as a user runs them: whole processes, small tasks.
+"""The commands as a user runs them: separate processes, small tasks.
 
-Some are new interpreters, the others forks of one that has imported the library (see `faults.forked`), which is the
-same without the seconds of the imports.
+Some are new interpreters. The others are forks of a process that has imported the library (see `faults.forked`), which
+saves the seconds of the imports.
 """
 
 import json
@@ -34,7 +34,7 @@ ENVIRONMENT.pop("DQS_RUN_DIR", None)
 
 
 def forked(launcher: Launcher, module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command that is forked; its streams are files of the folder."""
+    """Run a command as a fork; its output streams are files of the folder."""
     started = launcher.start(arguments, cwd, module=f"dqs_lightning.cli.{module}")
     code = started.end(200).code
     assert code is not None
@@ -59,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / printed
 
 
-def test_a_run_directory_holds_everything(finished: Path) -> None:
+def test_a_run_directory_holds_configuration_metrics_scores_and_checkpoints(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "run.json", "metrics.csv", "scores.jsonl", "checkpoints", "tensorboard"} <= names
     rows = [json.loads(line) for line in (finished / "scores.jsonl").read_text().splitlines()]
@@ -67,7 +67,7 @@ def test_a_run_directory_holds_everything(finished: Path) -> None:
     assert set(rows[0]) == {"env_frames", "updates", "wall_s", "episodes", "return_mean", "return_ci95"}
 
 
-def test_run_json_says_what_the_run_is_and_with_what_it_was_made(finished: Path) -> None:
+def test_run_json_holds_the_runs_settings_and_the_versions_used(finished: Path) -> None:
     facts = json.loads((finished / "run.json").read_text())
     (start,) = facts.pop("starts")
     settings = facts.pop("settings")
@@ -79,7 +79,9 @@ def test_run_json_says_what_the_run_is_and_with_what_it_was_made(finished: Path)
     assert set(settings) == {"model", "data", "evaluate"}
 
 
-def test_the_saved_configuration_runs_again(launcher: Launcher, finished: Path, tmp_path: Path) -> None:
+def test_a_run_from_a_saved_configuration_ends_with_the_same_weights(
+    launcher: Launcher, finished: Path, tmp_path: Path
+) -> None:
     again = forked(launcher, "fit", "--config", str(finished / "config.yaml"), "--run_dir=again", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     first, second = (safe_load(path / "checkpoints" / "last.ckpt") for path in (finished, tmp_path / "again"))
@@ -92,7 +94,7 @@ def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
 ) -> None:
     arguments = [*SMALL, "--run_dir=r", "--ckpt_path=auto"]
     started = launcher.start(arguments, tmp_path)
-    # An evaluation has been written: training is under way.
+    # An evaluation has been written, so training has started.
     while not (scores := tmp_path / "r" / "scores.jsonl").exists() or not scores.read_text():
         assert started.poll() is None
         time.sleep(0.05)
@@ -117,14 +119,14 @@ def test_a_signal_stops_with_75_and_the_same_command_continues_exactly(
     assert steps == sorted(steps)
 
 
-def test_a_finished_run_is_left_as_it_is(launcher: Launcher, finished: Path) -> None:
+def test_a_finished_run_is_not_changed(launcher: Launcher, finished: Path) -> None:
     before = (finished / "checkpoints" / "last.ckpt").read_bytes()
     again = forked(launcher, "fit", *SMALL, f"--run_dir={finished}", "--ckpt_path=auto", cwd=finished)
     assert again.returncode == 0 and "was finished already" in again.stderr
     assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_run_that_diverges_says_so_and_exits_with_3(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_run_that_diverges_prints_a_message_and_exits_with_3(launcher: Launcher, tmp_path: Path) -> None:
     done = forked(launcher, "fit", *SMALL, "--model.critic_lr=1e30", "--run_dir=r", cwd=tmp_path)
     assert done.returncode == 3
     assert "diverged: update 1: critic.members" in done.stderr and "the last checkpoint is kept" in done.stderr
@@ -144,7 +146,7 @@ def test_evaluation_in_a_fresh_process(launcher: Launcher, finished: Path) -> No
     assert "cartpole-swingup: 3 of 3 episodes did not end within 20 steps" in by_file.stderr
 
 
-def test_a_video_is_written_or_the_reason_is_said(finished: Path) -> None:
+def test_a_video_is_written_or_the_reason_is_printed(finished: Path) -> None:
     done = run("evaluate", str(finished), "--episodes=1", "--video", cwd=finished)
     if done.returncode == 2:
         assert "MUJOCO_GL" in done.stderr or "needs EGL or OSMesa" in done.stderr
@@ -158,7 +160,7 @@ def test_a_video_is_written_or_the_reason_is_said(finished: Path) -> None:
     assert frames.std() > 5 and abs(frames[0].astype(float) - frames[-1]).max() > 20
 
 
-def test_a_renderer_that_is_not_there_is_named(finished: Path) -> None:
+def test_a_missing_renderer_is_named(finished: Path) -> None:
     arguments = command("evaluate", str(finished), "--episodes=1", "--video")
     environment = {**ENVIRONMENT, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "nonsense"}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Sweeps: what a file stands for, what is refused, and what the manifest makes of an exit. Nothing is trained here."""
+"""Sweeps: which runs a file defines, what is refused, and which state an exit code gives. Nothing is trained."""
 
 import json
 import os
@@ -28,7 +28,7 @@ GOOD: dict[str, Any] = {
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for a sweep file, with a task's configuration beside it; not the working directory."""
+    """The path for a sweep file next to a task's configuration, outside of the working directory."""
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "pole.yaml").write_text(f"extends: {CARTPOLE}\n")
     (tmp_path / "elsewhere").mkdir()
@@ -43,7 +43,7 @@ def written(file: Path, **changes: Any) -> Path:
 
 
 def ray_is(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    """Whether Ray seems to be installed."""
+    """Simulates whether Ray is installed."""
     find = sweep.importlib.util.find_spec
     ray = find("json") if there else None
     monkeypatch.setattr(
@@ -51,14 +51,14 @@ def ray_is(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     )
 
 
-def test_a_file_is_tasks_x_variants_x_seeds(file: Path) -> None:
+def test_a_sweep_file_expands_to_tasks_x_variants_x_seeds(file: Path) -> None:
     runs = expand(written(file), Path("out"))
     assert len(runs) == len({run.name for run in runs}) == len({run.folder for run in runs}) == 2 * 3 * 2
-    assert [run.name.rpartition("=")[2] for run in runs] == ["0"] * 6 + ["7"] * 6  # every variant has a seed early
+    assert [run.name.rpartition("=")[2] for run in runs] == ["0"] * 6 + ["7"] * 6  # seeds vary slowest
     run = next(run for run in runs if run.name == "pole/T0.05/seed=7")
     assert run.command == [
         "dqs-fit", "--config", str(file.parent / "pole.yaml"), "--data.total_frames=3000",
-        "--model.temperature.tau=0.02", "--model.temperature.tau=0.05",  # the later one holds
+        "--model.temperature.tau=0.02", "--model.temperature.tau=0.05",  # the later one takes precedence
         "--seed_everything=7", f"--run_dir={Path.cwd()}/out/pole/T0.05/seed=7", "--ckpt_path=auto",
     ]  # fmt: skip
     single = expand(written(file, tasks=..., overrides=..., config="pole.yaml"), Path("out"))
@@ -67,7 +67,7 @@ def test_a_file_is_tasks_x_variants_x_seeds(file: Path) -> None:
 
 
 def test_a_variant_may_add_configuration_files(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Read after the task's, found from the sweep file's folder, and part of what the run is."""
+    """They are read after the task's, relative to the sweep file's folder, and are part of the run's identity."""
     (file.parent / "method.yaml").write_text("model:\n  init_args:\n    actor_lr: 0.5\n")
     written(file, variants={"plain": [], "mine": ["config=method.yaml", "model.tau=0.1"]}, overrides=...)
     plain, mine = expand(file, Path("out"))[:2]
@@ -126,9 +126,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_wrong_file_is_refused_and_nothing_is_made(file: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    changes, said = BAD[case]
-    with pytest.raises(InputError, match=said):
+def test_an_invalid_sweep_file_is_refused_and_nothing_is_written(
+    file: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, message = BAD[case]
+    with pytest.raises(InputError, match=message):
         expand(written(file, **changes), Path("out"))
     assert sweep.main([str(file)]) == 2
     out, err = capsys.readouterr()
@@ -146,14 +148,14 @@ MISSPELT = {
 
 
 @pytest.mark.parametrize("case", MISSPELT)
-def test_what_dqs_fit_would_refuse_is_refused_before_any_run(
+def test_options_that_dqs_fit_would_refuse_are_refused_before_any_run(
     file: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    override, said, meant = MISSPELT[case]
+    override, message, meant = MISSPELT[case]
     written(file, variants={"as-is": [], "mine": [override]})
     assert sweep.main([str(file)]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"dqs-sweep: {file}: pole/mine: ") and said in err
+    assert out == "" and err.startswith(f"dqs-sweep: {file}: pole/mine: ") and message in err
     assert err.endswith(f"Did you mean {meant}?\n") and os.listdir() == []
 
 
@@ -188,7 +190,7 @@ def test_options_out_of_range_are_refused(file: Path, option: str, capsys: pytes
     assert f"{option}: must be >=".replace("=-1", "=-1.0") in capsys.readouterr().err
 
 
-def test_a_dry_run_prints_commands_that_dqs_fit_takes(
+def test_a_dry_run_prints_commands_that_dqs_fit_accepts(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray_is(monkeypatch, False)
@@ -213,7 +215,7 @@ def test_a_dry_run_prints_commands_that_dqs_fit_takes(
     assert config["model"]["init_args"]["critic_backbone"]["init_args"]["hidden"] == [16, 16]
 
 
-def test_what_to_install_is_said(
+def test_a_missing_package_is_named_with_the_command_to_install_it(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray_is(monkeypatch, False)
@@ -222,7 +224,7 @@ def test_what_to_install_is_said(
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_sweep_is_one_whose_variants_dqs_fit_takes(
+def test_dqs_fit_accepts_every_variant_of_every_shipped_sweep(
     path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[tuple[str, str]] = set()
@@ -238,7 +240,7 @@ def test_every_shipped_sweep_is_one_whose_variants_dqs_fit_takes(
 
 
 def recorded(file: Path, came_far: bool = True) -> list[Run]:
-    """The runs of a sweep whose first one ended well, as the manifest in out/ says."""
+    """Returns the runs of a sweep whose first run is recorded as successful in the manifest in out/."""
     runs = expand(file, Path("out"))
     manifest = Manifest(Path("out"), runs)
     manifest.started(runs[0])
@@ -253,8 +255,8 @@ def state(runs: list[Run]) -> str:
     return Manifest(Path("out"), runs).records[runs[0].name].state
 
 
-def test_done_is_what_exited_with_0_and_has_its_checkpoint(file: Path) -> None:
-    runs = recorded(written(file), came_far=False)  # such as an option that prints and exits
+def test_a_run_is_done_if_it_exited_with_0_and_has_its_checkpoint(file: Path) -> None:
+    runs = recorded(written(file), came_far=False)  # such as after an option that prints and exits
     assert json.loads(Path("out/manifest.json").read_text())["runs"][runs[0].name]["state"] == "failed"
     runs = recorded(written(file))
     assert state(runs) == "done"
@@ -262,7 +264,7 @@ def test_done_is_what_exited_with_0_and_has_its_checkpoint(file: Path) -> None:
         manifest = Manifest(Path("out"), runs)
         manifest.ended(runs[0], code, 1.0, asked)
         assert state(runs) == expected
-    manifest.started(runs[0])  # and the sweep is killed
+    manifest.started(runs[0])  # then the sweep is killed
     assert state(runs) == "stopped"
     (runs[0].folder / "checkpoints" / "last.ckpt").unlink()
     assert state(runs) == "pending"
@@ -271,7 +273,7 @@ def test_done_is_what_exited_with_0_and_has_its_checkpoint(file: Path) -> None:
 def test_another_run_of_the_same_name_is_refused(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray_is(monkeypatch, True)  # the question comes before Ray starts
+    ray_is(monkeypatch, True)  # checked before Ray starts
     runs = recorded(written(file))
     before = Path("out/manifest.json").read_text()
     written(file, overrides=["data.total_frames=4000"])
@@ -296,14 +298,14 @@ def test_another_run_of_the_same_name_is_refused(
 def test_two_sweeps_never_share_a_folder(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray_is(monkeypatch, True)  # the question comes before Ray starts
+    ray_is(monkeypatch, True)  # checked before Ray starts
     with sweep.alone(Path("out").absolute()):
         assert sweep.main([str(written(file)), "--out=out"]) == 2
     assert "out: another dqs-sweep is at work there" in capsys.readouterr().err
     assert os.listdir("out") == [".lock"]
 
 
-def test_the_reason_is_the_commands_own_message_of_the_last_try(tmp_path: Path) -> None:
+def test_the_reason_of_a_failure_is_the_message_of_the_last_attempt(tmp_path: Path) -> None:
     assert last_words(tmp_path) == ""
     (tmp_path / "log.txt").write_text(
         "$ dqs-fit\ndqs-fit: model: wrong\nDid you mean x?\n$ dqs-fit\nTrace\nE: late\n\n"

@@ -1,4 +1,4 @@
-"""Sweeps whose files hold anything: the manifest is refused or read, and what is shown moves no cursor."""
+"""Sweeps with arbitrary file contents: the manifest is refused or read, and control characters are not printed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ RECORD = asdict(
 numbers = st.integers() | st.floats() | st.just(10**400)
 plain = st.none() | st.booleans() | numbers | st.text(max_size=10)
 keys = st.text(max_size=5)
-anything = st.recursive(
+arbitrary = st.recursive(
     plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=5
 )
 EACH = settings(
@@ -42,7 +42,7 @@ def run() -> Run:
 
 
 def shown(view: View) -> str:
-    """What a terminal and a log get to see."""
+    """Returns the output of a view for a terminal and for a log."""
     view.console = Console(width=300, force_terminal=False, record=True)
     with view.console.capture() as captured:
         view._shown = {NAME: "pending"}
@@ -52,8 +52,8 @@ def shown(view: View) -> str:
 
 
 @EACH
-@given(key=st.sampled_from(sorted(RECORD)), value=anything)
-def test_a_record_of_anything_is_refused_or_shown(here: Path, key: str, value: Any) -> None:
+@given(key=st.sampled_from(sorted(RECORD)), value=arbitrary)
+def test_a_manifest_record_with_arbitrary_values_is_refused_or_shown(here: Path, key: str, value: Any) -> None:
     (run().folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run().folder / "checkpoints" / "last.ckpt").touch()
     Path("out/manifest.json").write_text(json.dumps({"runs": {NAME: {**RECORD, key: value}}}))
@@ -71,7 +71,7 @@ def test_a_record_of_anything_is_refused_or_shown(here: Path, key: str, value: A
      json.dumps({"runs": {"a": {**RECORD, "state": "lost"}}}).encode(), b"9" * 10_000],
     ids=range(10),
 )  # fmt: skip
-def test_a_manifest_of_something_else_is_refused(here: Path, content: bytes) -> None:
+def test_a_manifest_with_other_content_is_refused(here: Path, content: bytes) -> None:
     Path("out").mkdir()
     Path("out/manifest.json").write_bytes(content)
     with pytest.raises(InputError, match=r"out/manifest.json: not a manifest of dqs-sweep; move it away"):
@@ -79,7 +79,7 @@ def test_a_manifest_of_something_else_is_refused(here: Path, content: bytes) -> 
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
-def test_a_manifest_that_is_no_file_is_refused(here: Path, kind: str) -> None:
+def test_a_manifest_that_is_not_a_regular_file_is_refused(here: Path, kind: str) -> None:
     file = Path("out/manifest.json")
     file.parent.mkdir()
     {"folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "loop": lambda: file.symlink_to(file.absolute())}[kind]()
@@ -102,7 +102,7 @@ CONTENTS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 @pytest.mark.parametrize("file", ["scores.jsonl", "run.json"])
-def test_the_files_of_a_run_may_hold_anything(here: Path, file: str, content: bytes) -> None:
+def test_run_files_with_arbitrary_content_do_not_break_the_view(here: Path, file: str, content: bytes) -> None:
     run().folder.mkdir(parents=True)
     (run().folder / file).write_bytes(content)
     manifest = Manifest(Path("out"), [run()])
@@ -112,7 +112,7 @@ def test_the_files_of_a_run_may_hold_anything(here: Path, file: str, content: by
     assert ("1,000/-" in text) == (file == "scores.jsonl" and content == CONTENTS["whole"])
 
 
-def test_the_last_words_of_a_run_move_no_cursor(here: Path) -> None:
+def test_control_characters_in_the_last_message_of_a_run_are_escaped(here: Path) -> None:
     run().folder.mkdir(parents=True)
     (run().folder / "log.txt").write_text("$ dqs-fit\ndqs-fit: \x1b[2J\x1b]0;title\x07 [bold]" + "x" * 5000 + "\n")
     manifest = Manifest(Path("out"), [run()])

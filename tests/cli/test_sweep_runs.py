@@ -1,7 +1,7 @@
-"""A sweep as a user runs it: it is stopped by a signal, and the same command skips what is done and goes on.
+"""A sweep as a user runs it: it is stopped by a signal, and the same command skips finished runs and continues.
 
-It needs Ray, which is too large for the test session's packages: `pip install ".[sweep]"`. All is one test, because
-several would start the processes once for each worker of pytest-xdist.
+It needs Ray, which is too large for the test session's packages: `pip install ".[sweep]"`. There is only one
+test, because several would start the processes once for each worker of pytest-xdist.
 """
 
 import json
@@ -45,11 +45,11 @@ class Swept:
         before.started(runs[0])
         before.ended(runs[0], 0, 1.5, asked=False)
         self.command = [sys.executable, "-m", "dqs_lightning.cli.sweep", "s.yaml", "--jobs=2"]
-        environment = {**os.environ, "DQS_RUN_DIR": str(folder / "astray")}  # as a run's own process has it
+        environment = {**os.environ, "DQS_RUN_DIR": str(folder / "astray")}  # as in a process started by a run
         self.first = subprocess.Popen(
             self.command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        # The long run has been evaluated before training, and the wrong one has ended.
+        # The long run has its evaluation before training, and the invalid one has ended.
         while not (self.run("long") / "scores.jsonl").exists() or self.manifest()["wrong"]["state"] != "failed":
             assert self.first.poll() is None, self.first.communicate()
             time.sleep(0.05)
@@ -78,7 +78,7 @@ def check_that_a_signal_stops_the_runs_in_order(swept: Swept) -> None:
     assert {name: swept.stopped[name]["state"] for name in VARIANTS} == {
         "done": "done", "wrong": "failed", "long": "stopped",
     }  # fmt: skip
-    assert swept.stopped["long"]["exit_code"] == 75  # by its own will, with a checkpoint
+    assert swept.stopped["long"]["exit_code"] == 75  # it stopped itself, with a checkpoint
     assert "1 done, 1 stopped, 1 failed" in swept.first_out
 
 
@@ -90,7 +90,7 @@ def check_that_the_same_command_skips_and_continues(swept: Swept) -> None:
     rows = [json.loads(line) for line in (swept.run("long") / "scores.jsonl").read_text().splitlines()]
     assert [row["env_frames"] // 800 for row in rows] == [0, 1, 2]
     first, second = json.loads((swept.run("long") / "run.json").read_text())["starts"]
-    assert first["command"] == long["command"] and set(second) == {"time"}  # the rest is as it was
+    assert first["command"] == long["command"] and set(second) == {"time"}  # everything else is unchanged
     assert not (swept.out.parents[2] / "astray").exists()
 
 
@@ -103,11 +103,13 @@ def check_that_a_run_that_fails_is_named_and_the_others_go_on(swept: Swept) -> N
     assert line.endswith(wrong["note"]) and "2 done, 1 failed" in swept.second.stdout
 
 
-def check_that_the_manifest_says_what_was_run_and_with_what(swept: Swept) -> None:
-    said = swept.finished
-    assert said["sweep"]["seeds"] == [3] and said["sweep"]["file"] == "s.yaml"
-    assert said["environment"]["command"] == ["dqs-sweep", "s.yaml", "--jobs=2"] and said["environment"]["torch"]
-    assert said["long"]["command"][-2:] == [f"--run_dir={swept.run('long')}", "--ckpt_path=auto"]
+def check_that_the_manifest_holds_commands_and_versions(swept: Swept) -> None:
+    manifest = swept.finished
+    assert manifest["sweep"]["seeds"] == [3] and manifest["sweep"]["file"] == "s.yaml"
+    assert (
+        manifest["environment"]["command"] == ["dqs-sweep", "s.yaml", "--jobs=2"] and manifest["environment"]["torch"]
+    )
+    assert manifest["long"]["command"][-2:] == [f"--run_dir={swept.run('long')}", "--ckpt_path=auto"]
     assert not [path for path in swept.out.glob(".*") if path.name != ".lock"]
 
 
@@ -117,4 +119,4 @@ def test_a_sweep_is_stopped_by_a_signal_and_continued_by_the_same_command(tmp_pa
     check_that_a_signal_stops_the_runs_in_order(swept)
     check_that_the_same_command_skips_and_continues(swept)
     check_that_a_run_that_fails_is_named_and_the_others_go_on(swept)
-    check_that_the_manifest_says_what_was_run_and_with_what(swept)
+    check_that_the_manifest_holds_commands_and_versions(swept)

@@ -1,4 +1,4 @@
-"""The callbacks of a run: which there are, in which order they act, and what switches the safety ones off."""
+"""The callbacks of a run: which are added, their order, and how the safety callbacks are switched off."""
 
 import sys
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Build = Callable[..., list[str]]
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
-    """The callbacks of `dqs-fit` with arguments, by their classes' names, in the order in which they act."""
+    """Returns the class names of `dqs-fit`'s callbacks for given arguments, in the order in which they are called."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DQS_RUN_DIR", "")
     monkeypatch.delenv("DQS_RUN_DIR")
@@ -44,15 +44,15 @@ def names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
         ['--trainer.callbacks=[{"class_path": "Preempt"}, {"class_path": "FiniteGuard"}]'],
     ],
 )
-def test_a_list_of_callbacks_does_not_replace_the_safety_ones(names: Build, arguments: list[str]) -> None:
-    """Older configurations list them; a stop is decided after all others have acted and before it is saved."""
+def test_a_list_of_callbacks_does_not_replace_the_safety_callbacks(names: Build, arguments: list[str]) -> None:
+    """Preempt comes after all other callbacks and before the checkpoint, also if a configuration lists it."""
     found = names(*arguments)
     assert found.count("FiniteGuard") == found.count("Preempt") == 1
     assert found[-2:] == ["Preempt", "RunCheckpoint"]
     assert ("Timer" in found) == any("max_time" in argument for argument in arguments)
 
 
-def test_the_default_configuration_has_them_too(names: Build) -> None:
+def test_the_default_configuration_has_the_safety_callbacks(names: Build) -> None:
     found = names("--config", str(CONFIGS / "maze.yaml"))
     assert {"FiniteGuard", "Preempt", "Throughput", "Diagnostics", "Evaluate"} <= set(found)
     assert found[-2:] == ["Preempt", "RunCheckpoint"]
@@ -60,7 +60,9 @@ def test_the_default_configuration_has_them_too(names: Build) -> None:
 
 @pytest.mark.parametrize("cls", [FiniteGuard, Preempt])
 @pytest.mark.parametrize("listed", [False, True])
-def test_each_is_switched_off_by_its_own_option(names: Build, tmp_path: Path, cls: type, listed: bool) -> None:
+def test_each_safety_callback_is_switched_off_by_its_own_option(
+    names: Build, tmp_path: Path, cls: type, listed: bool
+) -> None:
     option = {FiniteGuard: "finite_guard", Preempt: "preempt"}[cls]
     off = {option: {"enabled": False}}
     if listed:

@@ -1,4 +1,4 @@
-"""What a configuration may name: components and the Trainer's parts, and no function or class that runs a command."""
+"""What a configuration may name: components and parts of the Trainer, but no function or class that runs a command."""
 
 import sys
 from pathlib import Path
@@ -25,19 +25,19 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parsed(kind: type, value: Any) -> Any:
-    """A value of a configuration as an argument of a type, constructed."""
+    """Parses a value of a configuration as an argument of the given type and constructs it."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     return parser.instantiate_classes(parser.parse_object({"value": value})).value
 
 
-def test_what_a_command_line_trusts_is_read_from_its_own_words() -> None:
+def test_trusted_packages_are_read_from_the_command_line() -> None:
     words = ["--config=a.yaml", "--trust=one", "--trust", "two.three", "--trusted=four", "--data.trust=five", "--trust"]
     assert trust_option(words) == ["one", "two.three", ""]
 
 
 @pytest.mark.parametrize("name", ["", "a-b", "a b", "../a", "jsonargparse", "jsonargparse.typing", "1a"])
-def test_a_name_that_is_no_package_is_refused(name: str) -> None:
+def test_a_trusted_name_that_is_not_a_package_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"--trust={name}: must be the import name of a package"):
         restrict_imports([name])
 
@@ -94,8 +94,8 @@ def test_functions_and_other_classes_may_not_be_named(kind: Any, value: str) -> 
 
 
 @pytest.mark.parametrize("trusted", [[], ["torch"]])
-def test_an_argument_of_any_type_does_not_become_an_object(tmp_path: Path, trusted: list[str]) -> None:
-    """Lightning's loggers and strategies take such arguments; what they name was constructed, and ran a command."""
+def test_a_class_path_in_an_argument_typed_any_is_not_instantiated(tmp_path: Path, trusted: list[str]) -> None:
+    """Lightning's loggers and strategies have such arguments; instantiating the named class would run a command."""
     restrict_imports(trusted)
     command = {"entrypoint": "/bin/sh", "args": ["-c", f"touch {tmp_path / 'ran'}"], "env": {}, "local_rank_id": 0}
     hostile = {"class_path": POPEN, "init_args": {**command, "stdout": None, "stderr": None, "numa_options": None}}

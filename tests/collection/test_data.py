@@ -1,4 +1,4 @@
-"""The data that an agent learns from is what the environment did, as often and in such amounts as asked."""
+"""Tests of online data: transitions equal those of the environment, and updates follow the configured ratio."""
 
 import multiprocessing
 from pathlib import Path
@@ -30,7 +30,7 @@ class Keep(L.Callback):
 
 
 class _Counting(DQS):
-    """Its action is the number of its updates, in thousandths."""
+    """An agent whose action is the number of its updates divided by 1000."""
 
     count: Tensor
 
@@ -54,8 +54,8 @@ def run(folder: Path, data: OnlineData) -> tuple[Keep, L.Trainer]:
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(1.0, 224), (0.25, 56), (2.0, 448), (0.3, 67)])
-def test_updates_follow_the_ratio_and_the_clock(tmp_path: Path, ratio: float, expected: int) -> None:
-    # A block is 2 environments x 8 steps x 2 frames = 32 frames: 27 of them, the first 13 at random.
+def test_the_number_of_updates_and_frames_follows_the_ratio(tmp_path: Path, ratio: float, expected: int) -> None:
+    # A block is 2 environments x 8 steps x 2 frames = 32 frames. There are 27 blocks, the first 13 with random actions.
     data = small_data(updates_per_step=ratio, total_frames=848)
     keep, fit = run(tmp_path, data)
     assert fit.global_step == len(keep.batches) == expected
@@ -64,7 +64,7 @@ def test_updates_follow_the_ratio_and_the_clock(tmp_path: Path, ratio: float, ex
     assert keep.batches[0].shape == (16,)
 
 
-def test_transitions_are_those_of_the_environment(tmp_path: Path) -> None:
+def test_stored_transitions_equal_those_of_the_environment(tmp_path: Path) -> None:
     data = small_data()
     run(tmp_path, data)
     replay = data.rank_state()["replay"]
@@ -90,7 +90,7 @@ def test_warm_up_actions_are_uniform_on_the_action_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("random", "starts", "of_chance"), [(0, 320, 0), (128, 320, 4), (320, 128, 10)])
-def test_the_policy_itself_collects_until_learning_starts(
+def test_between_random_frames_and_learning_starts_the_untrained_policy_collects(
     tmp_path: Path, random: int, starts: int, of_chance: int
 ) -> None:
     data, keep = small_data(init_random_frames=random, learning_starts=starts, total_frames=640), Keep()
@@ -99,26 +99,26 @@ def test_the_policy_itself_collects_until_learning_starts(
     assert keep.frames[0] == 11 * 32 and fit.global_step == 10 * 16
     actions = data.rank_state()["replay"]["action"].reshape(20, 16)
     assert (actions[:of_chance].abs() > 0.01).any(-1).all()
-    assert (actions[of_chance:11] == 0).all()  # of no update yet
+    assert (actions[of_chance:11] == 0).all()  # before the first update
     assert (actions[11:] > 0).all()
 
 
-def test_terminated_and_truncated_stay_apart(tmp_path: Path) -> None:
+def test_terminated_and_truncated_are_stored_separately(tmp_path: Path) -> None:
     data = small_data(environment=DMControl("cartpole", "swingup", action_repeat=40), total_frames=12_000)
     run(tmp_path, data)
     following = data.rank_state()["replay"]["next"]
     assert following["truncated"].any() and not following["terminated"].any()
 
 
-def test_the_buffer_forgets_the_oldest(tmp_path: Path) -> None:
+def test_a_full_buffer_overwrites_the_oldest_transitions(tmp_path: Path) -> None:
     data = small_data(replay_size=64)
     run(tmp_path, data)
     assert len(data.rank_state()["replay"]["action"]) == 64
 
 
 @pytest.mark.parametrize("size", [48, 64, 100])
-def test_a_buffer_of_another_size_takes_up_the_latest_transitions(tmp_path: Path, size: int) -> None:
-    data = small_data(replay_size=64, total_frames=480)  # 240 transitions: the oldest lies at 240 - 3 * 64 = 48
+def test_a_buffer_of_another_size_is_restored_with_the_latest_transitions(tmp_path: Path, size: int) -> None:
+    data = small_data(replay_size=64, total_frames=480)  # 240 transitions: the oldest is at index 240 - 3 * 64 = 48
     run(tmp_path, data)
     state = data.rank_state()
     kept = state["replay"]["observation"]
@@ -137,7 +137,7 @@ def test_a_buffer_of_another_size_takes_up_the_latest_transitions(tmp_path: Path
 
 
 @pytest.mark.parametrize(("on_device", "place"), [(True, "meta"), (False, "cpu")])
-def test_the_buffer_lies_where_it_is_told_to(on_device: bool, place: str) -> None:
+def test_replay_on_device_sets_the_device_of_the_buffer(on_device: bool, place: str) -> None:
     data = small_data(replay_on_device=on_device)
     replay = data.source(small_agent(data).to("meta"))
     replay.buffer.extend(TensorDict({"observation": torch.zeros(4, 5)}, [4]))
@@ -145,7 +145,7 @@ def test_the_buffer_lies_where_it_is_told_to(on_device: bool, place: str) -> Non
 
 
 def fit_in_parts(folder: Path, environment: Environment, *parts: tuple[int, int]) -> dict[str, Tensor]:
-    """A run in as many parts: (workers, updates until it stops). Returns the replay and the weights."""
+    """Trains a run in parts, each (workers, updates until it stops); returns the replay buffer and the weights."""
     for index, (workers, updates) in enumerate(parts):
         L.seed_everything(3)
         frames = {
@@ -164,18 +164,18 @@ def fit_in_parts(folder: Path, environment: Environment, *parts: tuple[int, int]
 @pytest.mark.parametrize(
     "environment", [DMControl("cartpole", "swingup", action_repeat=20), Maze(), Gym("Pendulum-v1")]
 )
-def test_workers_collect_what_one_process_does_and_continue_in_mid_episode(
+def test_workers_collect_the_same_data_as_one_process_and_continue_in_mid_episode(
     tmp_path: Path, environment: Environment
 ) -> None:
     whole = fit_in_parts(tmp_path / "whole", environment, (0, -1))
-    exact = not isinstance(environment, Gym)  # which has no snapshots
+    exact = not isinstance(environment, Gym)  # Gymnasium has no snapshots
     parts = fit_in_parts(tmp_path / "parts", environment, (2, -1) if not exact else (2, 37), *([(2, -1)] * exact))
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name
 
 
 @pytest.mark.parametrize(("environment", "then"), [(Gym("Pendulum-v1"), 2), (Maze(), 0)])
-def test_a_run_with_workers_continues_with_new_episodes_where_it_cannot_otherwise(
+def test_a_run_with_workers_continues_with_new_episodes_without_snapshots(
     tmp_path: Path, environment: Environment, then: int
 ) -> None:
     with pytest.warns(UserWarning, match="cannot be restored in mid-episode: their episodes start anew"):
@@ -183,9 +183,9 @@ def test_a_run_with_workers_continues_with_new_episodes_where_it_cannot_otherwis
     assert len(found["action"]) == 320
 
 
-def test_a_replaced_worker_joins_no_steps_of_different_episodes(tmp_path: Path) -> None:
+def test_no_transition_joins_steps_before_and_after_a_worker_is_replaced(tmp_path: Path) -> None:
     data = small_data(
-        environment=Faulty("killed", at=90, call="step"),  # each worker, in its 90th step
+        environment=Faulty("killed", at=90, call="step"),  # each worker is killed in its 90th step
         num_envs=2,
         workers=1,
         total_frames=600,
@@ -199,11 +199,11 @@ def test_a_replaced_worker_joins_no_steps_of_different_episodes(tmp_path: Path) 
     assert data.env_frames == 608
     assert data.restarts.used == run.callback_metrics["time/worker_restarts"] == 3
     replay: dict[str, Any] = data.rank_state()["replay"]
-    moved = (replay["next"]["observation"] - replay["observation"]).abs()
-    assert (moved <= 3 * 0.02 + 1e-6).all()  # an episode begins elsewhere
+    displacement = (replay["next"]["observation"] - replay["observation"]).abs()
+    assert (displacement <= 3 * 0.02 + 1e-6).all()  # no transition joins two episodes
 
 
-def test_learns_from_gymnasium_too(tmp_path: Path) -> None:
+def test_an_agent_learns_from_gymnasium(tmp_path: Path) -> None:
     keep, _ = run(tmp_path, small_data(environment=Gym("Pendulum-v1"), total_frames=480))
     assert keep.batches[0]["observation"].shape == (16, 3)
 

@@ -1,4 +1,4 @@
-"""Hindsight relabelling: each sampled transition is one that happened, with a goal of its own episode's future."""
+"""Tests of hindsight relabelling: a sampled transition was collected, and its goal is from its episode's future."""
 
 import sys
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ from dqs_lightning.run.checkpoint import RunCheckpoint
 
 NEAR = 0.3
 ACHIEVED, DESIRED, REST = slice(0, 2), slice(2, 4), slice(4, 7)
-"""Of the flat observation. The rest is the seed of the member, its episode and its step."""
+"""Slices of the flat observation. `REST` is the seed of the member, its episode and its step."""
 
 
 class Reach(gymnasium.Env):
-    """A point on a plane. An episode terminates near its goal, or is truncated after 3 to 12 steps."""
+    """A point on a plane. An episode terminates near its goal or is truncated after 3 to 12 steps."""
 
     action_space = Box(-1, 1, (2,))
     goal_space = Box(-9, 9, (2,))
@@ -62,7 +62,7 @@ class Reach(gymnasium.Env):
         return -np.linalg.norm(achieved_goal - desired_goal, axis=-1)
 
     def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: dict) -> bool:
-        return bool(np.linalg.norm(achieved_goal - desired_goal) < NEAR)  # of one goal alone
+        return bool(np.linalg.norm(achieved_goal - desired_goal) < NEAR)  # not vectorised over goals
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def reach_data(**changes: Any) -> OnlineData:
 
 
 class History:
-    """What happened, by member, episode and step, and how often a sample has another goal than its episode."""
+    """Collected steps by member, episode and step, and the number of samples whose goal is not their episode's."""
 
     def __init__(self, strategy: str = "future", scale: float = 1.0) -> None:
         self.strategy, self.scale = strategy, scale
@@ -118,7 +118,7 @@ class History:
 
 
 def watched(data: OnlineData, history: History) -> tuple[OnlineLoader, Replay]:
-    """A loader, each of whose blocks and batches is checked."""
+    """Returns a loader that checks all its blocks and batches, and its replay buffer."""
     agent = small_agent(data, **small())
     source = data.source(agent)
     assert isinstance(source, Replay)
@@ -131,7 +131,7 @@ def watched(data: OnlineData, history: History) -> tuple[OnlineLoader, Replay]:
             history.check(batch)
         return found
 
-    source.batches = batches  # type: ignore[method-assign]  # records what it returns
+    source.batches = batches  # type: ignore[method-assign]  # checks what it returns
     return OnlineLoader(data, agent, source), source
 
 
@@ -140,13 +140,13 @@ def watched(data: OnlineData, history: History) -> tuple[OnlineLoader, Replay]:
     [
         ("future", {}),
         ("final", {}),
-        ("future", {"replay_size": 100}),  # no multiple of a block
+        ("future", {"replay_size": 100}),  # not a multiple of a block
         ("final", {"replay_size": 24}),  # one block
         ("future", {"workers": 3, "steps_per_collect": 5}),
         ("final", {"num_envs": 1, "steps_per_collect": 1, "transforms": [RewardScaling(0.0, 0.1)]}),
     ],
 )
-def test_every_sampled_transition_has_the_reward_and_the_end_of_its_goal(strategy: str, changes: dict) -> None:
+def test_reward_and_termination_of_every_sampled_transition_match_its_goal(strategy: str, changes: dict) -> None:
     torch.manual_seed(0)
     history = History(strategy, 0.1 if "transforms" in changes else 1.0)
     loader, source = watched(reach_data(hindsight_strategy=strategy, **changes), history)
@@ -157,8 +157,8 @@ def test_every_sampled_transition_has_the_reward_and_the_end_of_its_goal(strateg
     assert set(PLACE) <= source.buffer[:].keys()
 
 
-def test_the_whole_future_is_drawn_evenly() -> None:
-    """Also beyond the block and up to the end of the episode."""
+def test_goals_are_drawn_uniformly_from_the_rest_of_the_episode() -> None:
+    """The goals extend beyond the block, up to the end of the episode."""
     data = reach_data(hindsight=1.0, num_envs=2, steps_per_collect=4)
     replay = data.source(small_agent(data, **small()))
     assert isinstance(replay, Replay) and replay.hindsight is not None
@@ -171,7 +171,7 @@ def test_the_whole_future_is_drawn_evenly() -> None:
 
 
 def synthetic(envs: int, steps: int, blocks: int, ends: list[tuple[int, int]], first: int = 0) -> list[TensorDict]:
-    """Blocks whose achieved goals are (member + time / 100, 0)."""
+    """Makes blocks whose achieved goals are (member + time / 100, 0)."""
     made = []
     for block in range(first, first + blocks):
         time = torch.arange(block * steps, (block + 1) * steps).expand(envs, -1).float()
@@ -227,7 +227,7 @@ def check_synthetic(batch: TensorDictBase, ends: list[tuple[int, int]]) -> None:
             assert int(goal) == env and time <= round(goal % 1 * 100) <= last
 
 
-def test_new_episodes_of_a_continued_run_are_no_future_of_old_ones() -> None:
+def test_new_episodes_after_a_restart_provide_no_goals_for_earlier_ones() -> None:
     torch.manual_seed(0)
     history = History()
     loader, _ = watched(reach_data(), history)
@@ -277,18 +277,18 @@ class PlainReward(Reach):
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         (Gym("Pendulum-v1"), r"id=Pendulum-v1: has no goals: its observation must be a Dict"),
         (Maze(), r"Maze \(maze-four-goals\) is no goal environment"),
     ],
 )
-def test_environments_without_goals_are_refused(environment: Environment, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_environments_without_goals_are_refused(environment: Environment, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         environment.hindsight_goals()
 
 
-def test_an_environment_must_say_when_another_goal_ends_an_episode() -> None:
+def test_an_environment_without_compute_terminated_is_refused() -> None:
     with pytest.raises(ValueError, match=r"has no method compute_terminated\("):
         Goals(PlainReward())
 
@@ -300,7 +300,7 @@ def test_an_on_policy_agent_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"n_steps": 2}, "n_steps=2: must be 1 with hindsight=0.7"),
         ({"environment": "repeated"}, "environment.action_repeat=2: must be 1"),
@@ -310,15 +310,15 @@ def test_an_on_policy_agent_is_refused() -> None:
         ({"hindsight_strategy": "past"}, "hindsight_strategy=past: must be one of future, final"),
     ],
 )
-def test_settings_that_exclude_hindsight_are_refused(changes: dict, said: str) -> None:
+def test_settings_that_exclude_hindsight_are_refused(changes: dict, message: str) -> None:
     if "environment" in changes:
         changes = {"environment": Gym("HindsightReach-v0", action_repeat=2)}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         data = reach_data(**changes)
         data.source(small_agent(data, **small()))
 
 
-def test_the_command_refuses_it_in_one_line_and_writes_nothing(
+def test_dqs_fit_refuses_hindsight_without_goals_in_one_line_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Transitions over n steps are the sums that their definition says, in whatever blocks the steps arrive."""
+"""Tests of n-step transitions: they equal their definition, for any division of the steps into blocks."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dqs_lightning.collection.source import Rollouts
 
 
 def stream(length: int) -> TensorDict:
-    """Steps [2, length] whose episodes end, and end in either way, at random."""
+    """Makes steps [2, length] with random ends of episodes, terminated or truncated."""
     time = torch.arange(length, dtype=torch.float32).expand(2, -1).unsqueeze(-1)
     terminated, truncated = torch.rand(2, 2, length, 1) < 0.15
     following = {
@@ -33,7 +33,7 @@ def stream(length: int) -> TensorDict:
 
 @pytest.mark.parametrize("n_steps", [2, 3, 5])
 @pytest.mark.parametrize("blocks", [[40], [1] * 40, [3, 7, 2, 20, 8]])
-def test_sums_rewards_up_to_the_end_of_the_episode(n_steps: int, blocks: list[int]) -> None:
+def test_n_step_rewards_are_summed_up_to_the_end_of_the_episode(n_steps: int, blocks: list[int]) -> None:
     torch.manual_seed(0)
     steps, multi_step = stream(40), MultiStep(n_steps, 0.9)
     made = torch.cat([some for block in steps.split(blocks, -1) if (some := multi_step(block)) is not None], -1)
@@ -53,7 +53,7 @@ def test_sums_rewards_up_to_the_end_of_the_episode(n_steps: int, blocks: list[in
                 assert torch.equal(found["next", key], following[key][row, last]), key
 
 
-def test_a_run_stores_transitions_of_its_own_steps(tmp_path: Path) -> None:
+def test_a_run_stores_n_step_transitions(tmp_path: Path) -> None:
     stored = {}
     for n_steps in (1, 4):
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_a_run_stores_transitions_of_its_own_steps(tmp_path: Path) -> None:
         stored[n_steps] = data.rank_state()["replay"]
     at_once, summed = stored[1], stored[4]
     assert STEPS not in at_once
-    # Blocks are rows of (environment, time); the first, of 8 steps, gives 4 transitions, each later one 8.
+    # Blocks are rows of (environment, time). The first block of 8 steps gives 4 transitions, each later one 8.
     single = at_once["next"]["reward"][: 26 * 16].reshape(26, 2, 8).transpose(0, 1).reshape(2, -1)
     first = summed["next"]["reward"][:8].reshape(2, 4)
     discounts = 0.99 ** torch.arange(4)
@@ -83,7 +83,7 @@ def batch_of(steps: int | None) -> TensorDict:
     return batch
 
 
-def test_each_agent_discounts_the_state_that_follows_by_all_the_steps() -> None:
+def test_each_agent_discounts_the_next_state_by_the_number_of_steps() -> None:
     for n_steps in (1, 3):
         agents = [DQS(3, 2, discount=0.9, normalise_observations=False) for _ in range(2)]
         agents[1].discount = 0.9**n_steps
@@ -108,6 +108,6 @@ def test_too_many_steps_for_the_first_update_are_refused(tmp_path: Path) -> None
         trainer(tmp_path).fit(small_agent(data), data)
 
 
-def test_rollouts_are_left_as_they_are() -> None:
+def test_rollouts_are_not_changed() -> None:
     data: OnlineData = small_data(n_steps=3)
     assert isinstance(data.source(PPO(5, 1)), Rollouts)

@@ -1,4 +1,4 @@
-"""Trains on two processes, of which the second meets an infinite reward. Started by test_non_finite.py."""
+"""Trains on two processes; the second receives an infinite reward. Started by test_non_finite.py."""
 
 import math
 import os

@@ -1,6 +1,6 @@
-"""Two processes of a run: nothing to set but the number of devices.
+"""Tests of runs on two ranks, for which only the number of devices is set.
 
-Those of one run are new interpreters, the others are forks (see `faults.forked`).
+The processes of one run are new interpreters, those of the others are forks (see `faults.forked`).
 """
 
 import json
@@ -33,7 +33,7 @@ BASELINES = {
     "SAC": ["--model.actor_every=3"],
     "PPO": ["--model.rollout_steps=64", "--model.minibatch_size=16", "--model.epochs=2"],
 }
-"""TD3 has no code for several ranks that SAC does not share."""
+"""TD3 is left out: it shares its code for several ranks with SAC."""
 
 
 def environment() -> dict[str, str]:
@@ -46,18 +46,18 @@ def command() -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on two ranks that was not stopped."""
+    """The folder of an uninterrupted run on two ranks."""
     folder = tmp_path_factory.mktemp("whole")
     done = subprocess.run(command(), cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
-def test_ranks_hold_equal_weights_and_explore_apart(whole: Path) -> None:
+def test_ranks_have_equal_weights_and_different_actions(whole: Path) -> None:
     weights = [torch.load(whole / "r" / f"weights-{rank}.pt") for rank in range(2)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert weights[0]["observation_norm.batches"] == 320 and weights[0]["observation_norm.mean"].any()
-    # A block is 8 steps x 2 frames x 2 ranks = 32 frames: 40 random blocks, then 40 with 8 updates each.
+    # A block is 8 steps x 2 frames x 2 ranks = 32 frames. There are 40 random blocks, then 40 with 8 updates each.
     checkpoint = safe_load(whole / "r" / "checkpoints" / "last.ckpt")
     assert checkpoint["global_step"] == 320 and checkpoint["env_frames"] == 2560
     replays = [
@@ -66,14 +66,14 @@ def test_ranks_hold_equal_weights_and_explore_apart(whole: Path) -> None:
     assert len(replays[0]["action"]) == len(replays[1]["action"]) == 640
     equal = (replays[0]["action"] == replays[1]["action"]).squeeze(-1)
     assert not equal[:320].any()
-    assert equal[320:].float().mean() < 0.2  # a policy may be at the same bound in both
+    assert equal[320:].float().mean() < 0.2  # the policies can be at the same bound
     assert not torch.equal(replays[0]["observation"][0], replays[1]["observation"][0])
     rows = (whole / "r" / "scores.jsonl").read_text().splitlines()
     assert [json.loads(row)["env_frames"] for row in rows] == [1312, 2560]
 
 
 @pytest.mark.parametrize("model", BASELINES)
-def test_ranks_of_the_baselines_hold_equal_weights_and_normalise_alike(
+def test_ranks_of_the_baselines_have_equal_weights_and_normalisation(
     launcher: Launcher, tmp_path: Path, model: str
 ) -> None:
     arguments = [*SMALL, f"--model={model}", "--model.normalise_observations=true", *BASELINES[model]]
@@ -88,7 +88,7 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(
     whole: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
     started = launcher.start(ARGUMENTS, tmp_path, ranks=2, module="two_ranks")
-    # An evaluation has been written: training is under way.
+    # An evaluation has been written, so training has started.
     while not (scores := tmp_path / "r" / "scores.jsonl").exists() or not scores.read_text():
         assert started.poll() is None
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Trains on two processes; each then writes its weights. Started by test_two_ranks.py."""
+"""Trains on two processes, each of which then writes its weights. Started by test_two_ranks.py."""
 
 import sys
 
@@ -8,7 +8,7 @@ from dqs_lightning.cli.training import FitCLI
 
 
 def main() -> int:
-    """The command."""
+    """Run `dqs-fit`, then write the weights of this rank; returns the exit code."""
     cli = FitCLI()
     code = cli.fit()
     torch.save(cli.model.state_dict(), cli.run_dir.path / f"weights-{cli.trainer.global_rank}.pt")

@@ -31,13 +31,13 @@ class Case(gym.Env):
 
 
 class Float64(Case):
-    """Trains."""
+    """Supported: observations are converted to float32."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
 
 class UInt8Vector(Case):
-    """Trains, with observations as numbers."""
+    """Supported: the bytes of an observation are converted to floats."""
 
     observation_space = spaces.Box(0, 255, (3,), np.uint8)
 
@@ -46,7 +46,7 @@ class UInt8Vector(Case):
 
 
 class MatrixObservation(Case):
-    """Trains, flattened to 12."""
+    """Supported: the observation is flattened to 12 numbers."""
 
     observation_space = spaces.Box(-1, 1, (3, 4), np.float32)
 
@@ -55,7 +55,7 @@ class MatrixObservation(Case):
 
 
 class DiscreteObservation(Case):
-    """Trains, one-hot in 5."""
+    """Supported: the observation is one-hot with 5 entries."""
 
     observation_space = spaces.Discrete(5)
 
@@ -64,7 +64,7 @@ class DiscreteObservation(Case):
 
 
 class DictObservation(Case):
-    """Trains: keys in sorted order, each flattened, 2 + 3 + 4 numbers."""
+    """Supported: entries are flattened and concatenated in sorted order of their keys, 2 + 3 + 4 numbers."""
 
     observation_space = spaces.Dict(
         {"z": spaces.Box(-1, 1, (2,), np.float64), "a": spaces.Box(-1, 1, (3,), np.float32), "n": spaces.Discrete(4)}
@@ -76,7 +76,7 @@ class DictObservation(Case):
 
 
 class NestedDict(Case):
-    """Trains, flattened to 2 + 4."""
+    """Supported: the observation is flattened to 2 + 4 numbers."""
 
     observation_space = spaces.Dict(
         {"pos": spaces.Dict({"x": spaces.Box(-1, 1, (2,), np.float32)}), "mat": spaces.Box(-1, 1, (2, 2), np.float32)}
@@ -87,7 +87,7 @@ class NestedDict(Case):
 
 
 class TupleObservation(Case):
-    """Trains, flattened to 3."""
+    """Supported: the observation is flattened to 3 numbers."""
 
     observation_space = spaces.Tuple((spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32)))
 
@@ -96,7 +96,7 @@ class TupleObservation(Case):
 
 
 class PixelsBesideState(Case):
-    """Refused by name: the image must not be dropped in silence."""
+    """Refused; the message names the image, which must not be dropped silently."""
 
     observation_space = spaces.Dict(
         {"pixels": spaces.Box(0, 255, (3, 8, 8), np.uint8), "state": spaces.Box(-1, 1, (3,), np.float32)}
@@ -107,13 +107,13 @@ class PixelsBesideState(Case):
 
 
 class MatrixAction(Case):
-    """Trains with six independent numbers an action; with PPO both rows must not be equal."""
+    """Supported: an action is six independent numbers, so that with PPO its two rows differ."""
 
     action_space = spaces.Box(-1, 1, (2, 3), np.float32)
 
 
 class AsymmetricAction(Case):
-    """Trains; -0.2 must not become -0.20000002."""
+    """Supported: the lower bound -0.2 must not be rounded to -0.20000002."""
 
     action_space = spaces.Box(np.array([-0.2, 0.0], np.float32), np.array([1.0, 10.0], np.float32))
 
@@ -143,7 +143,7 @@ class DictAction(Case):
 
 
 class SaysItOnce(Case):
-    """`terminated` is true in the fifth step alone, and a step after the end raises: action repeat must stop there."""
+    """Terminates in the fifth step; a further step raises an error, so action repeat must stop at the end."""
 
     ended = False
 
@@ -160,7 +160,7 @@ class SaysItOnce(Case):
 
 
 class OwnFrameskip(Case):
-    """`frameskip` of its own, 5 by default: gymnasium.make leaves it at 5, and so must we."""
+    """Has an argument `frameskip`, 5 by default, which `Gym` must leave at 5 as gymnasium.make does."""
 
     def __init__(self, frameskip=5):
         self.frameskip = frameskip

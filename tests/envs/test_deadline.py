@@ -1,4 +1,4 @@
-"""Code that hangs is interrupted in time; what cannot be interrupted ends its process."""
+"""Time limits: code that hangs is interrupted; code that cannot be interrupted ends its process."""
 
 import ctypes
 import os
@@ -33,9 +33,9 @@ HANGS: list[Callable[[], object]] = [lambda: time.sleep(1000), busy, threading.E
 
 
 @pytest.mark.parametrize("hang", HANGS, ids=["sleeping", "busy", "waiting", "stubborn"])
-def test_code_that_hangs_is_interrupted_where_it_is(hang: Callable[[], object]) -> None:
+def test_code_that_hangs_is_interrupted(hang: Callable[[], object]) -> None:
     limit = Deadline("it", 0.3)
-    with limit:  # may be entered again
+    with limit:  # it can be entered again
         pass
     begun = time.monotonic()
     with pytest.raises(Overdue, match=r"^within 0\.3 s \(.*\.py:\d+ in .*\)$"), limit:
@@ -43,7 +43,7 @@ def test_code_that_hangs_is_interrupted_where_it_is(hang: Callable[[], object]) 
     assert 0.2 < time.monotonic() - begun < 3
 
 
-def test_nothing_happens_to_code_that_is_in_time_or_to_what_comes_after() -> None:
+def test_code_within_the_limit_and_code_after_it_are_not_interrupted() -> None:
     limit = Deadline("it", 0.3)
     for _ in range(20):
         with limit:
@@ -51,12 +51,12 @@ def test_nothing_happens_to_code_that_is_in_time_or_to_what_comes_after() -> Non
     time.sleep(0.6)
 
 
-def test_the_innermost_of_two_limits_acts_first() -> None:
+def test_the_shorter_of_two_nested_limits_interrupts_first() -> None:
     with Deadline("outer", 30), pytest.raises(Overdue, match=r"^within 0\.2 s"), Deadline("inner", 0.2):
         time.sleep(1000)
 
 
-def test_time_without_progress_is_counted_and_progress_starts_anew() -> None:
+def test_the_limit_applies_to_the_time_since_the_last_progress() -> None:
     steps = [0]
     patience = Patience(0.3, lambda: steps[0])
     for _ in range(5):
@@ -77,7 +77,7 @@ def _lock_twice() -> None:
 
 
 class Limited:
-    """Runs in a process of its own, with its messages in a file."""
+    """Runs functions under a time limit in a separate process that writes its messages to a file."""
 
     def __init__(self, messages: Path) -> None:
         os.dup2(os.open(messages, os.O_CREAT | os.O_WRONLY), 2)
@@ -94,7 +94,7 @@ class Limited:
         pass
 
 
-def test_what_cannot_be_interrupted_ends_the_process_with_a_message(tmp_path: Path) -> None:
+def test_code_that_cannot_be_interrupted_ends_the_process_with_a_message(tmp_path: Path) -> None:
     child = Child(Limited, tmp_path / "err")
     with pytest.raises(ProcessFailure, match=f"^it ended with exit code {errors.ENVIRONMENT_FAILED}$"):
         child.ask(_lock_twice, 60)

@@ -1,4 +1,4 @@
-"""The batched dm_control environment."""
+"""Tests of the batched dm_control environment."""
 
 import os
 import warnings
@@ -60,7 +60,7 @@ def test_snapshot_continues_bitwise_in_mid_episode(domain: str, task: str) -> No
     assert torch.equal(play(env, resumed.clone(), actions[487:]), play(other, resumed, actions[487:]))
 
 
-def test_agrees_with_the_suite_and_sums_rewards_over_the_repeat() -> None:
+def test_steps_equal_those_of_the_suite_and_rewards_are_summed_over_the_action_repeat() -> None:
     env = DMControl("walker", "walk", action_repeat=3).make(1, seed=5)
     actions = random_actions(env, 4)
     got = play(env, env.reset(), actions)
@@ -73,7 +73,7 @@ def test_agrees_with_the_suite_and_sums_rewards_over_the_repeat() -> None:
         assert row[0, -1].item() == pytest.approx(sum(step.reward for step in steps), rel=1e-6)
 
 
-def test_members_are_seeded_apart_and_do_not_influence_one_another() -> None:
+def test_members_have_different_seeds_and_are_independent() -> None:
     both = DMControl("walker", "walk").make(2, seed=10)
     second = DMControl("walker", "walk").make(1, seed=11)
     actions = random_actions(both, 20)
@@ -91,7 +91,7 @@ def test_time_limit_truncates_and_does_not_terminate() -> None:
     assert not steps["next", "terminated"].any()
 
 
-def test_actions_span_the_task_s_own_range() -> None:
+def test_actions_are_scaled_to_the_bounds_of_the_task() -> None:
     env = DMControl("fish", "swim").make(1, seed=0)
     spec = suite.load("fish", "swim").action_spec()
     assert env._low == pytest.approx(spec.minimum) and env._low + 2 * env._half == pytest.approx(spec.maximum)
@@ -109,20 +109,20 @@ def test_actions_without_bounds_are_refused_unless_bounds_are_given(task: str, d
     step = env.step(tensordict)
     controls = [member.physics.control().tolist() for member in env._envs]
     assert controls == [[-2.0] * dimensions, [0.5] * dimensions, [3.0] * dimensions]
-    steps = env.rollout(1_100)  # there is no time limit
+    steps = env.rollout(1_100)  # the task has no time limit
     for found in (step, steps):
         assert found["next", "observation"].isfinite().all() and found["next", "reward"].isfinite().all()
     assert not steps["next", "done"].any()
 
 
-def test_given_bounds_narrow_those_of_a_task_and_are_finite() -> None:
+def test_given_bounds_narrow_those_of_a_task_and_must_be_finite() -> None:
     env = DMControl("walker", "walk", action_low=-0.5, action_high=7.0).make(1, seed=0)
     assert env._low.tolist() == [-0.5] * 6 and (env._low + 2 * env._half).tolist() == [1.0] * 6
     with pytest.raises(ValueError, match=r"^action_high=inf: must be finite$"):
         DMControl("lqr", "lqr_2_1", action_low=-1.0, action_high=float("inf"))
 
 
-def test_a_simulation_that_diverges_ends_its_episode_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulation_that_diverges_ends_only_its_own_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Environment, "_warned", False)
     walker = DMControl("walker", "walk")
     env = walker.make(3, seed=0)
@@ -135,7 +135,7 @@ def test_a_simulation_that_diverges_ends_its_episode_alone(monkeypatch: pytest.M
     assert after["terminated"].squeeze(-1).tolist() == [False, True, False] and not after["truncated"].any()
     assert after["reward"][1] == 0 and torch.equal(after["observation"][1], before["observation"][1])
     assert not torch.equal(after["observation"][0], before["observation"][0])
-    # It goes on with a new episode, and the next divergence is counted without a word.
+    # A new episode begins, and the next divergence is counted without a warning.
     env._envs[0].physics.data.qpos[:] = np.inf
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -145,7 +145,7 @@ def test_a_simulation_that_diverges_ends_its_episode_alone(monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(os.environ["MUJOCO_GL"] != "disabled", reason="a renderer was chosen")
-def test_a_task_that_draws_needs_a_renderer() -> None:
+def test_a_task_with_camera_observations_needs_a_renderer() -> None:
     with pytest.raises(ValueError, match=r"^domain=quadruped, task=escape: needs a renderer: set MUJOCO_GL") as found:
         DMControl("quadruped", "escape").make(1, seed=0)
     assert "\n" not in str(found.value)

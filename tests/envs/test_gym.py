@@ -1,4 +1,4 @@
-"""Gymnasium environments, batched: `cases` has one for each unusual property."""
+"""Tests of batched Gymnasium environments; `cases` has one environment for each unusual property."""
 
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ def case(name: str, **arguments: Any) -> Gym:
 
 
 def plain(name: str, seed: int, actions: list[np.ndarray]) -> list[tuple[np.ndarray, float, bool, bool, np.ndarray]]:
-    """By Gymnasium alone: flat observation, reward, terminated, truncated, flat observation before the action."""
+    """Returns Gymnasium's own steps: flat observation, reward, terminated, truncated, flat observation before."""
     env = gymnasium.make(name)
     rows, last = [], flatten(env.observation_space, env.reset(seed=seed)[0])
     for action in actions:
@@ -66,8 +66,8 @@ def test_every_case_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", [*(f"Case{name}-v0" for name in TRAIN), "Pendulum-v1"])
-def test_does_what_gymnasium_does(name: str) -> None:
-    """Members are seeded with seed + index, at their first reset alone; the last observation of an episode is kept."""
+def test_steps_equal_those_of_gymnasium(name: str) -> None:
+    """Members are seeded with seed + index at their first reset only; the last observation of an episode is kept."""
     env = Gym(name).make(2, seed=7)
     check_env_specs(env)
     env.set_seed(7)
@@ -96,14 +96,14 @@ def test_does_what_gymnasium_does(name: str) -> None:
         assert torch.equal(flags["done"], flags["terminated"] | flags["truncated"])
 
 
-def test_bytes_and_one_hot_numbers_are_observed_as_they_are() -> None:
+def test_bytes_and_one_hot_observations_are_not_rescaled() -> None:
     assert case("UInt8Vector").make(2, 0).reset()["observation"].tolist() == [[1, 2, 250]] * 2
     steps = case("DiscreteObservation").make(1, 0).rollout(6)
     assert torch.equal(steps["observation"][0], torch.eye(5)[[0, 1, 2, 3, 4, 0]])
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_learned_from_is_refused_in_one_line(name: str) -> None:
+def test_unsupported_spaces_are_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=f"^id=Case{name}-v0: {REFUSED[name]}") as error:
         case(name).make(1, seed=0)
     assert "\n" not in str(error.value)
@@ -118,7 +118,7 @@ def test_given_bounds_make_an_unbounded_action_usable(name: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "bound"), [("action_low", float("nan")), ("action_high", [1.0, float("inf")])])
-def test_given_bounds_are_finite(key: str, bound: object) -> None:
+def test_given_bounds_must_be_finite(key: str, bound: object) -> None:
     with pytest.raises(ValueError, match=rf"^{key}=.*: must be finite$"):
         case("InfiniteAction", **{key: bound})
 
@@ -127,7 +127,7 @@ def test_given_bounds_are_finite(key: str, bound: object) -> None:
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 3, 4, 7])
-def test_action_repeat_stops_at_the_end_and_sums_the_rewards_up_to_there(repeat: int) -> None:
+def test_action_repeat_stops_at_the_end_of_an_episode_and_sums_the_rewards(repeat: int) -> None:
     env = case("SaysItOnce", action_repeat=repeat).make(2, seed=0)
     steps = env.rollout(10)
     expected = [float(repeat)] * (5 // repeat) + [float(5 % repeat)] * (5 % repeat > 0)
@@ -150,22 +150,22 @@ def test_the_return_of_mountain_car_is_the_one_computed_by_hand(repeat: int) -> 
                 action = np.array([-1.0 if observation[1] < 0 else 1.0], np.float32)
             observation, reward, terminated, truncated, _ = raw.step(action)
             total, over, frame = total + reward, terminated or truncated, frame + 1
-        assert total == pytest.approx(100 * terminated - 0.1 * frame)  # 100 at the goal, -0.1 for each full action
+        assert total == pytest.approx(100 * terminated - 0.1 * frame)  # 100 at the goal, -0.1 a frame at full force
         expected.append(total)
     env = Gym("MountainCarContinuous-v0", repeat).make(2, seed=3)
     returns = episode_returns(env, along_the_velocity)
     np.testing.assert_allclose(returns.numpy(), expected, rtol=1e-4)
-    assert returns.max() < 100  # what reaching the goal once is worth
+    assert returns.max() < 100  # the reward for reaching the goal once
 
 
 @pytest.mark.parametrize(("kwargs", "expected"), [(None, 5), ({"frameskip": 2}, 2)])
-def test_the_environment_s_own_frameskip_is_left_alone(kwargs: dict[str, Any] | None, expected: int) -> None:
+def test_the_environments_own_frameskip_is_not_changed(kwargs: dict[str, Any] | None, expected: int) -> None:
     env = case("OwnFrameskip", action_repeat=2, kwargs=kwargs).make(1, seed=0)
     assert env._envs[0].unwrapped.frameskip == expected
     assert env.rollout(30).shape == (1, 10)
 
 
-def test_further_arguments_reach_gymnasium_and_no_environment_changes_another_s() -> None:
+def test_further_arguments_are_passed_to_gymnasium_and_are_not_shared_between_environments() -> None:
     class Takes(cases.Case):
         def __init__(self, numbers: list[int]) -> None:
             numbers.append(1)
@@ -197,7 +197,7 @@ def test_an_environment_that_changes_its_action_gets_the_same_one_in_each_frame(
 # Resets and ends
 
 
-def test_an_observation_that_the_environment_goes_on_writing_to_is_kept_as_it_was() -> None:
+def test_an_observation_array_that_the_environment_reuses_is_copied() -> None:
     class Reuses(cases.Case):
         held = np.zeros(3, np.float32)
 
@@ -211,7 +211,7 @@ def test_an_observation_that_the_environment_goes_on_writing_to_is_kept_as_it_wa
     assert steps["next", "observation"][0, :, 0].tolist() == list(range(1, 21))
 
 
-def test_only_the_members_that_are_named_are_reset() -> None:
+def test_only_the_members_given_in_the_mask_are_reset() -> None:
     env = Gym("Pendulum-v1").make(3, seed=0)
     tensordict = env.rand_step(env.reset())["next"].exclude("reward")
     tensordict["_reset"] = torch.tensor([[False], [True], [False]])
@@ -220,7 +220,7 @@ def test_only_the_members_that_are_named_are_reset() -> None:
     assert not torch.equal(after[1], tensordict["observation"][1])
 
 
-def test_a_member_whose_episode_is_over_rests_until_it_is_reset() -> None:
+def test_a_member_whose_episode_has_ended_is_not_stepped_until_it_is_reset() -> None:
     env = case("SaysItOnce", action_repeat=5).make(2, seed=0)
     first = env.rand_step(env.reset())["next"]
     again = env.rand_step(first.exclude("reward"))["next"]
@@ -233,7 +233,7 @@ def test_a_member_whose_episode_is_over_rests_until_it_is_reset() -> None:
 
 
 class Faulty(cases.Case):
-    """Shows the fault that is named, at the third step of each episode."""
+    """Fails in the given way at the third step of each episode."""
 
     def __init__(self, fault: str) -> None:
         self.fault = fault
@@ -280,7 +280,7 @@ def test_a_failing_reset_names_the_environment() -> None:
 
 
 class Closing(cases.Case):
-    """Counts those that are closed; the second raises where it is constructed, or where it is closed."""
+    """Counts the environments that are closed; the second raises an error in its constructor or in `close`."""
 
     open_now: int
     made: int
@@ -316,7 +316,7 @@ def test_close_closes_all_members_once(closing: type[Closing]) -> None:
     assert closing.open_now == 0
 
 
-def test_close_closes_the_others_where_one_raises(closing: type[Closing]) -> None:
+def test_close_closes_the_other_members_if_one_raises(closing: type[Closing]) -> None:
     closing.raises = "close"
     env = Gym("Closing-v0").make(3, seed=0)
     with pytest.raises(OSError, match="no display"):
@@ -324,14 +324,16 @@ def test_close_closes_the_others_where_one_raises(closing: type[Closing]) -> Non
     assert closing.open_now == 0
 
 
-def test_an_environment_that_cannot_be_constructed_is_refused_and_leaves_none_open(closing: type[Closing]) -> None:
+def test_if_one_environment_cannot_be_constructed_the_others_are_closed(closing: type[Closing]) -> None:
     closing.raises = "construct"
     with pytest.raises(ValueError, match=r"^id=Closing-v0: ModuleNotFoundError: No module named 'Box2D'$"):
         Gym("Closing-v0").make(3, seed=0)
     assert (closing.made, closing.open_now) == (2, 0)
 
 
-def test_a_refused_space_leaves_none_open(closing: type[Closing], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_environments_are_closed_if_their_space_is_refused(
+    closing: type[Closing], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(closing, "action_space", cases.DiscreteAction.action_space)
     with pytest.raises(ValueError, match="id=Closing-v0: its action space is a Discrete"):
         Gym("Closing-v0").make(2, seed=0)
@@ -369,7 +371,7 @@ def test_the_module_of_an_id_is_not_imported(tmp_path: Path, monkeypatch: pytest
 def test_environments_of_gymnasium_robotics_run_with_this_version_of_mujoco(
     name: str, observation: int, action: int
 ) -> None:
-    """They compare MuJoCo's joint types with NumPy integers; a goal is part of the observation."""
+    """They compare MuJoCo's joint types with NumPy integers; the observation includes the goal."""
     pytest.importorskip("gymnasium_robotics")
     env = Gym(f"gymnasium_robotics:{name}").make(2, seed=0)
     steps = env.rollout(3)
@@ -377,7 +379,7 @@ def test_environments_of_gymnasium_robotics_run_with_this_version_of_mujoco(
     assert steps["next", "observation"].isfinite().all()
 
 
-def test_joint_types_still_differ_from_one_another_and_from_anything_else() -> None:
+def test_joint_types_still_differ_from_one_another_and_from_other_values() -> None:
     _compare_joint_types_with_numpy()
     hinge = mujoco.mjtJoint.mjJNT_HINGE
     assert np.int32(3) in (hinge,) and hinge == np.int64(3) and hinge == 3 and hinge == mujoco.mjtJoint(3)
@@ -402,7 +404,7 @@ def test_ppo_learns_all_numbers_of_a_matrix(tmp_path: Path) -> None:
     seen = torch.cat(batches.seen)
     rows = seen["action"].reshape(-1, 2, 3)
     assert len(rows) == 160 and (rows[:, 0] != rows[:, 1]).all()
-    # The reward shows what the environment got.
+    # The reward depends on the action that the environment received.
     torch.testing.assert_close(seen["next", "reward"][:, 0], -seen["action"].square().sum(-1), rtol=1e-4, atol=1e-4)
 
 
@@ -414,7 +416,7 @@ def test_dqs_learns_from_a_dict(tmp_path: Path) -> None:
 
 
 class Drawn(gymnasium.Env):
-    """Its picture is twice as wide as high: its left half has the member's first action as brightness."""
+    """Renders a picture twice as wide as high, whose left half has the brightness of the member's first action."""
 
     metadata = {"render_modes": ["human", "rgb_array"]}  # noqa: RUF012
     observation_space = gymnasium.spaces.Box(-1, 1, (1,))
@@ -437,7 +439,7 @@ class Drawn(gymnasium.Env):
 
 
 class Undrawable(Drawn):
-    """It names a mode that its constructor does not take."""
+    """Its metadata names a render mode that its constructor does not accept."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -447,18 +449,20 @@ gymnasium.register("Drawn-v0", entry_point=Drawn)
 gymnasium.register("Undrawable-v0", entry_point=Undrawable)
 
 
-def test_an_environment_that_can_draw_does_so_in_the_size_asked_for() -> None:
+def test_an_environment_renders_in_the_requested_size() -> None:
     env = Gym("Drawn-v0").make(2, seed=0)
     env.step(env.reset().set("action", torch.tensor([[1.0], [0.0]])))
     for index, brightness in ((0, 200), (1, 100)):
         picture = env.render(index, 40, 40)
         assert picture.shape == (40, 40, 3) and picture.dtype == np.uint8
-        assert not picture[:10].any() and not picture[30:].any()  # of a picture twice as wide as high, 20 rows remain
+        assert not picture[:10].any() and not picture[30:].any()  # twice as wide as high, it fills 20 rows
         assert (picture[10:30, :20] == brightness).all() and not picture[:, 20:].any()
 
 
 @pytest.mark.parametrize(("id", "kwargs"), [("Undrawable-v0", None), ("Drawn-v0", {"render_mode": None})])
-def test_one_that_cannot_says_what_its_class_must_have(id: str, kwargs: dict[str, Any] | None) -> None:
+def test_the_error_of_an_environment_that_cannot_render_states_what_is_missing(
+    id: str, kwargs: dict[str, Any] | None
+) -> None:
     env = Gym(id, kwargs=kwargs).make(1, seed=0)
     env.rand_step(env.reset())
     with pytest.raises(TypeError, match=rf"^{id} draws no RGB picture; its class must have rgb_array in metadata"):

@@ -40,9 +40,9 @@ REFUSED = ["PixelsBesideState", "InfiniteAction", "HalfInfiniteAction", "Discret
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`dqs-fit` of a Gymnasium id with arguments, in an empty folder: exit code, and the lines of standard error."""
+    """Runs `dqs-fit` with a Gymnasium id in an empty folder; returns the exit code and the lines of standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it: so it is as it was afterwards
+    monkeypatch.setenv("DQS_RUN_DIR", "")  # a run sets it; monkeypatch restores it afterwards
     monkeypatch.delenv("DQS_RUN_DIR")
     monkeypatch.setattr(restore, "_trusted", set(restore._trusted))
 
@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 
 def score() -> dict[str, float]:
-    """The last evaluation of the run."""
+    """Returns the last evaluation of the run."""
     found: dict[str, float] = json.loads(Path("run/scores.jsonl").read_text().splitlines()[-1])
     return found
 
@@ -70,7 +70,7 @@ def test_a_case_trains_for_2000_frames(run: Run, name: str) -> None:
     code, err = run(f"Case{name}-v0", *TRAIN[name])
     assert code == 0 and not any("Traceback" in line for line in err), err
     assert score()["env_frames"] >= 2_000 and score()["updates"] > 8
-    # The reward is -|action|^2 in 20 steps; in SaysItOnce it is 1, until the fifth.
+    # The reward is -|action|^2 in each of 20 steps; in SaysItOnce it is 1 in each of five steps.
     assert score()["return_mean"] == 5 if name == "SaysItOnce" else score()["return_mean"] < 0
 
 
@@ -95,7 +95,7 @@ gymnasium.register("Strange-v0", entry_point=Strange)
 
 @pytest.fixture
 def strange(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package `my_robots` whose module `my_robots.envs` registers Strange-v0."""
+    """Writes a package `my_robots` whose module `my_robots.envs` registers Strange-v0."""
     folder = tmp_path_factory.mktemp("packages")
     (folder / "my_robots").mkdir()
     (folder / "my_robots" / "__init__.py").touch()
@@ -106,7 +106,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("strange")
-def test_the_package_of_an_id_is_imported_if_it_is_trusted_and_takes_arguments(run: Run) -> None:
+def test_the_package_of_an_environment_id_is_imported_only_if_it_is_trusted(run: Run) -> None:
     id, arguments = "my_robots.envs:Strange-v0", ["--data.environment.kwargs.length=7"]
     code, err = run(id, *arguments)
     assert code == 2 and len(err) == 1 and "Strange-v0 is not registered" in err[0] and "--trust" in err[0], err

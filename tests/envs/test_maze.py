@@ -1,4 +1,4 @@
-"""The mazes: walls hold, goals end episodes and pay, and a snapshot continues bitwise."""
+"""Tests of the mazes: walls block moves, goals give rewards and end episodes, and snapshots continue bitwise."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dqs_lightning.envs import Maze
 from dqs_lightning.registry import describe
 
 
-def test_meets_the_contract() -> None:
+def test_meets_torchrl_specs_and_the_contract_of_environments() -> None:
     env = Maze().make(3, seed=0)
     check_env_specs(env)
     steps = env.rollout(30, break_when_any_done=False)
@@ -25,14 +25,14 @@ def _side(maze: Maze, points: torch.Tensor) -> torch.Tensor:
     return points.abs().amax(-1) < 0.4
 
 
-def test_the_room_is_left_through_doors_only() -> None:
+def test_the_room_can_only_be_left_through_doors() -> None:
     maze = Maze()
     start = 2 * torch.rand(20_000, 2, dtype=torch.float64) - 1
     end = maze.blocked(start, start + 1.2 * (2 * torch.rand(20_000, 2, dtype=torch.float64) - 1))
     assert end.abs().max() <= 1
     crossed = _side(maze, start) != _side(maze, end)
     assert crossed.sum() > 100
-    # Where the straight way between them meets the room's boundary, there is a door.
+    # The straight line between start and end crosses the room's boundary at a door.
     fine = torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None, None]
     way = start[crossed] + fine * (end - start)[crossed]
     inside = _side(maze, way)
@@ -41,8 +41,8 @@ def test_the_room_is_left_through_doors_only() -> None:
     assert at_boundary.abs().amin(-1).max() < 0.15 + 1e-3
 
 
-def test_blocked_moves_never_creep_through() -> None:
-    """Pushed against a wall at every angle, again and again, a point stays on its side."""
+def test_repeated_moves_against_a_wall_never_cross_it() -> None:
+    """A point that is pushed against a wall repeatedly, at any angle, stays on its side."""
     maze = Maze(walls=[[0.0, -1.0, 0.0, 1.0]], goals=[[0.9, 0.9]])
     position = torch.stack([torch.full((500,), -1e-3), torch.linspace(-1, 1, 500)], -1).double()
     for angle in torch.linspace(-1.57, 1.57, 200):
@@ -51,7 +51,7 @@ def test_blocked_moves_never_creep_through() -> None:
     assert (position[:, 0] < 0).all()
 
 
-def test_an_end_at_a_goal_pays_its_reward_once_and_terminates() -> None:
+def test_reaching_a_goal_gives_its_reward_once_and_terminates() -> None:
     maze = Maze(
         walls=[], goals=[[0.5, 0.0], [-0.5, 0.0]], rewards=[2.0, 3.0], goal_radius=0.1, start_noise=0.0, step=0.5
     )
@@ -65,13 +65,13 @@ def test_an_end_at_a_goal_pays_its_reward_once_and_terminates() -> None:
     assert after["terminated"].flatten().tolist() == [True, True, False]
 
 
-def test_the_horizon_truncates_each_episode_anew() -> None:
+def test_the_horizon_truncates_every_episode() -> None:
     env = Maze(horizon=4).make(1, seed=0)
     steps = env.rollout(9, policy=lambda td: td.set("action", torch.zeros(1, 2)), break_when_any_done=False)
     assert steps["next", "truncated"].flatten().nonzero().flatten().tolist() == [3, 7]
 
 
-def test_members_have_streams_of_their_own() -> None:
+def test_members_have_independent_random_streams() -> None:
     three, one = Maze().make(3, seed=5).reset(), Maze().make(1, seed=7).reset()
     assert torch.equal(three["position"][2], one["position"][0])
     assert len(three["position"].unique(dim=0)) == 3
@@ -96,10 +96,10 @@ def test_a_snapshot_continues_bitwise() -> None:
     assert torch.equal(walk(other, other.maybe_reset(other.reset())), expected)
 
 
-def test_obstacles_are_the_pieces_that_paths_go_around() -> None:
+def test_connected_walls_form_one_obstacle_and_walls_at_the_boundary_none() -> None:
     assert len(Maze().obstacles) == 4  # the four corners of the room
     joined = Maze(walls=[[-0.5, 0, 0, 0], [0, 0, 0, 0.5], [-1, 0.5, -0.8, 0.5]])
-    assert len(joined.obstacles) == 1  # one of two walls; the third hangs on the box
+    assert len(joined.obstacles) == 1  # two walls form one obstacle; the third touches the box
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_obstacles_are_the_pieces_that_paths_go_around() -> None:
         ({"rewards": [1.0]}, "rewards=.*4 goals"),
     ],
 )
-def test_refuses(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Maze(**changes)
 
 
-def test_is_described_by_plain_values() -> None:
+def test_its_description_holds_only_plain_values() -> None:
     again = Maze(**describe(Maze(rewards=[2, 1, 1, 1]))["init_args"])
     assert list(again.rewards or []) == [2, 1, 1, 1] and len(again.walls) == 8

@@ -1,4 +1,4 @@
-"""The mixture to navigate in, and the discrepancy by which end positions are measured."""
+"""Tests of the mixture navigation environment and of the discrepancy between samples of end positions."""
 
 import math
 
@@ -16,7 +16,7 @@ from dqs_lightning.registry import describe
 
 
 def play(env: MixtureBatch, tensordict: TensorDictBase, actions: Tensor) -> Tensor:
-    """Observations and rewards [T, n, 3]."""
+    """Returns observations and rewards [T, n, 3]."""
     rows = []
     for action in actions:
         tensordict["action"] = action
@@ -38,21 +38,24 @@ def test_reward_is_the_mixture_s_log_density_at_the_new_position() -> None:
     mixture = MixtureNavigation(reward_scale=0.1, start="uniform", step=5.0)
     env = mixture.make(50, seed=0)
     scales = torch.nn.functional.softplus(torch.ones(2, dtype=torch.float64))
-    law = MixtureSameFamily(
+    distribution = MixtureSameFamily(
         Categorical(torch.ones(40)),
         MultivariateNormal(torch.tensor(mixture.goals).double(), scale_tril=torch.diag(scales).expand(40, 2, 2)),
     )
     steps = env.rollout(20)
     position = steps["next", "position"]
     torch.testing.assert_close(
-        steps["next", "reward"].squeeze(-1).double(), 0.1 * law.log_prob(position.double()), rtol=1e-4, atol=1e-5
+        steps["next", "reward"].squeeze(-1).double(),
+        0.1 * distribution.log_prob(position.double()),
+        rtol=1e-4,
+        atol=1e-5,
     )
     torch.testing.assert_close(steps["next", "observation"] * 50, position)
     peak = mixture.log_density(torch.tensor(mixture.goals, dtype=torch.float64)).max()
     assert peak.item() == pytest.approx(-5.0, abs=1.0)
 
 
-def test_only_the_action_s_direction_counts_and_zero_stays() -> None:
+def test_only_the_direction_of_an_action_matters_and_a_zero_action_does_not_move() -> None:
     env = MixtureNavigation(start="center", step=2.0).make(5, seed=0)
     tensordict = env.reset()
     assert tensordict["position"].eq(0).all()
@@ -63,7 +66,7 @@ def test_only_the_action_s_direction_counts_and_zero_stays() -> None:
     torch.testing.assert_close(position, expected)
 
 
-def test_positions_stay_in_the_box_and_episodes_are_only_ever_cut() -> None:
+def test_positions_stay_in_the_box_and_episodes_are_truncated_but_never_terminate() -> None:
     env = MixtureNavigation(start="center", horizon=70, step=1.5).make(4, seed=0)
     tensordict = env.reset()
     tensordict["action"] = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -0.1]])
@@ -99,7 +102,7 @@ def test_goal_radius_holds_99_percent_of_a_mode() -> None:
     assert within.float().mean().item() == pytest.approx(1 - math.exp(-4.5), abs=0.003)
 
 
-def test_seeds_determine_members_each_by_itself() -> None:
+def test_each_member_is_determined_by_its_seed_alone() -> None:
     mixture = MixtureNavigation(start="uniform", horizon=7)
     actions = torch.rand(20, 2, 2) * 2 - 1
     env, again, second = mixture.make(2, seed=10), mixture.make(2, seed=10), mixture.make(1, seed=11)
@@ -115,7 +118,7 @@ def test_snapshot_continues_bitwise_in_mid_episode() -> None:
     mixture = MixtureNavigation(start="uniform", horizon=10)
     env, other = mixture.make(3, seed=1), mixture.make(3, seed=77)
     tensordict = env.reset()
-    actions = torch.rand(40, 3, 2) * 2 - 1  # further episodes, so that the restored random streams are used as well
+    actions = torch.rand(40, 3, 2) * 2 - 1  # several episodes, so that the restored random streams are used as well
     for action in actions[:14]:
         tensordict["action"] = action
         tensordict = env.step_and_maybe_reset(tensordict)[1]
@@ -142,7 +145,7 @@ def test_discrepancy_equals_the_double_sum_and_is_symmetric() -> None:
     assert found == pytest.approx(mmd(y, x, [0.5, 3.0]), rel=1e-12)
 
 
-def test_discrepancy_is_zero_in_the_mean_for_equal_laws_and_grows_with_a_shift() -> None:
+def test_discrepancy_has_zero_mean_for_equal_distributions_and_increases_with_a_shift() -> None:
     mixture = MixtureNavigation()
     draws = [(mixture.samples(200, generator(2 * i)), mixture.samples(200, generator(2 * i + 1))) for i in range(40)]
     equal = torch.tensor([mmd(x, y) for x, y in draws])
@@ -150,7 +153,7 @@ def test_discrepancy_is_zero_in_the_mean_for_equal_laws_and_grows_with_a_shift()
     assert equal.mean().abs() < 4 * error and equal.min() < 0
     x, y = mixture.samples(1000, generator(0)), mixture.samples(1000, generator(1))
     shifted = [mmd(x, y + torch.tensor([shift, 0.0])) for shift in (0.0, 2.0, 4.0, 8.0, 16.0)]
-    assert abs(shifted[0]) < 5 * equal.std() / 5 < shifted[1]  # its spread falls as 1 / n
+    assert abs(shifted[0]) < 5 * equal.std() / 5 < shifted[1]  # its standard deviation falls as 1 / n
     assert shifted == sorted(shifted)
 
 
@@ -182,6 +185,6 @@ def test_bad_samples_are_refused() -> None:
         mmd(torch.zeros(5, 2), torch.zeros(5, 2), [1.0, 0.0])
 
 
-def test_describes_itself_by_its_arguments() -> None:
+def test_its_description_holds_its_arguments() -> None:
     arguments = dict(num_modes=3, means_seed=2, start="uniform", reward_scale=0.5, step=2.0, horizon=9)
     assert describe(MixtureNavigation(**arguments))["init_args"] == arguments

@@ -1,4 +1,4 @@
-"""MuJoCo Playground's and Brax's tasks as batched environments, beside the packages' own functions."""
+"""Tests of MuJoCo Playground's and Brax's tasks as batched environments against the packages' own functions."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def simulation_of(environment: Environment) -> Any:
 
 
 @pytest.mark.parametrize("environment", [CARTPOLE, PENDULUM], ids=lambda environment: environment.name)
-def test_steps_are_those_of_the_package_itself(environment: Environment) -> None:
+def test_steps_equal_those_of_the_package(environment: Environment) -> None:
     env = environment.make(3, seed=0)
     check_env_specs(env)
     env.set_seed(4)
@@ -75,7 +75,7 @@ def test_an_unknown_task_or_setting_is_refused_in_one_line() -> None:
 def test_a_run_trains_evaluates_and_continues_exactly(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is continued in mid-episode has the scores of one that was not interrupted."""
+    """A run that is continued in mid-episode has the same scores as an uninterrupted one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DQS_RUN_DIR", "")
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "compiled"))

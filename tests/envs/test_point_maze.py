@@ -1,4 +1,4 @@
-"""The point maze: gymnasium-robotics' dynamics under the contract of `Navigation`."""
+"""Tests of the point maze: gymnasium-robotics' dynamics with the interface of `Navigation`."""
 
 import importlib.util
 import sys
@@ -29,7 +29,7 @@ OBLONG = ("1111111", "1g000r1", "1011101", "1000001", "1111111")
 
 
 def raw_maze(maze: PointMaze) -> Any:
-    """gymnasium-robotics' own environment of the same map."""
+    """Makes gymnasium-robotics' own environment of the same map."""
     import gymnasium_robotics
 
     gymnasium.register_envs(gymnasium_robotics)
@@ -50,7 +50,7 @@ def acted(env: PointMazeBatch, tensordict: TensorDictBase, action: Tensor) -> Te
 
 
 def play(env: PointMazeBatch, tensordict: TensorDictBase, actions: Tensor) -> Tensor:
-    """Observations, rewards and goals, [T, n, 6]."""
+    """Returns observations, rewards and goals, [T, n, 6]."""
     rows = []
     for action in actions:
         tensordict["action"] = action
@@ -83,7 +83,7 @@ def test_dynamics_are_bitwise_those_of_gymnasium_robotics() -> None:
             for _ in range(env._frames[0] - frames):
                 assert not np.any(np.linalg.norm(point.data.qpos - maze.goals, axis=-1) <= 0.45)
                 raw_step, *_ = raw.step(action[0].numpy())
-                contacts += point.data.ncon > 1  # one is always with the ground
+                contacts += point.data.ncon > 1  # there is always one contact with the ground
             frames = env._frames[0]
             expected = raw_step["observation"]
             assert np.array_equal(np.concatenate([ball.qpos, ball.qvel]), expected)
@@ -91,7 +91,7 @@ def test_dynamics_are_bitwise_those_of_gymnasium_robotics() -> None:
             fastest = max(fastest, abs(expected[2:]).max())
         assert tensordict["terminated"].all() and tensordict["reward"].item() == 1
         assert np.any(np.linalg.norm(point.data.qpos - maze.goals, axis=-1) <= 0.45)
-    assert contacts > 50 and fastest > 5  # walls and the limit of velocity were met
+    assert contacts > 50 and fastest > 5  # walls and the velocity limit were reached
 
 
 @installed
@@ -112,7 +112,7 @@ def test_arrival_agrees_with_gymnasium_robotics() -> None:
 
 @installed
 @pytest.mark.parametrize("maze_map", [TWO_GOALS, OBLONG])
-def test_places_are_in_gymnasium_robotics_coordinates(maze_map: tuple[str, ...]) -> None:
+def test_positions_are_in_gymnasium_robotics_coordinates(maze_map: tuple[str, ...]) -> None:
     maze = PointMaze(maze_map)
     raw = raw_maze(maze).unwrapped
     at = {kind: [] for kind in "01rg"}
@@ -145,7 +145,7 @@ def test_each_island_of_wall_has_one_obstacle_and_the_outer_wall_none() -> None:
 
 @installed
 @pytest.mark.parametrize("goal", [0, 1])
-def test_any_goal_rewards_one_and_ends_the_episode_within_the_repeat(goal: int) -> None:
+def test_any_goal_gives_reward_one_and_ends_the_episode_within_the_action_repeat(goal: int) -> None:
     maze = PointMaze(action_repeat=30)
     env = maze.make(3, seed=0)
     tensordict = env.reset()
@@ -170,12 +170,12 @@ def test_the_horizon_is_in_frames_and_truncates() -> None:
     tensordict = env.reset()
     env._frames[0] = 24
     put(env, 0, env.maze.goals[0], (0.0, 0.0))
-    following = acted(env, tensordict, torch.zeros(2, 2))  # an arrival on the last frame is no truncation
+    following = acted(env, tensordict, torch.zeros(2, 2))  # an arrival in the last frame terminates instead
     assert following["terminated"][0].item() and not following["truncated"][0].item()
 
 
 @installed
-def test_seeds_determine_members_each_by_itself() -> None:
+def test_each_member_is_determined_by_its_seed_alone() -> None:
     maze = PointMaze(horizon=60)
     actions = torch.rand(20, 2, 2) * 2 - 1
     env, again, second = maze.make(2, seed=10), maze.make(2, seed=10), maze.make(1, seed=11)
@@ -192,7 +192,7 @@ def test_snapshot_continues_bitwise_in_mid_episode() -> None:
     maze = PointMaze(horizon=300, action_repeat=7)
     env, other = maze.make(4, seed=1), maze.make(4, seed=77)
     tensordict = env.reset()
-    actions = torch.rand(140, 4, 2) * 2 - 1  # further episodes, so that the restored random streams are used as well
+    actions = torch.rand(140, 4, 2) * 2 - 1  # several episodes, so that the restored random streams are used as well
     for action in actions[:60]:
         tensordict["action"] = action
         tensordict = env.step_and_maybe_reset(tensordict)[1]
@@ -205,19 +205,19 @@ def test_snapshot_continues_bitwise_in_mid_episode() -> None:
 
 
 @installed
-def test_the_model_s_file_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_model_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     PointMaze().make(2, seed=0)
     assert not list(tmp_path.iterdir())
 
 
 @installed
-def test_describes_itself_by_its_arguments() -> None:
+def test_its_description_holds_its_arguments() -> None:
     arguments = dict(maze_map=list(OBLONG), horizon=50, action_repeat=5, label="oblong")
     assert describe(PointMaze(**arguments))["init_args"] == arguments
 
 
-def test_without_gymnasium_robotics_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gymnasium_robotics_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
     node = Namespace(class_path="dqs_lightning.envs.PointMaze", init_args=Namespace(horizon=100))
     with pytest.raises(InputError) as refused:

@@ -1,4 +1,4 @@
-"""Processes answer requests, say why they fail, and leave nothing behind."""
+"""Tests of child processes: they answer requests, report the cause of a failure, and leave no process behind."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from dqs_lightning.envs.process import RUN_SIGNALS, Child, ProcessFailure
 
 
 class Echo:
-    """Gives back what it gets; what can be called, it calls."""
+    """Returns a request times `factor`; calls a request that is callable and returns its result."""
 
     def __init__(self, factor: int = 1) -> None:
         self.factor = factor
@@ -34,7 +34,7 @@ def disposition() -> list[Any]:
     return [handlers & {signal.SIG_DFL, signal.SIG_IGN}, signal.pthread_sigmask(signal.SIG_BLOCK, [])]
 
 
-def test_large_messages_arrive_whole_in_both_directions() -> None:
+def test_large_messages_are_transferred_completely_in_both_directions() -> None:
     child = Child(Echo, 2)
     for size in (1, 65_528, 65_536, 3_000_000):
         sent = np.random.default_rng(0).standard_normal(size)
@@ -47,7 +47,7 @@ def test_a_process_that_is_stopped_within_a_message_does_not_block_this_one() ->
     child, patience = Child(Echo), Patience(60)
     child.ask(1, 60)
     child.send(np.zeros(3_000_000), patience)
-    time.sleep(0.5)  # by then it is writing, and nobody reads
+    time.sleep(0.5)  # by then it is writing its answer, which is not being read
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(ProcessFailure, match=r"^no answer within 0\.5 s; it has been stopped by a signal$"):
         child.receive(Patience(0.5))
@@ -61,7 +61,7 @@ def test_a_process_that_is_stopped_within_a_message_does_not_block_this_one() ->
     assert ended(child.pid)
 
 
-def test_failures_are_told_with_their_cause() -> None:
+def test_failures_are_reported_with_their_cause() -> None:
     causes = {
         os.abort: "it was killed by SIGABRT",
         sys.exit: r"SystemExit: \(test_process.py:\d+ in __call__\)",
@@ -77,7 +77,7 @@ def test_failures_are_told_with_their_cause() -> None:
         child.kill()
 
 
-def test_programs_started_in_a_process_obey_signals() -> None:
+def test_programs_started_in_a_process_have_default_signal_handling() -> None:
     child = Child(Echo)
     assert child.ask(disposition, 60) == [set(), set()]
     child.close()

@@ -1,4 +1,4 @@
-"""Batches of simulations in JAX: the laws of their episodes, on a simulation that can be computed by hand."""
+"""Tests of batched JAX simulations: rewards, ends and resets of episodes, with a simulation that is easy to predict."""
 
 import pickle
 import types
@@ -32,7 +32,7 @@ class State:
 
 
 class Walk:
-    """A point on a line: the action is added to its position and is the reward; below -1 the simulation diverges."""
+    """A point on a line. The action is added to its position and is the reward; below -1 the simulation diverges."""
 
     action_size, observation_size = 1, 2
 
@@ -58,7 +58,7 @@ class Walk:
 
 
 class Parts(Walk):
-    """The same, with an observation of two parts."""
+    """The same simulation with an observation of two parts."""
 
     observation_size: Any = types.MappingProxyType({"privileged_state": (2,), "state": (2,)})
 
@@ -67,7 +67,7 @@ class Parts(Walk):
         return {"state": observed, "privileged_state": -observed}
 
 
-class _Recipe(Simulated):
+class _WalkEnvironment(Simulated):
     def __init__(self, repeat: int = 1, length: int | None = 10, simulation: Any = None) -> None:
         super().__init__("walk", repeat, length)
         self.simulation = simulation or Walk()
@@ -80,13 +80,13 @@ class _Recipe(Simulated):
 
 
 def act(env: SimulatedBatch, now: Any, *actions: float) -> Any:
-    """Steps, with one action for each member, and no reset."""
+    """Steps with one action for each member, without a reset."""
     now["action"] = torch.tensor(actions).unsqueeze(-1)
     return env.step(now)["next"]
 
 
 def test_meets_torchrl_specs_in_float32() -> None:
-    env = _Recipe().make(3, seed=0)
+    env = _WalkEnvironment().make(3, seed=0)
     check_env_specs(env)
     step = env.rollout(3)
     assert step["observation"].dtype == step["next", "reward"].dtype == torch.float32
@@ -94,18 +94,18 @@ def test_meets_torchrl_specs_in_float32() -> None:
 
 
 def test_a_repeated_action_sums_its_rewards_up_to_the_end_of_the_episode() -> None:
-    env = _Recipe(repeat=4).make(2, seed=0)
+    env = _WalkEnvironment(repeat=4).make(2, seed=0)
     start = env.reset()
     position = start["observation"][:, 0].clone()
     found = act(env, start, 0.25, 1.0)
-    assert found["reward"].squeeze().tolist() == [1.0, 3.0]  # the second one arrives in its third frame
+    assert found["reward"].squeeze().tolist() == [1.0, 3.0]  # the second member reaches the end in its third frame
     assert torch.allclose(found["observation"][:, 0], position + torch.tensor([1.0, 3.0]))
     assert found["terminated"].squeeze().tolist() == [False, True]
     assert not found["truncated"].any()
 
 
 def test_the_time_limit_truncates_and_does_not_terminate_and_counts_frames() -> None:
-    env = _Recipe(repeat=4, length=10).make(1, seed=0)
+    env = _WalkEnvironment(repeat=4, length=10).make(1, seed=0)
     now = env.reset()
     flags = []
     for _ in range(3):
@@ -115,20 +115,20 @@ def test_the_time_limit_truncates_and_does_not_terminate_and_counts_frames() -> 
 
 
 def test_an_end_at_the_time_limit_terminates() -> None:
-    env = _Recipe(length=3).make(1, seed=0)
+    env = _WalkEnvironment(length=3).make(1, seed=0)
     now = env.reset()
     for _ in range(3):
         now = act(env, now, 0.9 if not bool(now["done"]) else 0.0)
     assert (bool(now["terminated"]), bool(now["truncated"])) == (False, True)
-    env = _Recipe(length=3).make(1, seed=0)
+    env = _WalkEnvironment(length=3).make(1, seed=0)
     now = env.reset()
     for _ in range(3):
         now = act(env, now, 1.0)
     assert (bool(now["terminated"]), bool(now["truncated"])) == (True, False)
 
 
-def test_a_member_that_is_done_rests_with_reward_zero_until_it_is_reset() -> None:
-    env = _Recipe().make(2, seed=0)
+def test_a_member_that_is_done_has_reward_zero_until_it_is_reset() -> None:
+    env = _WalkEnvironment().make(2, seed=0)
     now = env.reset()
     for _ in range(3):
         now = act(env, now, 1.0, 0.0)
@@ -138,8 +138,8 @@ def test_a_member_that_is_done_rests_with_reward_zero_until_it_is_reset() -> Non
     assert now["done"].squeeze().tolist() == [True, False]
 
 
-def test_a_reset_of_some_members_leaves_the_others_and_their_random_numbers_as_they_were() -> None:
-    env, other = _Recipe().make(3, seed=5), _Recipe().make(3, seed=5)
+def test_a_reset_of_some_members_does_not_change_the_others_or_their_random_numbers() -> None:
+    env, other = _WalkEnvironment().make(3, seed=5), _WalkEnvironment().make(3, seed=5)
     now, same = env.reset(), other.reset()
     for _ in range(2):
         now, same = act(env, now, 1.0, 0.1, 0.2), act(other, same, 1.0, 0.1, 0.2)
@@ -152,9 +152,9 @@ def test_a_reset_of_some_members_leaves_the_others_and_their_random_numbers_as_t
     assert not torch.equal(later["observation"][0], same["observation"][0])
 
 
-def test_member_i_of_a_seed_is_the_first_of_seed_plus_i_over_several_episodes() -> None:
-    env = _Recipe(length=2).make(3, seed=7)
-    alone = _Recipe(length=2).make(1, seed=9)
+def test_member_i_with_a_seed_equals_the_first_member_with_seed_plus_i() -> None:
+    env = _WalkEnvironment(length=2).make(3, seed=7)
+    alone = _WalkEnvironment(length=2).make(1, seed=9)
     for _ in range(3):
         assert torch.equal(env.reset()["observation"][2], alone.reset()["observation"][0])
 
@@ -169,7 +169,7 @@ def test_observations_and_rewards_are_passed_on_without_a_copy() -> None:
 
 
 def test_observations_are_not_overwritten_by_later_steps() -> None:
-    env = _Recipe().make(2, seed=0)
+    env = _WalkEnvironment().make(2, seed=0)
     now = env.reset()
     seen = [now["observation"]]
     copies = [now["observation"].clone()]
@@ -183,8 +183,8 @@ def test_observations_are_not_overwritten_by_later_steps() -> None:
 
 def test_a_simulation_that_diverges_ends_as_terminated_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Environment, "_warned", False)
-    recipe = _Recipe()
-    env = recipe.make(2, seed=0)
+    environment = _WalkEnvironment()
+    env = environment.make(2, seed=0)
     start = env.reset()
     before = start["observation"].clone()
     found = act(env, start, -1.0, 0.1)
@@ -195,11 +195,11 @@ def test_a_simulation_that_diverges_ends_as_terminated_and_is_counted(monkeypatc
     now = step_mdp(env.step(found.clone().set("action", torch.zeros(2, 1))))
     with pytest.warns(RuntimeWarning, match="walk: a simulation diverged"):
         now = env.maybe_reset(now)
-    assert recipe.physics_errors == 1 and now["observation"].isfinite().all()
+    assert environment.physics_errors == 1 and now["observation"].isfinite().all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env.reset()
-    assert recipe.physics_errors == 1
+    assert environment.physics_errors == 1
 
 
 @pytest.mark.parametrize("repeat", [1, 3])
@@ -214,41 +214,41 @@ def test_a_snapshot_continues_bitwise_in_mid_episode_with_the_same_random_number
             rows.append(torch.cat([stepped["next", "observation"], stepped["next", "reward"]], -1))
         return torch.stack(rows)
 
-    env = _Recipe(repeat, 7).make(2, seed=1)
+    env = _WalkEnvironment(repeat, 7).make(2, seed=1)
     now = env.reset()
     for action in actions[:4]:
         now["action"] = action
         now = env.step_and_maybe_reset(now)[1]
     snapshot = env.snapshot()
     assert all(leaf.dtype in (torch.float32, torch.int32, torch.bool) for leaf in snapshot["leaves"])
-    other = _Recipe(repeat, 7).make(2, seed=77)
+    other = _WalkEnvironment(repeat, 7).make(2, seed=77)
     other.restore(snapshot)
     resumed = other.reset()
     assert torch.equal(resumed["observation"], now["observation"])
     assert torch.equal(play(env, now, actions[4:]), play(other, resumed, actions[4:]))
 
 
-def test_the_policy_observes_its_part_of_an_observation() -> None:
-    whole, parts = _Recipe().make(2, seed=0), _Recipe(simulation=Parts()).make(2, seed=0)
+def test_the_policy_receives_its_part_of_a_dict_observation() -> None:
+    whole, parts = _WalkEnvironment().make(2, seed=0), _WalkEnvironment(simulation=Parts()).make(2, seed=0)
     now, same = whole.reset(), parts.reset()
     assert torch.equal(now["observation"], same["observation"])
     assert torch.equal(act(whole, now, 0.1, 0.2)["observation"], act(parts, same, 0.1, 0.2)["observation"])
 
 
-def test_parts_without_one_for_the_policy_are_refused() -> None:
+def test_a_dict_observation_without_a_part_for_the_policy_is_refused() -> None:
     class Pixels(Walk):
         observation_size: Any = types.MappingProxyType({"pixels": (8, 8, 3)})
 
     with pytest.raises(ValueError, match="observation has parts pixels; must be numbers, or have a part state"):
-        _Recipe(simulation=Pixels()).make(1, seed=0)
+        _WalkEnvironment(simulation=Pixels()).make(1, seed=0)
 
 
-def test_a_step_and_a_second_environment_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Compiling takes longer than a step may; the first reset, which has more time, does it."""
-    recipe = _Recipe()
-    now = recipe.make(2, seed=0).reset()
+def test_only_the_first_reset_compiles(caplog: pytest.LogCaptureFixture) -> None:
+    """Steps and a second environment compile nothing. The first reset does it, because its time limit is longer."""
+    environment = _WalkEnvironment()
+    now = environment.make(2, seed=0).reset()
     with jax.log_compiles():
-        env = recipe.make(2, seed=1)
+        env = environment.make(2, seed=1)
         caplog.clear()
         now = act(env, env.reset(), 0.1, 0.2)
         for _ in range(3):
@@ -259,10 +259,10 @@ def test_a_step_and_a_second_environment_compile_nothing(caplog: pytest.LogCaptu
     assert not [text for text in compiled if "jit(reset)" in text or "jit(step)" in text]
 
 
-def test_a_factory_can_be_sent_to_another_process_and_has_the_length_of_the_task() -> None:
-    recipe = _Recipe(length=None)
-    recipe.make(1, seed=0)
-    sent = pickle.loads(pickle.dumps(recipe))
+def test_a_factory_can_be_pickled_and_has_the_tasks_episode_length() -> None:
+    environment = _WalkEnvironment(length=None)
+    environment.make(1, seed=0)
+    sent = pickle.loads(pickle.dumps(environment))
     env = sent.make(1, seed=0)
     now = env.reset()
     flags = []
@@ -272,7 +272,7 @@ def test_a_factory_can_be_sent_to_another_process_and_has_the_length_of_the_task
     assert flags == [False, False, False, True]
 
 
-def test_an_array_that_all_members_share_is_that_of_the_latest_step() -> None:
+def test_an_array_that_all_members_share_is_taken_from_the_latest_step() -> None:
     episodes = Episodes(Walk(), 2, 1, 5)
     mask = jnp.array([True, False])
     mine, other = {"each": jnp.zeros(2), "all": jnp.zeros(7)}, {"each": jnp.ones(2), "all": jnp.ones(7)}

@@ -1,4 +1,4 @@
-"""Spaces of Gymnasium as flat numbers."""
+"""Tests of the conversion of Gymnasium spaces to flat vectors."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ NESTED = spaces.Dict(
 )
 
 
-def test_nested_parts_follow_one_another_in_the_order_of_their_keys() -> None:
+def test_nested_parts_are_concatenated_in_the_order_of_their_keys() -> None:
     flat = FlatObservation(NESTED)
     observation = {
         "z": (np.int64(6), np.array([[1, 0], [0, 1]], np.int8)),
@@ -31,7 +31,7 @@ def test_nested_parts_follow_one_another_in_the_order_of_their_keys() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8, np.int64, np.bool_])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3)])
-def test_a_box_of_any_shape_and_dtype_becomes_its_numbers(shape: tuple[int, ...], dtype: type) -> None:
+def test_a_box_of_any_shape_and_dtype_is_flattened(shape: tuple[int, ...], dtype: type) -> None:
     space = spaces.Box(0, 1, shape, dtype)
     flat, observation = FlatObservation(space), space.sample()
     assert flat.size == observation.size
@@ -52,13 +52,13 @@ def test_a_box_of_any_shape_and_dtype_becomes_its_numbers(shape: tuple[int, ...]
         (spaces.Dict({}), "observation has no numbers"),
     ],
 )
-def test_spaces_that_are_not_numbers_are_refused_by_name(space: spaces.Space, message: str) -> None:
+def test_unsupported_spaces_are_refused_and_named(space: spaces.Space, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}") as error:
         FlatObservation(space)
     assert "\n" not in str(error.value)
 
 
-def test_numbers_of_bytes_that_are_not_an_image_are_accepted() -> None:
+def test_boxes_of_bytes_that_are_not_images_are_accepted() -> None:
     assert FlatObservation(spaces.Dict(pixels=spaces.Box(0, 255, (3,), np.uint8))).size == 3
     assert FlatObservation(spaces.Box(0, 3, (2, 2, 2), np.uint8)).size == 8
 
@@ -66,14 +66,14 @@ def test_numbers_of_bytes_that_are_not_an_image_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("space", "observation"),
     [
-        (UNIT, np.zeros(1, np.float32)),  # which would broadcast
+        (UNIT, np.zeros(1, np.float32)),  # it would broadcast
         (spaces.Box(-1, 1, (3, 4)), np.zeros((4, 3), np.float32)),
         (UNIT, np.array(["1", "2"])),
         (UNIT, [None, None]),
         (spaces.Dict(a=UNIT, b=UNIT), {"a": np.zeros(2), "b": np.zeros(3)}),
     ],
 )
-def test_an_observation_that_is_not_of_its_space_is_an_error(space: spaces.Space, observation: object) -> None:
+def test_an_observation_that_does_not_match_its_space_raises_an_error(space: spaces.Space, observation: object) -> None:
     with pytest.raises(ValueError, match=r"observation of shape .*; must be numbers \("):
         FlatObservation(space)(observation)
 
@@ -86,7 +86,7 @@ def random_box(generator: np.random.Generator) -> spaces.Box:
     return spaces.Box(low, high, shape, dtype)
 
 
-def test_no_action_leaves_its_box_by_rounding() -> None:
+def test_rounding_never_moves_an_action_out_of_its_box() -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
         space = random_box(generator)
@@ -101,7 +101,7 @@ def test_no_action_leaves_its_box_by_rounding() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_actions_of_a_unit_box_are_kept_and_cut(dtype: type) -> None:
+def test_actions_of_a_unit_box_are_unchanged_but_clipped(dtype: type) -> None:
     rows = torch.tensor([[-1.0, 0.1], [1.0000001, -2.0], [0.3, 1.0]])
     before = rows.clone()
     found = ActionBox(spaces.Box(-1, 1, (2,), dtype))(rows)
@@ -109,7 +109,7 @@ def test_actions_of_a_unit_box_are_kept_and_cut(dtype: type) -> None:
     np.testing.assert_array_equal(found, rows.numpy().clip(-1, 1).astype(dtype))
 
 
-def test_bounds_are_met_in_each_dimension_and_the_rest_is_linear() -> None:
+def test_actions_are_mapped_linearly_and_reach_the_bounds_exactly_in_each_dimension() -> None:
     space = spaces.Box(np.array([[-0.2, 0], [5, -1]], np.float32), np.array([[1, 10], [6, 3]], np.float32))
     box = ActionBox(space)
     assert box.size == 4
@@ -141,7 +141,7 @@ def test_given_bounds_replace_infinite_ones_and_narrow_the_others() -> None:
     [
         (HALF, None, None, r"infinite bounds in 1 of 2 dimensions \(first: 0\); must be finite: set action_low "),
         (HALF, -1.0, None, "infinite bounds in 1 of 2 dimensions"),
-        (HALF, -1e300, 1.0, "infinite bounds"),  # none in float32
+        (HALF, -1e300, 1.0, "infinite bounds"),  # it is infinite in float32
         (HALF, [-1.0], 1.0, "action_low has length 1; must be one number, or one for each of 2"),
         (HALF, -1.0, [1.0, 1.0, 1.0], "action_high has length 3"),
         (HALF, 2.0, 3.0, "leave 2.0 to 1.0 in dimension 1; low must be below high, within the environment's own 0.0 t"),
@@ -155,7 +155,9 @@ def test_given_bounds_replace_infinite_ones_and_narrow_the_others() -> None:
         (spaces.Box(-1, 1, (0,)), None, None, "its action has no numbers"),
     ],
 )
-def test_other_actions_and_bounds_are_refused(space: spaces.Space, low: object, high: object, message: str) -> None:
+def test_unsupported_action_spaces_and_invalid_bounds_are_refused(
+    space: spaces.Space, low: object, high: object, message: str
+) -> None:
     with pytest.raises(ValueError, match=message) as error:
         ActionBox(space, low, high)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The table of the environments that were run: no row failed, and the page shows every row."""
+"""Tests of the table of environments: no row failed, and the page shows every row."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Transforms: the agent sees what TorchRL's transforms make of the observations; returns stay the environment's own."""
+"""TorchRL transforms: the agent receives transformed observations; reported returns are those of the environment."""
 
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ def rollout(environment: Environment, steps: int = 23) -> TensorDict:
 
 
 def stacked(plain: TensorDict, number: int) -> tuple[Tensor, Tensor]:
-    """Stacks of the latest observations before and after each step of a rollout [E, T], the oldest first."""
+    """Computes stacks of the latest observations before and after each step of a rollout [E, T], oldest first."""
     before, after = [], []
     for observation, following, done in zip(
         plain["observation"], plain["next", "observation"], plain["next", "done"].squeeze(-1), strict=True
@@ -86,7 +86,7 @@ def test_frames_are_stacked_within_episodes(environment: Environment) -> None:
         (TimeMaxPool(1), lambda x: x),
     ],
 )
-def test_observations_are_transformed_alone(transform: Transform, expected: Any) -> None:
+def test_observation_transforms_change_only_observations(transform: Transform, expected: Any) -> None:
     plain, changed = rollout(SHORT), rollout(transformed(SHORT, [transform]))
     for key in ("observation", ("next", "observation")):
         torch.testing.assert_close(changed[key], expected(plain[key]))
@@ -106,7 +106,7 @@ def test_observations_are_transformed_alone(transform: Transform, expected: Any)
         (CatFrames(2), [-12.0, 0.0, 3.0]),
     ],
 )
-def test_rewards_are_transformed_alone(transform: Transform, expected: list[float]) -> None:
+def test_reward_transforms_change_only_rewards(transform: Transform, expected: list[float]) -> None:
     rewards, observation = torch.tensor([[-12.0], [0.0], [3.0]]), torch.ones(3, 2)
     block = TensorDict({"observation": observation, "next": {"observation": observation, "reward": rewards}}, [3])
     changed = transform_rewards([transform], block)
@@ -115,13 +115,13 @@ def test_rewards_are_transformed_alone(transform: Transform, expected: list[floa
     assert torch.equal(changed["observation"], observation) and torch.equal(changed["next", "observation"], observation)
 
 
-def test_the_environments_meet_the_contract() -> None:
+def test_transformed_environments_meet_the_contract() -> None:
     chain = [CatFrames(3), ObservationNorm(scale=2.0), ClipTransform(-1, 1), TimeMaxPool(2)]
     check_env_specs(transformed(SHORT, chain).make(3, seed=0))
 
 
 @pytest.mark.parametrize("chain", [[CatFrames(3), ClipTransform(-0.5, 0.5)], [TimeMaxPool(3), CatFrames(2)]])
-def test_a_snapshot_has_the_earlier_observations(chain: list[Transform]) -> None:
+def test_a_snapshot_includes_the_stacked_earlier_observations(chain: list[Transform]) -> None:
     def made() -> Watched:
         return Watched(lambda: transformed(SHORT, chain).make(3, seed=0), "maze")
 
@@ -141,7 +141,7 @@ def test_a_snapshot_has_the_earlier_observations(chain: list[Transform]) -> None
         assert torch.equal(results[0][key], results[1][key]), key
 
 
-def test_workers_have_the_observations_of_one_process() -> None:
+def test_workers_give_the_same_observations_as_one_process() -> None:
     environment = transformed(SHORT, [CatFrames(3), ClipTransform(-0.5, 0.5)])
     env = WorkerBatch(environment, 4, 2, 0, 10.0, Restarts())
     try:
@@ -162,7 +162,7 @@ CARTPOLE = DMControl("cartpole", "swingup", action_repeat=20)
 
 
 def fitted(folder: Path, workers: int, *stops: int, environment: Environment = CARTPOLE) -> tuple[OnlineData, Any]:
-    """A run in as many parts; returns the data and the agent at its end."""
+    """Trains a run, stopped and continued at each of `stops`; returns the data and the agent at its end."""
     for index, updates in enumerate(stops):
         L.seed_everything(3)
         frames = 320 * environment.action_repeat
@@ -196,7 +196,7 @@ def test_a_run_whose_environments_cannot_be_restored_begins_new_episodes(tmp_pat
 
 
 class _Paying(gymnasium.Env):
-    """Pays 5 a step, for 10 steps."""
+    """Gives reward 5 in each of 10 steps."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
     action_space = gymnasium.spaces.Box(-1, 1, (1,))
@@ -232,7 +232,7 @@ def test_the_agent_learns_from_transformed_rewards_and_returns_are_the_environme
     assert episode_returns(env, None).tolist() == [50, 50, 50]
 
 
-def test_transforms_are_saved_as_plain_values_and_built_again(tmp_path: Path) -> None:
+def test_transforms_are_saved_as_plain_values_and_rebuilt(tmp_path: Path) -> None:
     fitted(tmp_path, 0, -1)
     saved = safe_load(tmp_path / "last.ckpt")[OnlineData.CHECKPOINT_HYPER_PARAMS_KEY]["transforms"]
     assert saved == describe(CHAIN)
@@ -242,7 +242,7 @@ def test_transforms_are_saved_as_plain_values_and_built_again(tmp_path: Path) ->
     assert data.make_environment(2, seed=0).reset()["observation"].shape == (2, 15)
 
 
-def test_dqs_eval_applies_them_and_prints_the_environments_return(
+def test_dqs_eval_applies_transforms_and_prints_the_environments_return(
     tmp_path: Path, paying: Gym, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = saved_run(tmp_path, environment=paying, transforms=[CatFrames(2), RewardScaling(1.0, 0.1)])
@@ -250,7 +250,7 @@ def test_dqs_eval_applies_them_and_prints_the_environments_return(
     assert "return 50.0 " in capsys.readouterr().out
 
 
-def test_pictures_are_the_environments() -> None:
+def test_rendered_pictures_are_not_transformed() -> None:
     env = transformed(SHORT, [CatFrames(2)]).make(1, seed=0)
     with pytest.raises(TypeError, match="MazeBatch has no method render"):
         env.render()
@@ -273,7 +273,7 @@ class _Second(Transform):
 
 
 @pytest.mark.parametrize(
-    ("chain", "said"),
+    ("chain", "message"),
     [
         ([ObservationNorm([1.0, 2.0, 3.0])], r"transforms.0=ObservationNorm: cannot be applied to observations of 2 "),
         ([CatFrames(2), ObservationNorm(scale=[1.0] * 2)], r"transforms.1=ObservationNorm: .* of 4 numbers"),
@@ -282,13 +282,13 @@ class _Second(Transform):
         ([_Second()], r"transforms.0=_Second: .*it changes second; must change observations alone"),
     ],
 )
-def test_what_does_not_fit_the_environment_is_refused(chain: list[Transform], said: str) -> None:
-    with pytest.raises(TransformError, match=said):
+def test_transforms_that_do_not_fit_the_environment_are_refused(chain: list[Transform], message: str) -> None:
+    with pytest.raises(TransformError, match=message):
         _ = small_data(environment=SHORT, transforms=chain).observation_dim
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("[{class_path: CatFrames, init_args: {in_keys: [pixels]}}]", "data.transforms.0.in_keys=['pixels']: must be"),
         ("[{class_path: RewardScaling, init_args: {in_keys: [action]}}]", "data.transforms.0.in_keys=['action']: must"),
@@ -298,13 +298,13 @@ def test_what_does_not_fit_the_environment_is_refused(chain: list[Transform], sa
         ("[{class_path: ObservationNorm, init_args: {loc: [1, 2, 3]}}]", "data.transforms.0=ObservationNorm: cannot"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line_and_nothing_is_written(
-    given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_invalid_transforms_are_refused_in_one_line_and_nothing_is_written(
+    given: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--data.environment=Maze", f"--data.transforms={given}", "--run_dir=run"]
     monkeypatch.setattr(sys, "argv", ["dqs-fit", *arguments])
     assert fit.main() == 2
     out, err = capsys.readouterr()
-    assert not out and err.startswith(f"dqs-fit: {said}") and len(err.splitlines()) == 1
+    assert not out and err.startswith(f"dqs-fit: {message}") and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Whatever goes wrong in an environment raises one error that names it and the cause."""
+"""Any failure of an environment raises one error that names the environment and the cause."""
 
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("environment", [DMControl("cartpole", "swingup"), Maze(), Gym("Pendulum-v1")])
-def test_passes_everything_on(environment: Environment) -> None:
+def test_a_watched_environment_behaves_like_the_environment_itself(environment: Environment) -> None:
     env, plain = Watched(lambda: environment.make(2, 3), "it"), environment.make(2, 3)
     assert env.observation_spec == plain.observation_spec and env.action_spec == plain.action_spec
     found = []
@@ -44,7 +44,7 @@ def test_passes_everything_on(environment: Environment) -> None:
 
 
 @pytest.mark.parametrize("fault", list(CAUSES))
-def test_a_fault_is_one_error_with_its_cause(fault: str) -> None:
+def test_a_fault_raises_one_error_with_its_cause(fault: str) -> None:
     env = Watched(lambda: Faulty(fault).make(2, 0), "faulty", Deadline("a step", 0.5))
     begun = time.monotonic()
     with pytest.raises(EnvironmentFailure, match=f"^faulty: {CAUSES[fault]}$"):
@@ -61,7 +61,7 @@ def test_the_first_reset_may_take_longer_than_later_ones() -> None:
         env.rollout(10, break_when_any_done=False)
 
 
-def test_construction_that_hangs_is_an_error_and_one_that_raises_stays_what_it_is() -> None:
+def test_construction_that_hangs_raises_an_error_and_its_own_errors_are_passed_on() -> None:
     def hang() -> EnvBase:
         time.sleep(1000)
 
@@ -71,7 +71,7 @@ def test_construction_that_hangs_is_an_error_and_one_that_raises_stays_what_it_i
         Watched(lambda: Faulty("", call="make").make(1, 0), "faulty")
 
 
-def test_construction_leaves_the_random_state_as_it_was() -> None:
+def test_construction_does_not_change_the_random_state() -> None:
     def draw() -> EnvBase:
         torch.rand(3), np.random.rand(3)
         return Maze().make(1, 0)
@@ -85,7 +85,7 @@ def test_construction_leaves_the_random_state_as_it_was() -> None:
     assert after == (torch.rand(1), np.random.rand())
 
 
-def test_snapshots_are_those_of_the_environment_where_it_has_them() -> None:
+def test_snapshots_are_those_of_the_environment_if_it_supports_them() -> None:
     env, again = Watched(lambda: Maze().make(2, 0), "maze"), Watched(lambda: Maze().make(2, 9), "maze")
     found = env.rollout(5)
     again.restore(env.snapshot() or {})
@@ -96,7 +96,7 @@ def test_snapshots_are_those_of_the_environment_where_it_has_them() -> None:
     assert torch.equal(scaled.reset()["position"], found["next", "position"][:, -1])
 
 
-def test_a_snapshot_that_fails_is_a_warning() -> None:
+def test_a_snapshot_that_fails_gives_a_warning() -> None:
     class Closed(MazeBatch):
         def snapshot(self) -> dict[str, Any]:
             raise OSError("closed")
@@ -105,7 +105,7 @@ def test_a_snapshot_that_fails_is_a_warning() -> None:
         assert Watched(lambda: Closed(Maze(), 1, 0), "maze").snapshot() is None
 
 
-def test_an_environment_that_does_not_close_is_a_warning() -> None:
+def test_an_environment_that_cannot_be_closed_gives_a_warning() -> None:
     class Open(MazeBatch):
         def close(self, *, raise_if_closed: bool = True) -> None:
             time.sleep(1000)
@@ -123,7 +123,7 @@ def _cost_s(step: Callable[[TensorDict], object], action: TensorDict) -> float:
     return sorted(times)[10]
 
 
-def test_the_cost_is_a_few_microseconds_a_step() -> None:
+def test_the_overhead_is_a_few_microseconds_per_step() -> None:
     plain = Maze().make(1, 0)
     env = Watched(lambda: Maze().make(1, 0), "maze", Deadline("", 10))
     action = TensorDict({"action": torch.zeros(1, 2)}, [1])

@@ -1,4 +1,4 @@
-"""Members in worker processes are those of one process, and a worker that fails is replaced."""
+"""Tests of worker processes: members equal those of one process, and a worker that fails is replaced."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ CAUSES = {
 
 @contextmanager
 def batch_of(environment: Environment, seed: int = 0, restarts: Restarts | None = None) -> Iterator[WorkerBatch]:
-    """Four members in two workers."""
+    """Yields four members in two workers."""
     env = WorkerBatch(environment, 4, 2, seed, 1.0, restarts or Restarts())
     pids = [worker.pid for worker in env._workers]
     try:
@@ -58,7 +58,7 @@ def equal(a: TensorDictBase, b: TensorDictBase) -> bool:
 @pytest.mark.parametrize(
     "environment", [DMControl("cartpole", "swingup", action_repeat=40), Maze(horizon=5), Gym("Pendulum-v1")]
 )
-def test_members_are_bitwise_those_of_one_process(environment: Environment) -> None:
+def test_members_are_bitwise_equal_to_those_of_one_process(environment: Environment) -> None:
     with batch_of(environment, seed=3) as env:
         divided = steps(env, 210)
         assert divided["next", "done"].any()
@@ -66,7 +66,7 @@ def test_members_are_bitwise_those_of_one_process(environment: Environment) -> N
 
 
 @pytest.mark.parametrize("fault", list(CAUSES))
-def test_a_worker_that_fails_is_replaced_and_its_episodes_end_there(fault: str) -> None:
+def test_a_worker_that_fails_is_replaced_and_its_episodes_are_truncated(fault: str) -> None:
     restarts, begun = Restarts(), time.monotonic()
     with batch_of(Faulty(fault, seeds=[2]), restarts=restarts) as env:
         first = env._workers[1].pid
@@ -79,20 +79,20 @@ def test_a_worker_that_fails_is_replaced_and_its_episodes_end_there(fault: str) 
     assert (restarts.used, restarts.lost_episodes) == (1, 2)
     assert time.monotonic() - begun < 10
     following = found["next"]
-    # Members of the other worker do not notice.
+    # Members of the other worker are not affected.
     assert equal(found[:2], steps(Faulty("", seeds=[]).make(4, 0), 9)[:2])
-    # The third step of the others ends where the second one did.
+    # The third step of the failed worker's members ends at the observation of their second step.
     assert torch.equal(following["observation"][2:, 2], following["observation"][2:, 1])
     assert following["truncated"][2:, 2].all() and following["done"][2:, 2].all()
     assert not following["terminated"][2:].any() and not following["reward"][2:, 2].any()
-    # Then a new episode of whole length begins, from another place.
+    # Then a new episode of full length begins at another position.
     assert (found["observation"][2:, 3].abs() <= 0.05).all()
     assert following["done"][2:].squeeze(-1).nonzero()[:, 1].tolist() == [2, 8, 2, 8]
 
 
-def test_a_failure_in_a_reset_ends_the_episodes_of_the_others_in_the_next_step() -> None:
+def test_after_a_failure_in_a_reset_the_next_step_ends_the_workers_other_episodes() -> None:
     class Uneven(Faulty):
-        """The episodes of the third member are shorter."""
+        """A maze in which the third member has shorter episodes."""
 
         def make(self, num_envs: int, seed: int) -> MazeBatch:
             batch = super().make(num_envs, seed)
@@ -120,7 +120,7 @@ def test_a_failure_in_a_reset_ends_the_episodes_of_the_others_in_the_next_step()
     assert torch.equal(found["observation"][3, 4], found["next", "observation"][3, 3])
 
 
-def test_all_workers_that_hang_are_found_at_once() -> None:
+def test_several_workers_that_hang_are_detected_within_one_time_limit() -> None:
     with batch_of(Faulty("sleeping", seeds=[0, 2])) as env:
         begun = time.monotonic()
         with pytest.warns(UserWarning, match="worker 2"):
@@ -138,7 +138,7 @@ def test_the_fourth_failure_ends_the_run() -> None:
     assert restarts.used == RESTARTS
 
 
-def test_failures_at_construction_are_not_repeated() -> None:
+def test_failed_constructions_are_not_retried() -> None:
     restarts = Restarts()
     cause = r"^faulty: worker 1 of 2 .* failed: ValueError: cannot be constructed \(faulty.py:\d+ in make\)$"
     with pytest.raises(EnvironmentFailure, match=cause):
@@ -182,7 +182,7 @@ def test_an_environment_without_snapshots_has_none() -> None:
         assert len(steps(env, 2)) == 4
 
 
-def test_signals_to_all_processes_of_a_run_leave_the_workers_alone() -> None:
+def test_workers_ignore_signals_to_all_processes_of_a_run() -> None:
     with batch_of(Maze()) as env:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             for worker in env._workers:
@@ -190,7 +190,7 @@ def test_signals_to_all_processes_of_a_run_leave_the_workers_alone() -> None:
         assert equal(steps(env, 10), steps(Maze().make(4, 0), 10))
 
 
-def test_seeds_are_given_to_the_members() -> None:
+def test_set_seed_seeds_the_members() -> None:
     with batch_of(Maze(), seed=3) as env:
         env.set_seed(40)
         assert torch.equal(env.reset()["position"], Maze().make(4, 40).reset()["position"])

@@ -1,4 +1,4 @@
-"""Where the studies' cells run in the tests here."""
+"""The fixture in which the tests run cells of the fault studies."""
 
 import pytest
 from faults.runs import Launcher

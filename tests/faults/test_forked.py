@@ -1,4 +1,4 @@
-"""Training commands that are forked end as real ones do, and are compared bit by bit."""
+"""Tests of forked training commands and of the bitwise comparison of two runs."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from dqs_lightning.checkpoint.archive import atomic_save, safe_load
 
 
 @pytest.mark.slow
-def test_what_differs_between_two_runs_is_found(lab: Lab) -> None:
+def test_differences_between_two_runs_are_found(lab: Lab) -> None:
     run = lab.reference("resume-maze-DQS-1-0", arguments("maze")) / RUN
     assert unequal(run, run) == []
     other = lab.work / "changed"
@@ -34,13 +34,13 @@ def test_what_differs_between_two_runs_is_found(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_a_forked_command_has_its_own_exit_code_streams_and_session(lab: Lab) -> None:
+def test_the_exit_code_and_error_message_of_a_forked_command_are_returned(lab: Lab) -> None:
     refused, err = lab.launcher.run([*arguments("maze"), "--data.total_frames=0"], lab.place("refused"))
     assert refused.code == 2 and refused.left == [] and "total_frames" in err
 
 
 @pytest.mark.slow
-def test_a_forked_run_can_be_held_and_killed_with_all_of_its_ranks(lab: Lab) -> None:
+def test_a_forked_run_can_be_paused_and_killed_with_all_its_ranks(lab: Lab) -> None:
     place = lab.place("held")
     hold = hook(pause, target="dqs_lightning.collection.loader:OnlineLoader._start", ranks=[0, 1])
     run = lab.launcher.start(arguments("maze", ranks=2), place, ranks=2, hooks=[hold])

@@ -1,4 +1,4 @@
-"""A study keeps a row of each cell, continues where it was interrupted, and its counts reach the docs."""
+"""Tests of fault studies: a row is stored for each cell, a study can be continued, and the docs show its counts."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, check: Any, *options: str) -> int:
     return main("numbers", "Numbers are small.\n\nMore words.\n", cells, check)
 
 
-def test_rows_are_kept_and_only_missing_or_failed_cells_are_run_again(
+def test_rows_are_stored_and_only_missing_or_failed_cells_are_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, ran, limit = tmp_path / "numbers.json", [], 2
@@ -58,12 +58,12 @@ def test_the_table_has_a_row_for_each_study_and_replaces_the_old_one(tmp_path: P
         tables.with_table("a page", table)
 
 
-def test_the_page_shows_the_results_that_are_kept() -> None:
+def test_the_page_shows_the_stored_results() -> None:
     page = tables.PAGE.read_text()
     assert tables.with_table(page, tables.table()) == page
 
 
-def test_a_slope_is_found_where_there_is_one_and_not_in_noise() -> None:
+def test_growth_is_detected_in_a_trend_and_not_in_noise() -> None:
     generator = np.random.default_rng(0)
     steps = np.arange(40) * 5_000.0
     noise = generator.normal(0, 1, 40)

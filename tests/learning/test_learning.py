@@ -1,6 +1,6 @@
-"""Learning has not become worse: new seeds of the maze with four goals beside those whose results are kept.
+"""Regression test of learning: compares new seeds on the maze with four goals with the stored results.
 
-`nox -s learning` trains them, up to ten minutes on a core; the other tests only check that the comparison can tell.
+`nox -s learning` trains them, which takes up to ten minutes on one core. The other tests only check the comparison.
 """
 
 import csv
@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "maze_temperature" / "goals.csv"
 SEEDS = (100, 101, 102)
 ROWS = 3
-"""Evaluations that are compared, at 4,000, 8,000 and 12,000 frames: where learning is under way."""
+"""Number of evaluations that are compared: those at 4,000, 8,000 and 12,000 frames, during learning."""
 LEVEL = 0.005
-"""Of each of two quantities: a change that makes nothing worse fails once in a hundred times."""
+"""Significance level for each of two quantities: a change without effect fails in 1 % of runs."""
 
 QUANTITIES = ("success", "goal_entropy")
 Learned = dict[str, list[float]]
-"""By quantity, a number a seed: its mean over the evaluations."""
+"""For each quantity, its mean over the evaluations of each seed."""
 
 
 def learned(runs: list[list[dict[str, Any]]]) -> Learned:
@@ -43,7 +43,7 @@ def kept(variant: str) -> Learned:
 
 
 def worse(new: Learned, reference: Learned) -> list[str]:
-    """What is lower than in the reference by more than chance, by Welch's t test."""
+    """Returns the quantities that are significantly lower than in the reference, by Welch's t test."""
     return [
         name
         for name in reference
@@ -52,11 +52,11 @@ def worse(new: Learned, reference: Learned) -> list[str]:
 
 
 @pytest.mark.parametrize(("variant", "expected"), [("fixed-low", ["goal_entropy"]), ("annealed", ["success"])])
-def test_the_comparison_sees_what_is_worse(variant: str, expected: list[str]) -> None:
+def test_the_comparison_detects_worse_variants(variant: str, expected: list[str]) -> None:
     assert worse(kept(variant), kept("fixed")) == expected
 
 
-def test_the_comparison_lets_other_seeds_and_equals_pass() -> None:
+def test_the_comparison_accepts_other_seeds_and_equal_variants() -> None:
     whole = kept("fixed")
     first, others = ({name: values[part] for name, values in whole.items()} for part in (slice(2), slice(2, None)))
     assert worse(first, others) == worse(others, first) == worse(kept("snis"), whole) == []
@@ -64,7 +64,7 @@ def test_the_comparison_lets_other_seeds_and_equals_pass() -> None:
 
 @pytest.mark.learning
 @pytest.mark.timeout(3000)
-def test_the_default_maze_is_learned_as_well_as_before(tmp_path: Path) -> None:
+def test_learning_on_the_default_maze_is_on_par_with_the_stored_results(tmp_path: Path) -> None:
     runs = [tmp_path / str(seed) for seed in SEEDS]
     for seed, run in zip(SEEDS, runs, strict=True):
         subprocess.run(

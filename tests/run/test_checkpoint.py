@@ -1,4 +1,4 @@
-"""A run's checkpoint: bound to its ranks' files, continued with any `max_epochs`, intact where a write fails."""
+"""Tests of a run's checkpoint: it matches its rank files, allows any `max_epochs`, and survives failed writes."""
 
 import contextlib
 import warnings
@@ -31,7 +31,7 @@ def fit(folder: Path, *callbacks: L.Callback, checkpoint: RunCheckpoint | None =
 
 
 class FullDisk(L.Callback):
-    """The disk is full at some updates. Comes before RunCheckpoint, and Room after it."""
+    """Simulates a full disk at some updates. Must come before RunCheckpoint."""
 
     def __init__(self, *updates: int) -> None:
         self.updates, self.stack = updates, contextlib.ExitStack()
@@ -50,7 +50,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_save_that_fails_keeps_the_previous_checkpoint_and_is_attempted_again(tmp_path: Path) -> None:
+def test_a_save_that_fails_keeps_the_previous_checkpoint_and_is_retried(tmp_path: Path) -> None:
     checkpoint, seen = RunCheckpoint(str(tmp_path), every_n_updates=10), []
 
     class Look(L.Callback):
@@ -92,7 +92,7 @@ def test_a_rank_file_of_another_save_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_a_replay_buffer_is_not_continued(tmp_path: Path) -> None:
-    """A ModelCheckpoint's file has the weights alone: the run would go on with an empty buffer."""
+    """A ModelCheckpoint's file has only the weights, so the run would continue with an empty buffer."""
     L.seed_everything(5, verbose=False)
     data = maze_data()
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=20, save_top_k=-1)

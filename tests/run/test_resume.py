@@ -1,4 +1,4 @@
-"""Which settings may change when a run is continued: they take effect; all others are refused."""
+"""Tests of continuing a run with changed settings: some may change and take effect, all others are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_what_must_stay_is_refused_with_its_key_and_both_values(key: str) -> None:
+def test_a_setting_that_must_not_change_is_refused_with_its_key_and_both_values(key: str) -> None:
     changed, old, new = REFUSED[key]
     message = rf"run/last.ckpt: {key} is {old} in that run and {new} here"
     with pytest.raises(CheckpointError, match=message):
@@ -91,7 +91,7 @@ def test_a_step_size_may_change_and_takes_effect(tmp_path: Path) -> None:
     assert moments["step"] == run.global_step  # the optimizer's state was continued
 
 
-def test_a_longer_run_goes_on_where_the_finished_one_ended(tmp_path: Path) -> None:
+def test_a_longer_run_continues_where_the_finished_one_ended(tmp_path: Path) -> None:
     _, _, first = fit(tmp_path)
     assert first.global_step == 96
     longer, data, run = fit(tmp_path, data=maze_data(total_frames=224))
@@ -100,7 +100,7 @@ def test_a_longer_run_goes_on_where_the_finished_one_ended(tmp_path: Path) -> No
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in longer.state_dict().items())
 
 
-def test_a_shorter_run_makes_the_updates_that_are_due_and_ends(tmp_path: Path) -> None:
+def test_a_run_with_fewer_frames_makes_the_remaining_updates_and_ends(tmp_path: Path) -> None:
     fit(tmp_path, stop_at=70)
     _, data, run = fit(tmp_path, data=maze_data(total_frames=128))
     assert data.finished and (data.env_frames, run.global_step) == (144, 80)
@@ -108,13 +108,13 @@ def test_a_shorter_run_makes_the_updates_that_are_due_and_ends(tmp_path: Path) -
 
 @pytest.mark.parametrize("key", sorted(MAY_CHANGE))
 def test_each_setting_that_may_change_exists(key: str) -> None:
-    """A renamed argument would otherwise leave a row of the table without a meaning."""
+    """Otherwise a renamed argument would leave an unused row in the table."""
     schedule = {"temperature": LogLinear()}
     known = {*settings(**schedule), *settings(cls=SAC)}
     assert key in known
 
 
-def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
+def test_the_table_in_the_documentation_matches_the_code() -> None:
     page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
     for key, kind in MAY_CHANGE.items():
         assert f"| `{key}` | {kind} |" in page
