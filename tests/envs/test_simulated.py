@@ -160,7 +160,7 @@ def test_member_i_with_a_seed_equals_the_first_member_with_seed_plus_i() -> None
 
 
 def test_observations_and_rewards_are_passed_on_without_a_copy() -> None:
-    env = _Recipe().make(2, seed=0)
+    env = _WalkEnvironment().make(2, seed=0)
     found = act(env, env.reset(), 0.1, 0.2)
     members = env._current_state
     assert members is not None
