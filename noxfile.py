@@ -14,7 +14,7 @@ PINNED = ("-c", "constraints.txt")
 
 
 def group(name: str) -> tuple[str, ...]:
-    """What a dependency group of pyproject.toml asks for."""
+    """The packages of a dependency group of pyproject.toml."""
     return nox.project.dependency_groups(PYPROJECT, name)
 
 

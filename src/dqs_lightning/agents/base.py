@@ -41,7 +41,7 @@ class Agent(L.LightningModule, ABC):
 
     A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],
     `terminated` [B, 1]. With `OnlineData.n_steps` above 1, `next` is that many steps on, fewer at the end of an
-    episode, and `steps_to_next_obs` [B, 1] says how many. Metrics go through `accumulate`, which keeps tensors on the
+    episode, and `steps_to_next_obs` [B, 1] is their number. Metrics go through `accumulate`, which keeps tensors on the
     device; every `Trainer.log_every_n_steps` updates their means are written to all loggers, beside `env_frames`.
 
     Args:

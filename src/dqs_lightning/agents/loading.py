@@ -43,8 +43,8 @@ def restore(base: type[AnyAgent], path: Any, map_location: Any, **changes: Any) 
     except UntrustedNameError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: does not fit the {cls.__name__} of this version: {said}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: does not fit the {cls.__name__} of this version: {reason}") from error
     return agent.to(map_location)
 
 

@@ -69,8 +69,8 @@ def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: a
     try:
         env = data.make_environment(options.episodes, options.seed)
     except Exception as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{path}: its environment {data.environment.name} cannot be made here: {said}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{path}: its environment {data.environment.name} cannot be made here: {reason}") from error
     sizes = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
     if sizes != (agent.observation_dim, agent.action_dim):
         raise InputError(

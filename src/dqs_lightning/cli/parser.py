@@ -73,10 +73,10 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser that another one runs inside: the outer one explains
             super().error(message, ex)
-        if (said := explain(str(message))) is None:
+        if (text := explain(str(message))) is None:
             self._raise_fault()
-            said = parsers_own(str(message))
-        raise InputError(said) from ex
+            text = parsers_own(str(message))
+        raise InputError(text) from ex
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         if not self.exit_on_error:
@@ -133,7 +133,7 @@ def own_defaults(args: Sequence[str]) -> list[str]:
     When the class changes, jsonargparse keeps what both classes accept: what a file or an option gives, as it should,
     and also the defaults of the former class.
     """
-    name, said = DEFAULT_AGENT.__name__, dict[str, Any]()
+    name, chosen = DEFAULT_AGENT.__name__, dict[str, Any]()
     for source in sources(args):
         model = source.content.get("model") if isinstance(source.content, dict) else None
         if isinstance(model, str):
@@ -141,13 +141,13 @@ def own_defaults(args: Sequence[str]) -> list[str]:
         elif isinstance(model, dict):
             name = str(model.get("class_path") or name)
             given = model.get("init_args", {k: v for k, v in model.items() if k not in ("class_path", "init_args")})
-            said = merged(said, given) if isinstance(given, dict) else said
+            chosen = merged(chosen, given) if isinstance(given, dict) else chosen
     agent = components(agents.Agent).get(name.rpartition(".")[2])
     if agent is None or agent is DEFAULT_AGENT:
         return []
     shared = defaults_of(DEFAULT_AGENT)["init_args"].keys()
     own = {key: value for key, value in defaults_of(agent)["init_args"].items() if key in shared}
-    return [f"--model.{key}={json.dumps(value)}" for key, value in missing(own, said)]
+    return [f"--model.{key}={json.dumps(value)}" for key, value in missing(own, chosen)]
 
 
 def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def missing(own: dict[str, Any], said: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The defaults that `said` does not override, by key; those of a component only where its class is the same."""
+def missing(own: dict[str, Any], chosen: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The defaults that `chosen` does not override, by key; those of a component only where its class is the same."""
     for key, value in own.items():
-        given = said.get(key)
-        if key not in said:
+        given = chosen.get(key)
+        if key not in chosen:
             yield prefix + key, value
         elif isinstance(value, dict) and isinstance(given, dict):
             named = str(given.get("class_path") or value["class_path"]).rpartition(".")[2]
@@ -177,7 +177,7 @@ def sources(args: Sequence[str]) -> Iterator[Source]:
     for option, value in _options(args):
         if option in ("-c", "--config"):
             for content in reversed(config_chain(Path(value)).values()):
-                yield Source({key: said for key, said in content.items() if key != "extends"})
+                yield Source({key: value for key, value in content.items() if key != "extends"})
         elif option.startswith("--") and option not in ("--print_config", "--help"):
             yield Source.of_option(option.removesuffix(".help"), value)
 

@@ -100,7 +100,7 @@ def write_run(folder: Path, program: Sequence[str] = ("dqs-fit",), **facts: Any)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read what `run.json` says of a run: the keys of `FACTS`.
+    """Read the facts of a run in `run.json`: the keys of `FACTS`.
 
     Raises:
         InputError: when there is no such file, or it is not what `write_run` writes.
@@ -122,7 +122,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def merged(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what holds of the last of several starts, each of which says only what changed."""
+    """Return what holds of the last of several starts, each of which holds only what changed."""
     return {key: value for start in starts for key, value in start.items()}
 
 

@@ -122,8 +122,8 @@ def run_all(runs: list[Run], manifest: Manifest, options: argparse.Namespace) ->
                     exit_code, wall_s = ray.get(ended)
                     manifest.ended(run, exit_code, wall_s, stop.exists())
                 except ray.exceptions.RayError as error:
-                    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                    manifest.ended(run, None, time.monotonic() - start, stop.exists(), f"Ray lost it: {said}")
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                    manifest.ended(run, None, time.monotonic() - start, stop.exists(), f"Ray lost it: {reason}")
             look()
         return stop.exists()
 

@@ -1,4 +1,4 @@
-"""Environments, as recipes that make batched TorchRL environments."""
+"""Environment factories, which make batched TorchRL environments."""
 
 from dqs_lightning.envs.base import Environment, EnvironmentFailure
 from dqs_lightning.envs.brax import Brax

@@ -95,7 +95,7 @@ class Environment(ABC):
             Environment._warned = True
             warnings.warn(
                 f"{self.name}: a simulation diverged, and its episode ended as terminated{cause and f' ({cause})'}; "
-                "this is said once, further ones are counted in `physics_errors`",
+                "this is reported once, further ones are counted in `physics_errors`",
                 RuntimeWarning,
                 stacklevel=2,
             )

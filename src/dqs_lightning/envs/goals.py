@@ -28,7 +28,7 @@ class Goals:
         desired: slice with the desired goal, of the same size.
 
     Raises:
-        ValueError: for an environment without goals; the message says what is missing.
+        ValueError: for an environment without goals; the message names what is missing.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:

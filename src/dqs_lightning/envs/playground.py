@@ -17,7 +17,7 @@ class Playground(Simulated):
     Args:
         env_name: name of the task, such as WalkerWalk. Those of locomotion and manipulation download their robots.
         action_repeat: frames for each action; >= 1.
-        episode_length: frames until an episode is truncated; >= 1. None: what the task's configuration says.
+        episode_length: frames until an episode is truncated; >= 1. None: that of the task's configuration.
         config_overrides: further settings of the task's configuration, by key. `impl`, the simulator, is jax on a CPU
             and the task's own default on a GPU, unless it is given.
 

@@ -39,7 +39,7 @@ class Simulation(Protocol):
 
 
 class Members(NamedTuple):
-    """States of n simulations and what their episodes need beside them: arrays of JAX, [n] if not said otherwise."""
+    """States of n simulations and what their episodes need beside them: arrays of JAX, [n] unless stated otherwise."""
 
     state: Any
     obs: Any
@@ -199,9 +199,9 @@ class Simulated(Environment):
 class SimulatedBatch(MujocoPlaygroundWrapper):
     """n simulations on JAX's device, which advance in one call; their observations are passed on without a copy.
 
-    TorchRL's wrapper, which can also wrap Brax, and what it has not: members that are reset one by one, time limits,
-    repeated actions, and snapshots. New episodes are computed for all members and kept for those that are reset, as in
-    MuJoCo Playground's `full_reset`.
+    Extends TorchRL's wrapper, which can also wrap Brax, by what it lacks: members that are reset one by one, time
+    limits, repeated actions, and snapshots. New episodes are computed for all members and kept for those that are
+    reset, as in MuJoCo Playground's `full_reset`.
 
     Args:
         environment: makes the simulations, and counts those that diverge.

@@ -29,8 +29,8 @@ class Backbone(ABC):
     """The hidden part of critics and actors. The network owns the first linear layer, of which each input's share is
     computed once however often another input changes, and the last.
 
-    A backbone is a recipe and holds no weight: `layers` makes them, and calling it applies them. Inputs are what the
-    first layer gives, before any activation, and may be written over.
+    A backbone is a factory of layers and holds no weight: `layers` makes them, and calling it applies them. Inputs are
+    what the first layer gives, before any activation, and may be written over.
     """
 
     width: int
