@@ -15,7 +15,8 @@ from flax import struct
 from jax import numpy as jnp
 
 from dqs_lightning.envs.base import Environment
-from dqs_lightning.envs.simulated import Episodes, Simulated, SimulatedBatch
+from dqs_lightning.envs.jax_episodes import Episodes
+from dqs_lightning.envs.simulated import Simulated, SimulatedBatch
 
 END = 3.0
 """The position at which the episode of a `Walk` terminates."""

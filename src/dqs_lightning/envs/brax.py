@@ -4,7 +4,8 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from dqs_lightning.envs.simulated import Simulated, Simulation, simulator_device
+from dqs_lightning.envs.jax_episodes import Simulation
+from dqs_lightning.envs.simulated import Simulated, simulator_device
 from dqs_lightning.ranges import Count, checked
 
 
