@@ -138,7 +138,7 @@ class SimulatedBatch(MujocoPlaygroundWrapper):
         assert self._current_state is not None
         state = self.jax.tree.map(lambda leaf: leaf[index], self._current_state.state)
         shown = getattr(state, "pipeline_state", state)  # Brax draws the physics alone
-        return np.asarray(self._env.simulation.render([shown], height=height, width=width)[0])
+        return np.asarray(self._env.simulation.render(shown, height=height, width=width))
 
 
 def simulator_device() -> torch.device:
