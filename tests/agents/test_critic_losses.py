@@ -33,7 +33,7 @@ def minimiser(loss: CriticLoss, returns: Tensor) -> Tensor:
         return found
 
     for _ in range(5):
-        optimizer.step(closure)  # type: ignore[no-untyped-call]  # same here
+        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch gives it no types
     return outputs.detach().squeeze(1)
 
 

@@ -71,9 +71,12 @@ def test_an_unknown_task_or_setting_is_refused_in_one_line() -> None:
         Brax(episode_length=0)
 
 
-@pytest.mark.parametrize("task", ["CartpoleSwingup", "WalkerWalk"])
+@pytest.mark.parametrize(
+    ("environment", "task"),
+    [("Playground", "CartpoleSwingup"), ("Playground", "WalkerWalk"), ("Brax", "inverted_pendulum")],
+)
 def test_a_run_trains_evaluates_and_continues_exactly(
-    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is continued in mid-episode has the same scores as an uninterrupted one."""
     monkeypatch.chdir(tmp_path)
@@ -83,7 +86,7 @@ def test_a_run_trains_evaluates_and_continues_exactly(
 
     def scores(folder: str, frames: int) -> list[float]:
         chosen = [f"--data.environment.env_name={task}", f"--data.total_frames={frames}", f"--run_dir={folder}"]
-        monkeypatch.setattr(sys, "argv", ["dqs-fit", "--data.environment=Playground", *chosen, *SMALL])
+        monkeypatch.setattr(sys, "argv", ["dqs-fit", f"--data.environment={environment}", *chosen, *SMALL])
         assert fit.main() == 0
         rows = [json.loads(line) for line in (tmp_path / folder / "scores.jsonl").read_text().splitlines()]
         assert [row["env_frames"] for row in rows] == list(range(640, frames + 1, 640))

@@ -1,6 +1,5 @@
 """Brax: locomotion tasks, simulated in batches on a GPU."""
 
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +23,8 @@ class Brax(Simulated):
         ValueError: when Brax is not installed. `make` raises it for an unknown task or argument.
     """
 
+    package = "brax"
+
     @checked
     def __init__(
         self,
@@ -33,8 +34,6 @@ class Brax(Simulated):
         kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(env_name, action_repeat, episode_length)
-        if importlib.util.find_spec("brax") is None:
-            raise ValueError('Brax needs the package brax: pip install ".[brax]" -c constraints.txt')
         self.kwargs = kwargs
 
     def names(self) -> Iterable[str]:

@@ -1,6 +1,5 @@
 """MuJoCo Playground: the Control Suite, locomotion and manipulation, simulated in batches on a GPU."""
 
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +25,8 @@ class Playground(Simulated):
         ValueError: when MuJoCo Playground is not installed. `make` raises it for an unknown task or setting.
     """
 
+    package = "mujoco_playground"
+
     @checked
     def __init__(
         self,
@@ -35,8 +36,6 @@ class Playground(Simulated):
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(env_name, action_repeat, episode_length)
-        if importlib.util.find_spec("mujoco_playground") is None:
-            raise ValueError('Playground needs MuJoCo Playground: pip install ".[playground]" -c constraints.txt')
         self.config_overrides = config_overrides
 
     def names(self) -> Iterable[str]:

@@ -1,5 +1,6 @@
 """Simulations in JAX, thousands of which advance in one call on their device, as one batched TorchRL environment."""
 
+import importlib.util
 import os
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -25,10 +26,21 @@ class Simulated(Environment):
         env_name: name of the task.
         action_repeat: frames for each action; >= 1.
         episode_length: frames until an episode is truncated; >= 1. None: as the task itself has it.
+
+    Attributes:
+        package: that has the tasks; an extra of the same name as the class, in lower case, installs it.
+
+    Raises:
+        ValueError: when the package is not installed. `make` raises it for a task or a setting that is unknown.
     """
+
+    package: str
 
     def __init__(self, env_name: str, action_repeat: int, episode_length: int | None) -> None:
         super().__init__(action_repeat)
+        if importlib.util.find_spec(self.package) is None:
+            name = type(self).__name__
+            raise ValueError(f'{name} needs {self.package}: pip install ".[{name.lower()}]" -c constraints.txt')
         self.env_name, self.episode_length, self.physics_errors = env_name, episode_length, 0
         self._episodes: dict[int, Episodes] = {}
         """By number of members, since each number is compiled by itself, and takes long."""
