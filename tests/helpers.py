@@ -15,6 +15,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from dqs_callbacks import Evaluate
 from dqs_lightning.agents import DQS
 from dqs_lightning.checkpoint.archive import AtomicCheckpointIO
 from dqs_lightning.collection.data import OnlineData
@@ -63,6 +64,8 @@ def trainer(folder: Path, callbacks: list[L.Callback] | None = None, **changes: 
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks or []),
         "enable_progress_bar": False,
         "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": int(any(isinstance(callback, Evaluate) for callback in callbacks or [])),
         "default_root_dir": folder,
         "plugins": [AtomicCheckpointIO()],
         **changes,

@@ -1,5 +1,6 @@
 """Base classes of callbacks that evaluate the policy every so many frames, and of those that keep rows in a file."""
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -25,11 +26,14 @@ class Periodic(Callback, ABC):
     Runs with an isolated random state, so training is bitwise identical with and without it; each call has its own
     seed, which depends on the run's seed and the frame alone. Other ranks continue and wait at the next update. A stop
     signal interrupts the call, which is then made when the run continues; so is a call in which an environment fails,
-    which ends the run.
+    which ends the run. With `Trainer.fast_dev_run` it is called after each update.
 
     Args:
         every_frames: environment frames between two calls; >= 1.
     """
+
+    on_all_ranks: ClassVar[bool] = False
+    """Whether all ranks call `measure`, which then raises StopInterrupt and EnvironmentFailure on all of them."""
 
     @checked
     def __init__(self, every_frames: Count) -> None:
@@ -55,7 +59,8 @@ class Periodic(Callback, ABC):
         data, last = OnlineData.of(trainer), self._last_frames
         due = data.env_frames // self.every_frames > last // self.every_frames
         due = due or (data.finished and data.env_frames > last)
-        if due and not data.pending:  # a policy is evaluated at N frames when it has learned from them
+        # A policy is evaluated at N frames when it has learned from them.
+        if (due and not data.pending) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,17 +68,17 @@ class Periodic(Callback, ABC):
             raise self._failure
 
     def evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Calls `measure` now, on rank zero."""
+        """Calls `measure` now."""
         assert isinstance(pl_module, Agent)
         self._last_frames = OnlineData.of(trainer).env_frames
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or self.on_all_ranks):
             return
         self._interrupted = True
         with isolate_rng():  # restores the random state only if no exception passes through it
             seed = (torch.initial_seed() + 1_000_003 + self._last_frames) % 2**31
             torch.manual_seed(seed)
             try:
-                with STOP.interrupting():
+                with contextlib.nullcontext() if self.on_all_ranks else STOP.interrupting():
                     self.measure(trainer, pl_module, seed)
             except StopInterrupt:
                 return
@@ -131,9 +136,11 @@ class PeriodicRows(Periodic):
         super().on_train_start(trainer, pl_module)
 
     def add(self, trainer: L.Trainer, row: dict[str, Any]) -> dict[str, Any]:
-        """Writes a row, with the frames and updates so far in front; returns the whole row."""
+        """Writes a row, with the frames and updates so far in front, unless in a fast_dev_run; returns the row."""
         file = self._file(trainer)
         row = {"env_frames": OnlineData.of(trainer).env_frames, "updates": trainer.global_step, **row}
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return row
         self._waiting.append(json.dumps(row) + "\n")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

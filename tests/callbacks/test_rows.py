@@ -14,7 +14,7 @@ from dqs_callbacks.periodic import drop_later_rows
 
 def at(updates: int) -> Any:
     """Makes a trainer after the given number of updates."""
-    return SimpleNamespace(datamodule=small_data(), global_step=updates)
+    return SimpleNamespace(datamodule=small_data(), global_step=updates, fast_dev_run=False)
 
 
 def updates_in(file: Path) -> list[int]:

@@ -118,6 +118,20 @@ def test_best_of_requires_an_agent_with_q(without_q: Path, refusal: Refusal) -> 
     assert "--best_of=4: PPO has no Q(s, a) to choose by" in refusal("dqs-eval", str(without_q), "--best_of=4")
 
 
+def test_the_best_agent_of_a_run_is_measured(
+    saved: Path, here: Path, refusal: Refusal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(saved / "checkpoints" / "best.ckpt")
+    assert f"{missing}: no such checkpoint" in refusal("dqs-eval", str(saved), "--best")
+    last = saved / "checkpoints" / "last.ckpt"
+    assert f"--best: needs a run directory, not the file {last}" in refusal("dqs-eval", str(last), "--best")
+    run = here / "run" / "checkpoints"
+    run.mkdir(parents=True)
+    torch.save({**safe_load(last), "env_frames": 320}, run / "best.ckpt")
+    assert evaluate.main([str(here / "run"), "--best", "--episodes=1", "--max_steps=2"]) == 0
+    assert "DQS at 320 frames  return" in capsys.readouterr().out
+
+
 def test_abbreviated_options_of_an_export_are_refused(saved: Path, refusal: Refusal) -> None:
     assert "unrecognized arguments: --determ" in refusal("dqs-export", str(saved), "--determ")
 

@@ -58,6 +58,14 @@ def test_the_default_configuration_has_the_safety_callbacks(names: Build) -> Non
     assert found[-2:] == ["Preempt", "RunCheckpoint"]
 
 
+def test_a_progress_bar_of_the_user_replaces_that_of_the_default_configuration(names: Build) -> None:
+    maze = ("--config", str(CONFIGS / "maze.yaml"))
+    assert "FramesProgress" in names(*maze)
+    found = names(*maze, "--trainer.callbacks+=RichProgressBar")
+    assert "RichProgressBar" in found and "FramesProgress" not in found
+    assert "FramesProgress" not in names(*maze, "--trainer.enable_progress_bar=false")
+
+
 @pytest.mark.parametrize("cls", [FiniteGuard, Preempt])
 @pytest.mark.parametrize("listed", [False, True])
 def test_each_safety_callback_is_switched_off_by_its_own_option(

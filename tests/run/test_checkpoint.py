@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -10,6 +11,8 @@ import torch
 from helpers import files_up_to, maze_data, small_agent, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from dqs_callbacks import Evaluate
+from dqs_lightning.agents import load_agent
 from dqs_lightning.checkpoint.archive import CheckpointError, NotSavedError, safe_load
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
@@ -122,3 +125,66 @@ def test_a_run_that_the_trainer_ends_early_is_continued(tmp_path: Path, flags: d
     assert second.global_step == 96 and second.datamodule.finished
     states = [run.lightning_module.state_dict() for run in (whole, second)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+class Returns(L.Callback):
+    """Replaces the returns of evaluations by the given ones."""
+
+    def __init__(self, *returns: float) -> None:
+        self.returns = list(returns)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
+        batch["return"].fill_(self.returns.pop(0))
+
+
+def scores(folder: Path) -> Evaluate:
+    """Evaluates at 80, 96, 128 and 160 frames."""
+    return Evaluate(every_frames=32, episodes=2, path=str(folder / "scores.jsonl"))
+
+
+def test_the_agent_of_the_best_evaluation_is_kept(tmp_path: Path) -> None:
+    """Also if later evaluations are worse or not finite; it can be loaded, and not continued."""
+    checkpoint = RunCheckpoint(str(tmp_path))
+    fit(tmp_path, Returns(1.0, 3.0, 2.0, float("nan")), scores(tmp_path), checkpoint=checkpoint)
+    assert checkpoint.best_return == 3.0
+    assert load_agent(tmp_path / "best.ckpt").env_frames == 96
+    assert safe_load(tmp_path / "last.ckpt")["env_frames"] == 160
+    data = maze_data()
+    run = trainer(tmp_path / "again", [RunCheckpoint(str(tmp_path / "again"))])
+    with pytest.raises(CheckpointError, match=r"best.ckpt cannot be continued without it: use the run's last.ckpt"):
+        run.fit(small_agent(data), data, ckpt_path=tmp_path / "best.ckpt", weights_only=True)
+
+
+def test_a_best_agent_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint(str(tmp_path))
+
+    class Full(L.Callback):
+        def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+            self.stack = contextlib.ExitStack()
+            if trainer.global_step == 32:
+                self.stack.enter_context(files_up_to(1000))
+
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 32:
+                self.stack.close()
+
+    file = tmp_path / "scores.jsonl"
+    with pytest.warns(RuntimeWarning, match="best.ckpt.*cannot be written"):
+        fit(tmp_path, Full(), Returns(1.0, 3.0, 2.0, 1.5), scores(tmp_path), checkpoint=checkpoint)
+    assert checkpoint.best_return == 2.0 and load_agent(tmp_path / "best.ckpt").env_frames == 128
+    assert len(file.read_text().splitlines()) == 4
+
+
+def test_several_checkpoints_are_kept_and_each_can_be_continued(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "kept", checkpoint=RunCheckpoint(str(tmp_path / "kept"), every_n_updates=20, keep=3))
+    stems = [f"step={step}-frames={frames}" for step, frames in ((60, 128), (80, 144), (96, 160))]
+    assert names(tmp_path / "kept") == [
+        "last.ckpt",
+        *sorted(f"{s}{end}" for s in stems for end in (".ckpt", "-rank=0.pt")),
+    ]
+    data, earlier = maze_data(), tmp_path / "kept" / "step=60-frames=128.ckpt"
+    run = trainer(tmp_path / "again", [RunCheckpoint(str(tmp_path / "again"))])
+    run.fit(small_agent(data), data, ckpt_path=earlier, weights_only=True)
+    states = [made.lightning_module.state_dict() for made in (whole, run)]
+    assert run.global_step == 96 and all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple, Self
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from dqs_lightning.agents.metrics import Metrics
 from dqs_lightning.nn.observation_norm import ObservationNorm
 from dqs_lightning.ranges import Count, Positive, checked
 from dqs_lightning.registry import describe
@@ -36,7 +39,7 @@ class Rollout(NamedTuple):
     batch_size: int
 
 
-class Agent(L.LightningModule, ABC):
+class Agent(Metrics, ABC):
     """An agent. `training_step` takes one batch of transitions and makes one gradient update.
 
     A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],
@@ -59,8 +62,6 @@ class Agent(L.LightningModule, ABC):
     """Updates of the critics for each one of the actor; >= 1."""
     rollout: Rollout | None = None
     """None: the agent learns from a replay buffer."""
-    env_frames: int = 0
-    """Environment frames collected so far, over all ranks; set where transitions are collected."""
     watched: dict[str, Tensor]
     """Detached scalars of the present update, in the order of the data flow; `FiniteGuard` checks them."""
 
@@ -79,8 +80,6 @@ class Agent(L.LightningModule, ABC):
         self.max_grad_norm, self.best_of = max_grad_norm, best_of
         self.observation_norm = ObservationNorm(observation_dim) if normalise_observations else nn.Identity()
         self.watched = {}
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
 
     def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
         """Lightning's, without its warning about components: `describe` writes them as plain values."""
@@ -172,36 +171,30 @@ class Agent(L.LightningModule, ABC):
                 norm = nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
                 self.watched[f"norm of the gradient of parameter group {index}"] = norm
         optimizer.step()
+        for scheduler in self._schedulers():
+            if not isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step()
 
-    @torch.no_grad()
-    def accumulate(self, **metrics: Tensor) -> None:
-        """Accumulates scalar tensors under train/, and logs their means at the Trainer's logging interval.
+    def _schedulers(self) -> list[LRScheduler | ReduceLROnPlateau]:
+        """Learning-rate schedulers that `configure_optimizers` of a subclass returns."""
+        found = self.lr_schedulers()
+        return [] if found is None else found if isinstance(found, list) else [found]
 
-        The mean of each name is over the calls that had it. No device-to-host sync between two rows.
-        """
-        for name, value in metrics.items():
-            value = value.detach().float()
-            # Sums from a checkpoint may be on another device.
-            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-        if self._trainer is not None and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            means = {f"train/{name}": float(total) / self._counts[name] for name, total in self._sums.items()}
-            self.log_metrics(means)
-            self._sums, self._counts = {}, {}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._sums = dict(checkpoint.get("metric_sums", {}))
-        self._counts = dict(checkpoint.get("metric_counts", {}))
+    def on_validation_epoch_end(self) -> None:
+        """Steps schedulers of the kind `ReduceLROnPlateau`, by `eval/return`, after an evaluation during training."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            for scheduler in self._schedulers():
+                if isinstance(scheduler, ReduceLROnPlateau):
+                    scheduler.step(self.trainer.callback_metrics["eval/return"])
 
     def on_train_epoch_end(self) -> None:
         # All updates of the run are in one epoch, whatever `Trainer.max_epochs` is.
         self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["agent"] = type(self).__name__
-        checkpoint["metric_sums"], checkpoint["metric_counts"] = dict(self._sums), dict(self._counts)
         checkpoint["agent_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        checkpoint["env_frames"] = self.env_frames
         # Components as class path and arguments: plain values, which load without running code from the file.
         for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
             if key in checkpoint:
@@ -230,13 +223,3 @@ class Agent(L.LightningModule, ABC):
         if hparams_file is not None or strict is False:
             raise ValueError(f"hparams_file={hparams_file}, strict={strict}: must be left out")
         return restore(cls, checkpoint_path, "cpu" if map_location is None else map_location, **kwargs)
-
-    def log_metrics(self, metrics: dict[str, float]) -> None:
-        """Send metrics to every logger and to `Trainer.callback_metrics`, with `env_frames` as an axis.
-
-        `self.log` would drop whatever does not fall on a logging step, such as an evaluation.
-        """
-        metrics = {**metrics, "env_frames": float(self.env_frames)}
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.global_step)

@@ -103,9 +103,9 @@ def safe_load(path: str | os.PathLike[str], map_location: Any = "cpu", digest: s
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason[:200]})") from error
 
 
-def checkpoint_of(run: Path) -> Path:
-    """Returns the path of a run directory's checkpoint; any other path is that of a checkpoint itself."""
-    return run / "checkpoints" / "last.ckpt" if run.is_dir() else run
+def checkpoint_of(run: Path, best: bool = False) -> Path:
+    """Returns the path of a run directory's last or best checkpoint; any other path is that of a checkpoint itself."""
+    return run / "checkpoints" / ("best.ckpt" if best else "last.ckpt") if run.is_dir() else run
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from dqs_callbacks import Evaluate
 from dqs_lightning.cli.errors import InputError, refusing, shown
 from dqs_lightning.cli.schema import Setting, arguments_of, takes_any_keyword
 from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.collection.flags import check_callbacks as check_kinds
+from dqs_lightning.collection.flags import check_flags, check_interval
 from dqs_lightning.envs.transformed import TransformError
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
@@ -25,6 +27,12 @@ MAX_DEVICES = 1024
 """Largest number of devices of one machine; the Trainer makes a list of them."""
 PRECISIONS = ("32-true", "bf16-mixed")
 """Precisions that train: data are float32, and clipping and `FiniteGuard` would see the scaled gradients of float16."""
+REPLACED = {
+    "barebones": (True, "a run writes metrics and checkpoints"),
+    "default_root_dir": (None, "run_dir is where the run lives"),
+    "enable_checkpointing": (False, "checkpoint.every_n_updates decides how often a run is saved"),
+}
+"""Flags of the Trainer that dqs-fit replaces: the refused value, None for any, and what replaces them."""
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
@@ -81,6 +89,8 @@ def check_callbacks(nodes: list[Any]) -> None:
     keys: set[str] = set()
     for index, node in enumerate(nodes):
         callback = build(f"trainer.callbacks.{index}", node.clone())
+        with refusing("trainer.", MisconfigurationException):
+            check_kinds([callback])
         if callback.state_key in keys:
             name = type(callback).__name__
             raise InputError(f"trainer.callbacks.{index}={name}: is given twice with the same settings")
@@ -90,6 +100,9 @@ def check_callbacks(nodes: list[Any]) -> None:
 
 def check_trainer(node: Namespace) -> None:
     """Constructs a Trainer without callbacks and loggers, and refuses what it accepts but cannot train with."""
+    for name, (value, hint) in REPLACED.items():
+        if (given := node.get(name)) is not None and value in (None, given):
+            raise InputError(f"trainer.{name}={shown(given)}: must be left out; {hint}")
     if node.log_every_n_steps is not None and node.log_every_n_steps < 1:
         raise InputError(f"trainer.log_every_n_steps={node.log_every_n_steps}: must be >= 1")
     if str(node.devices).isdigit() and int(node.devices) > MAX_DEVICES:
@@ -104,6 +117,9 @@ def check_trainer(node: Namespace) -> None:
     arguments = _arguments("trainer", node, L.Trainer)
     with refusing("trainer: ", TypeError, ValueError, ImportError, MisconfigurationException):
         trainer = L.Trainer(**arguments)
+    with refusing("trainer.", MisconfigurationException):
+        check_flags(trainer)
+        check_interval(trainer)
     if trainer.precision not in PRECISIONS:
         raise InputError(precision)
     launched = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

@@ -27,6 +27,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
     parser.add_argument("--episodes", type=int, default=10, help="episodes, side by side (default 10)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the environments and of the policy")
+    parser.add_argument("--best", action="store_true", help="of a run directory: best.ckpt, not last.ckpt")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument("--deterministic", action="store_true", help="the noise-free policy")
     policy.add_argument("--best_of", type=int, help="draw so many actions and take the one of highest Q")
@@ -45,11 +46,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def existing_checkpoint(run_or_ckpt: Path) -> Path:
+def existing_checkpoint(run_or_ckpt: Path, best: bool = False) -> Path:
     """Returns the checkpoint file of a run directory, or the given checkpoint file; refuses a missing one."""
     from dqs_lightning.checkpoint.archive import checkpoint_of
 
-    path = checkpoint_of(run_or_ckpt)
+    if best and run_or_ckpt.is_file():
+        raise InputError(f"--best: needs a run directory, not the file {run_or_ckpt}")
+    path = checkpoint_of(run_or_ckpt, best)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; give a run directory or a checkpoint file")
     return path
@@ -129,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     options = parse(arguments)
-    path = existing_checkpoint(options.run_or_ckpt)
+    path = existing_checkpoint(options.run_or_ckpt, options.best)
     if options.video:
         load_renderer()
     print(evaluate(path, options))

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,6 +18,7 @@ from dqs_lightning.checkpoint.archive import AtomicCheckpointIO, CheckpointError
 from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
+from dqs_lightning.cli.ending import goal_reached, limit_reached
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing
 from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
 from dqs_lightning.cli.loggers import RunCSVLogger, drop_later_metrics
@@ -48,7 +49,7 @@ class FitCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=None,
-            trainer_defaults={"max_epochs": 1, "devices": 1, "enable_model_summary": False},
+            trainer_defaults={"max_epochs": 1, "devices": 1, "enable_model_summary": False, "num_sanity_val_steps": 0},
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
             args=args,
@@ -105,7 +106,10 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         given = self.config_init.trainer
         listed: list[Callback] = given.callbacks or []
-        given.callbacks = [callback for callback in listed if type(callback) not in SAFETY]  # which are added below
+        bars = [callback for callback in listed if isinstance(callback, ProgressBar)]
+        unused = bars if given.enable_progress_bar is False else bars[:-1]  # a later one replaces an earlier one
+        # Those of SAFETY are added below.
+        given.callbacks = [c for c in listed if type(c) not in SAFETY and c not in unused]
         self.run_dir.claim()
         folder = self.run_dir.path
         self.config.checkpoint.dirpath = str(folder / "checkpoints")
@@ -152,15 +156,24 @@ class FitCLI(LightningCLI):
             raise
         finally:
             wait_for_ranks(self.trainer)
+            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.run_dir.discard()
             self.run_dir.release()
         evaluated = not any(isinstance(c, Periodic) and c.interrupted_at is not None for c in self.callbacks)
         if self.datamodule.finished and evaluated:
             return DONE
+        frames = f"{self.datamodule.env_frames:,} of {self.datamodule.total_frames:,} frames"
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            code, text = DONE, f"trainer.fast_dev_run: {self.trainer.global_step} updates; nothing is kept"
+        elif STOP.received is None and (reason := goal_reached(self.trainer)):
+            code, text = DONE, f"ended at {frames}: {reason}"
+        else:
+            limit = limit_reached(self.trainer)
+            again = f"--run_dir={self.run_dir.path} --ckpt_path=auto" + (" and a higher limit" if limit else "")
+            code, text = STOPPED, f"stopped at {frames}{f' by trainer.{limit}' if limit else ''}; continue with {again}"
         if self.trainer.is_global_zero:
-            done, total = self.datamodule.env_frames, self.datamodule.total_frames
-            again = f"--run_dir={self.run_dir.path} --ckpt_path=auto"
-            print(f"dqs-fit: stopped at {done:,} of {total:,} frames; continue with {again}", file=sys.stderr)
-        return STOPPED
+            print(f"dqs-fit: {text}", file=sys.stderr)
+        return code
 
     def _write_configuration(self) -> None:
         """Write config.yaml, with interpolations as they were written, and run.json."""

@@ -1,6 +1,5 @@
 """LightningDataModule for online RL: environment, run length, updates per environment step."""
 
-import warnings
 from contextlib import closing
 from functools import cached_property, partial
 from typing import Any, Self
@@ -13,8 +12,9 @@ from tensordict import TensorDictBase
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError, load_run
 from dqs_lightning.checkpoint.restore import UntrustedNameError, saved_arguments
+from dqs_lightning.collection.flags import check_flags
 from dqs_lightning.collection.hindsight import Strategy
-from dqs_lightning.collection.loader import CollectionHook, OnlineLoader
+from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.collection.replay import Replay
 from dqs_lightning.collection.source import Rollouts, Source
 from dqs_lightning.envs import Environment
@@ -24,6 +24,7 @@ from dqs_lightning.envs.transformed import transformed
 from dqs_lightning.envs.transforms import Transform
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
+from dqs_lightning.evaluation.loader import Evaluation, EvaluationLoader, combined
 from dqs_lightning.ranges import Count, CountOrZero, Fraction, Positive, checked
 
 
@@ -95,6 +96,8 @@ class OnlineData(L.LightningDataModule):
         self.transforms = list(transforms or ())
         self.hindsight, self.hindsight_strategy = hindsight, hindsight_strategy
         self._makes = transformed(environment, self.transforms)
+        self.evaluation = Evaluation()
+        """How the agent is evaluated; the callback `Evaluate` sets it."""
         self.restarts = Restarts()
         """Counts replaced worker processes."""
         self._loader: OnlineLoader | None = None
@@ -188,6 +191,12 @@ class OnlineData(L.LightningDataModule):
         """
         return (Rollouts if agent.rollout else Replay)(self, agent, world_size)
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer is not None:
+            check_flags(self.trainer)
+            # A run is one epoch: callbacks that monitor an evaluation act after each one, not at the end of the epoch.
+            self.trainer.check_val_every_n_epoch = None
+
     def train_dataloader(self) -> CombinedLoader:
         assert self.trainer is not None
         trainer, agent, self.restarts = self.trainer, self.trainer.lightning_module, Restarts()
@@ -203,18 +212,11 @@ class OnlineData(L.LightningDataModule):
             )
         self._restored, self._continues = None, False
         agent.env_frames = self.env_frames
-        with warnings.catch_warnings():  # Lightning, which would wrap it so itself, uses a deprecated class of torch
-            warnings.simplefilter("ignore", FutureWarning)
-            return CombinedLoader(self._loader, "max_size_cycle")
+        return combined(self._loader, "max_size_cycle")
 
-    def after_block(self) -> bool:
-        """Calls `on_block_collected` of the callbacks; returns whether collection is to end."""
-        if self.trainer is None:
-            return False
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, CollectionHook):
-                callback.on_block_collected(self.trainer, self.trainer.lightning_module)
-        return self.trainer.should_stop
+    def val_dataloader(self) -> CombinedLoader:
+        assert self.trainer is not None
+        return combined(EvaluationLoader(self, self.trainer), "sequential")
 
     def any_rank(self, value: int) -> int:
         """The largest of a small number >= 0 over all ranks, which must all call it."""
@@ -228,7 +230,7 @@ class OnlineData(L.LightningDataModule):
         return {"env_frames": self.env_frames}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._continues = True
+        self._continues = self.trainer is not None and self.trainer.training
 
     def rank_state(self) -> dict[str, Any]:
         """Returns the state with which this rank continues exactly, such as its replay, as plain values."""
@@ -239,8 +241,7 @@ class OnlineData(L.LightningDataModule):
         """Continue from `rank_state` at the next fit."""
         self._restored = state
 
-    def transfer_batch_to_device(
-        self, batch: TensorDictBase, device: torch.device, dataloader_idx: int
-    ) -> TensorDictBase:
-        on_device: TensorDictBase = batch.to(device, non_blocking=True)
-        return on_device
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, TensorDictBase):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)

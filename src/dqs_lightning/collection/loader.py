@@ -156,7 +156,7 @@ class OnlineLoader:
                 self.agent.env_frames = self.clock.frames
                 self.returns.add(block)
                 self.pending = self.source.batches(transform_rewards(self.data.transforms, block), due)
-                if not self.pending and self.data.after_block():
+                if not self.pending and self._after_block():
                     return
                 yield from self._drain()
         finally:
@@ -180,6 +180,15 @@ class OnlineLoader:
         if kind := self.data.any_rank(0 if failure is None else 1 + isinstance(failure, NonFiniteError)):
             raise failure or kinds[kind - 1]("another rank has failed and gives the cause")
         return result
+
+    def _after_block(self) -> bool:
+        """Calls `on_block_collected` of the callbacks; returns whether collection is to end."""
+        if (trainer := self.data.trainer) is None:
+            return False
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CollectionHook):
+                callback.on_block_collected(trainer, trainer.lightning_module)
+        return trainer.should_stop
 
     def _drain(self) -> Iterator[TensorDictBase]:
         while self.pending:

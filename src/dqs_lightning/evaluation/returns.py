@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.stats import t as student_t
@@ -11,8 +12,10 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import step_mdp
 
-from dqs_lightning.agents import Agent
 from dqs_lightning.envs.watched import Watched
+
+if TYPE_CHECKING:
+    from dqs_lightning.agents import Agent
 
 Policy = Callable[[Tensor], Tensor]
 """observation [n, o] -> action [n, d]."""
@@ -20,7 +23,7 @@ STEP_LIMIT = 100_000
 """Steps after which an evaluation ends although episodes have not."""
 
 
-def policy_of(agent: Agent, deterministic: bool = False, best_of: int | None = None) -> Policy:
+def policy_of(agent: "Agent", deterministic: bool = False, best_of: int | None = None) -> Policy:
     """Returns the agent's policy for observations on any device (see `Agent.act`)."""
     return lambda seen: agent.act(seen.to(agent.device), deterministic, best_of).to(seen.device)
 

@@ -1,6 +1,9 @@
-"""The callback that keeps a run's checkpoint and continues the run from it."""
+"""The callback that keeps a run's checkpoints and continues the run from one of them."""
 
 import contextlib
+import math
+import re
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError, NotSavedError, atomic_save, safe_load
@@ -31,19 +35,25 @@ class RunCheckpoint(CollectionHook, Checkpoint):
     Written every `every_n_updates` updates, at the end, when another callback stops the run, and when an environment
     fails. As a Lightning `Checkpoint` it acts after all other callbacks, so that it saves their final state. A save
     that fails, as on a full disk, leaves the previous checkpoint and is attempted again at the next save.
+    `best.ckpt` is the agent of the evaluation with the highest mean return so far; it holds no replay buffer, so that
+    it can be evaluated and exported, and not continued. With `Trainer.fast_dev_run` nothing is written.
 
     Args:
         dirpath: folder of the checkpoints; the command line sets it to the run's `checkpoints/`.
         every_n_updates: updates between two checkpoints; >= 1.
+        keep: latest checkpoints that are kept; >= 1. With more than one each is also `step=<update>-frames=<N>.ckpt`,
+            and can be continued in another run directory. Each has a whole replay buffer.
 
     Raises:
         NotSavedError: when three saves in a row fail.
     """
 
     @checked
-    def __init__(self, dirpath: str = "checkpoints", every_n_updates: Count = 10_000) -> None:
+    def __init__(self, dirpath: str = "checkpoints", every_n_updates: Count = 10_000, keep: Count = 1) -> None:
         self.dirpath = Path(dirpath)
-        self.every_n_updates = every_n_updates
+        self.every_n_updates, self.keep = every_n_updates, keep
+        self.best_return: float | None = None
+        """Mean return of `best.ckpt`; None before the first evaluation."""
         self._failures = 0
         self._own: dict[Path, str] = {}  # the digest of this rank's file that `last.ckpt` names
         self._digests: list[str] = []
@@ -59,6 +69,8 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
     def save(self, trainer: L.Trainer, last: bool = False) -> None:
         """Write a checkpoint now; every rank must call it. The `last` one of a process is attempted several times."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         for attempt in range(ATTEMPTS if last else 1):
             if attempt:
                 time.sleep(RETRY_S)
@@ -88,19 +100,53 @@ class RunCheckpoint(CollectionHook, Checkpoint):
         own_digest = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=trainer.strategy.root_device)
         everyone = trainer.strategy.all_gather(own_digest).reshape(trainer.world_size, -1)
         self._digests = [bytes(row.tolist()).hex() for row in everyone]  # in the order of the ranks
-        try:
-            trainer.save_checkpoint(self.dirpath / "last.ckpt")
-        except OSError as failed:
-            error = failed
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
-        if self._failed(data, own, error):
+        if self._failed(data, own, self._write(trainer, self.dirpath / "last.ckpt")):
             return False
         self._own, self._saved = {own: digest}, True
-        for stale in self.dirpath.glob(f"step=*-rank={trainer.global_rank}.pt"):
-            if stale != own:
-                with contextlib.suppress(OSError):
-                    stale.unlink(missing_ok=True)
+        self._retain(trainer, own)
         return True
+
+    def _write(self, trainer: L.Trainer, path: Path) -> OSError | None:
+        """Writes what all ranks share; returns the error that prevented it. Every rank must call it."""
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
+            return error
+        return None
+
+    def _retain(self, trainer: L.Trainer, own: Path) -> None:
+        """Keeps the latest checkpoints: a second name of `last.ckpt` where there are several, and removes the rest."""
+        stem = own.name.partition("-rank=")[0]
+        if self.keep > 1 and trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # the next one is kept
+                second_name(self.dirpath / "last.ckpt", self.dirpath / f"{stem}.ckpt")
+        trainer.strategy.barrier("RunCheckpoint")
+        found = sorted(self.dirpath.glob("step=*.ckpt"), key=lambda path: int(re.findall(r"\d+", path.name)[0]))
+        kept = {path.stem for path in found[-self.keep :]} | {stem} if self.keep > 1 else {stem}
+        stale = [
+            *self.dirpath.glob(f"step=*-rank={trainer.global_rank}.pt"),
+            *(found if trainer.is_global_zero else ()),
+        ]
+        for file in stale:
+            if re.sub(r"(-rank=\d+\.pt|\.ckpt)$", "", file.name) not in kept:
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        value = float(trainer.callback_metrics.get("eval/return", math.nan))
+        fits = trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if fits and value > (-math.inf if self.best_return is None else self.best_return):
+            path = self.dirpath / "best.ckpt"
+            previous, self.best_return = self.best_return, value
+            if self._failed(OnlineData.of(trainer), path, self._write(trainer, path)):
+                self.best_return = previous
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_return": self.best_return}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_return = state_dict["best_return"]
 
     def _failed(self, data: OnlineData, own: Path, error: OSError | None) -> bool:
         """Whether a rank failed; removes this rank's file then, unless the checkpoint on disk names it."""
@@ -112,7 +158,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
                 stacklevel=2,
             )
         failed = bool(data.any_rank(error is not None))
-        if failed and own not in self._own:
+        if failed and own.suffix == ".pt" and own not in self._own:
             with contextlib.suppress(OSError):
                 own.unlink(missing_ok=True)
         return failed
@@ -146,7 +192,8 @@ class RunCheckpoint(CollectionHook, Checkpoint):
             self.save(trainer, last=True)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.ckpt_path is None or not isinstance(trainer.datamodule, OnlineData):  # type: ignore[attr-defined]
+        fits = trainer.training and trainer.ckpt_path is not None
+        if not (fits and isinstance(trainer.datamodule, OnlineData)):  # type: ignore[attr-defined]
             return
         data, source = OnlineData.of(trainer), str(trainer.ckpt_path)
         assert isinstance(pl_module, Agent)
@@ -171,5 +218,19 @@ def own_file(last: Path, checkpoint: dict[str, Any], rank: int) -> tuple[Path, s
     step, frames = checkpoint["global_step"], checkpoint["env_frames"]
     own = RunCheckpoint.rank_file(last.parent, step, frames, rank)
     if not own.is_file():
-        raise CheckpointError(f"{own}: no such file; {last.name} cannot be continued without it")
+        raise CheckpointError(
+            f"{own}: no such file; {last.name} cannot be continued without it: use the run's last.ckpt, or take its "
+            "weights into a new run with the callback StartFrom"
+        )
     return own, checkpoint[DIGESTS][rank]
+
+
+def second_name(path: Path, name: Path) -> None:
+    """Gives a file a second name, or copies it where the file system has no hard links."""
+    partial = name.with_name(f".{name.name}")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, partial)
+    partial.replace(name)

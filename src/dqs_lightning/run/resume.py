@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import torch
 
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError
@@ -95,8 +94,9 @@ def check_checkpoint(checkpoint: Mapping[str, Any], source: str, world_size: int
 def apply_changes(checkpoint: dict[str, Any], agent: Agent, changed: Mapping[str, tuple[Any, Any]]) -> None:
     """Alter what a checkpoint holds of changed settings, so that they take effect: step sizes and the run length."""
     if any(MAY_CHANGE[key] == "step size" for key in changed):
-        optimizer = agent.configure_optimizers()
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer: Any = agent.configure_optimizers()
+        while isinstance(optimizer, list | tuple):  # ([optimizer], [learning-rate scheduler])
+            optimizer = optimizer[0]
         saved = checkpoint["optimizer_states"][0]["param_groups"]
         for group, own in zip(saved, optimizer.param_groups, strict=True):
             group["lr"] = own["lr"]
