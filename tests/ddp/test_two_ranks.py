@@ -15,6 +15,7 @@ import pytest
 import torch
 from faults.runs import Launcher
 
+from dqs_lightning.agents import load_agent
 from dqs_lightning.checkpoint.archive import safe_load
 
 pytestmark = pytest.mark.ddp
@@ -70,6 +71,7 @@ def test_ranks_have_equal_weights_and_different_actions(whole: Path) -> None:
     assert not torch.equal(replays[0]["observation"][0], replays[1]["observation"][0])
     rows = (whole / "r" / "scores.jsonl").read_text().splitlines()
     assert [json.loads(row)["env_frames"] for row in rows] == [1312, 2560]
+    assert load_agent(whole / "r" / "checkpoints" / "best.ckpt").env_frames in (1312, 2560)
 
 
 @pytest.mark.parametrize("model", BASELINES)
