@@ -61,6 +61,14 @@ def test_the_same_seed_and_returns_give_the_same_suggestions() -> None:
     assert suggest(settings, changed) != one[7].parameters  # depends on the returns
 
 
+def test_trials_that_run_side_by_side_get_different_suggestions() -> None:
+    settings = SearchSettings(SPACE, trials=12, random_trials=4)
+    trials = searched(settings)
+    for _ in range(4):
+        trials.append(Trial(suggest(settings, trials)))
+    assert len({json.dumps(trial.parameters) for trial in trials}) == 16
+
+
 def test_trials_below_the_median_at_the_same_frames_are_pruned() -> None:
     others = [{100: float(value), 200: 10.0 * value} for value in range(5)]  # medians 2 and 20
     rule = Prune(startup_trials=5)
@@ -210,6 +218,31 @@ def test_a_search_prunes_and_ranks(file: Path, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "best.md").read_text()
     assert whole.search.report() == text and text.splitlines()[2].startswith(f"| 1 | {rows[0]['trial']} | ")
     assert f"model.tau={rows[0]['model.tau']}" in text.splitlines()[-1]
+
+
+def test_all_runs_of_a_pruned_trial_are_stopped(file: Path, tmp_path: Path) -> None:
+    player = Player(written(file, trials=2, prune={"startup_trials": 1}), tmp_path / "side")
+    search, manifest = player.search, player.manifest
+    first = [search.next(), search.next()]
+    for run in first:
+        assert run is not None
+        manifest.started(run)
+        manifest.ended(run, player.train(run), 1.0, asked=False)
+        search.ended(run)
+    second = [run for run in (search.next(), search.next()) if run is not None]
+    for run in second:
+        manifest.started(run)
+    play(second[0], -1e6, 100)
+    search.watch()
+    assert not any((run.folder / STOP).exists() for run in second)  # the other one has no return at these frames
+    play(second[1], -1e6, 100)
+    search.watch()
+    assert all((run.folder / STOP).exists() for run in second) and player.trials[1]["state"] == "pruned"
+    for run in second:
+        manifest.ended(run, 75, 1.0, asked=False)
+        search.ended(run)
+    assert [state for name, state in player.states().items() if "trial-001" in name] == ["pruned", "pruned"]
+    assert search.next() is None and not search.unfinished()
 
 
 def test_optuna_reads_the_study(file: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def sweep(options: argparse.Namespace) -> int:
     require("Ray", ", or use --dry-run, which needs no Ray")
     with alone(out):
         plan, manifest = planned(file, content, out)
-        manifest.describe({"file": str(file), **content}, about("dqs-sweep"))
+        versions = {"optuna": version("optuna")} if "search" in content else {}
+        manifest.describe({"file": str(file), **content}, about("dqs-sweep") | versions)
         stopped = plan.unfinished() and run_all(plan, manifest, options)
         print(plan.report(), end="")
     states = Counter[str](manifest.state(run) for run in plan.runs)

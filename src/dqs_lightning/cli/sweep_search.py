@@ -37,7 +37,7 @@ class Search:
         self._runs_of: list[list[Run]] = []
         self._trial_of: dict[str, int] = {}
         self._started: set[str] = set()  # by this process, which tries a run once
-        self._judged: dict[int, set[tuple[int, int]]] = {}
+        self._compared: dict[int, set[tuple[int, int]]] = {}
         self._cached: dict[str, Curve] = {}
         self._check_manifest()
         for trial in self.trials:
@@ -60,7 +60,7 @@ class Search:
         return self.next()
 
     def watch(self) -> None:
-        """Prunes trials whose new evaluations are bad."""
+        """Prunes the trials that the median rule stops after a new evaluation."""
         before = [trial.state for trial in self.trials]
         for number in range(len(self.trials)):
             self._prune(number)
@@ -74,7 +74,7 @@ class Search:
         self.report()
 
     def unfinished(self) -> bool:
-        """Whether a run is missing that is neither done nor pruned."""
+        """Whether a trial is neither done nor pruned, or has not been suggested yet."""
         missing = any(trial.state in ("running", "failed") for trial in self.trials)
         return missing or len(self.trials) < self.settings.trials
 
@@ -138,10 +138,10 @@ class Search:
         return self._cached[run.name]
 
     def _prune(self, number: int) -> None:
-        """Prunes a trial if an evaluation that was not considered before says so.
+        """Prunes a trial if the median rule stops it after an evaluation that was not compared before.
 
         Its mean return over the runs that have started is compared with that of the finished trials over the same
-        tasks and seeds, at the same frames. The last evaluation of the last run is not considered.
+        tasks and seeds, at the same frames. The last evaluation of the last run is not compared.
         """
         trial, runs, prune = self.trials[number], self._runs_of[number], self.settings.prune
         if prune is None or trial.state != "running":
@@ -149,11 +149,11 @@ class Search:
         started = [index for index, run in enumerate(runs) if self.manifest.records[run.name].start]
         curve = mean_curve([self._curve(runs[index]) for index in started])
         end = total_frames(runs[0].folder) if len(started) == len(runs) else None
-        judged = self._judged.setdefault(number, set())
+        compared = self._compared.setdefault(number, set())
         for frames in curve:
-            if (len(started), frames) in judged or frames == end:
+            if (len(started), frames) in compared or frames == end:
                 continue
-            judged.add((len(started), frames))
+            compared.add((len(started), frames))
             so_far = {step: value for step, value in curve.items() if step <= frames}
             if should_prune(so_far, self._finished_curves(started), prune):
                 trial.state, trial.value, trial.frames = "pruned", curve[frames], frames
