@@ -67,7 +67,7 @@ def imports(session: nox.Session) -> None:
 @nox.session
 def cli(session: nox.Session) -> None:
     """Parse every configuration that is shipped, and see a bad key refused."""
-    session.install(*PINNED, "-e", ".")
+    session.install(*PINNED, "-e", ".", "optuna")  # which suggests the trials of a search
     files = sorted(Path("configs").rglob("*.yaml"))
     tasks = [file for file in files if file.parent.name not in ("methods", "sweeps")]
     for file in tasks:

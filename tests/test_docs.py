@@ -415,7 +415,7 @@ def test_configurations_are_accepted(text: str, accepted: Callable[[list[str]], 
     """Each is a file to be added to a task's configuration, a file that extends one in configs/, or a sweep."""
     content = yaml.safe_load(text)
     file = tmp_path / "mine.yaml"
-    if "variants" in content:
+    if "seeds" in content:
         file.write_text(yaml.safe_dump({**content, "config": str(ROOT / "configs" / content["config"])}))
         assert sweep.main([str(file), "--dry-run", "--out", str(tmp_path / "out")]) == 0
     elif "extends" in content:

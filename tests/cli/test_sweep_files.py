@@ -68,8 +68,9 @@ def test_a_manifest_record_with_arbitrary_values_is_refused_or_shown(here: Path,
 @pytest.mark.parametrize(
     "content",
     [b"", b"\xff\xfe", b"[" * 100_000, b"null", b"[]", b'{"runs": 5}', b'{"runs": {"a": 1}}', b'{"runs": {"a": {}}}',
+     b'{"runs": {}, "trials": [1]}', b'{"runs": {}, "trials": [{"parameters": {}}]}', b'{"runs": {}, "sweep": 3}',
      json.dumps({"runs": {"a": {**RECORD, "state": "lost"}}}).encode(), b"9" * 10_000],
-    ids=range(10),
+    ids=range(13),
 )  # fmt: skip
 def test_a_manifest_with_other_content_is_refused(here: Path, content: bytes) -> None:
     Path("out").mkdir()

@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from rich.console import Console
 from rich.live import Live
@@ -23,12 +23,15 @@ from dqs_lightning.cli.provenance import read_run
 from dqs_lightning.cli.sweep_plan import Run
 from dqs_lightning.cli.sweep_process import last_words
 
-State = Literal["pending", "running", "done", "failed", "stopped"]
+State = Literal["pending", "running", "done", "failed", "stopped", "pruned"]
 NAME = "manifest.json"
+T = TypeVar("T")
 LONGEST_S = 1e12
 WIDTH = 20
 """Largest number of characters of a number."""
-COLOURS = {"running": "cyan", "failed": "red", "stopped": "yellow", "pending": "dim", "done": "green"}
+COLOURS = {
+    "running": "cyan", "failed": "red", "stopped": "yellow", "pending": "dim", "pruned": "magenta", "done": "green",
+}  # fmt: skip
 """By state, in the order of the rows; a table longer than the terminal is cut at its end."""
 
 
@@ -39,11 +42,22 @@ class Record:
     command: list[str]
     settings: list[str]  # with digest, see `Run`, what makes it the same run
     digest: str
-    state: State = "pending"  # stopped: by a signal, to be continued; failed: any other exit but 0
+    state: State = "pending"  # stopped: by a signal, to be continued; pruned: not to be; failed: any other exit but 0
     start: str | None = None  # of the first process, ISO 8601, UTC
     wall_s: float = 0.0  # of all its processes together
     exit_code: int | None = None  # of the last process, negative for a signal; None: there is none, or it was lost
     note: str = ""  # the last message of a failed run
+
+
+@dataclass
+class Trial:
+    """The manifest's record of a trial of a search: the runs with the same parameters, of all tasks and seeds."""
+
+    parameters: dict[str, Any]
+    state: Literal["running", "done", "pruned", "failed"] = "running"  # running: or not started yet
+    value: float | None = None  # its objective; of a pruned trial, the mean return at `frames`
+    deviation: float | None = None  # standard deviation of the value over seeds
+    frames: int | None = None  # of the evaluation after which it was pruned
 
 
 class Manifest:
@@ -55,30 +69,41 @@ class Manifest:
     Refuses a damaged file, and a run of the same name with other settings or another configuration.
     """
 
-    def __init__(self, out: Path, runs: list[Run]) -> None:
+    def __init__(self, out: Path, runs: Iterable[Run] = ()) -> None:
         self.file = out / NAME
         self.about: dict[str, Any] = {}
-        self.records = self._read()
+        self.records: dict[str, Record] = {}
+        self.trials: list[Trial] = []
+        self.written: dict[str, Any] = {}
+        """The sweep file's content when the manifest was last written."""
+        self._read()
         for run in runs:
-            old = self.records.get(run.name)
-            if old is None or not run.checkpoint.is_file():
-                self.records[run.name] = Record(run.command, list(run.settings), run.digest)
-                continue
-            if (old.settings, old.digest) != (list(run.settings), run.digest):
-                differ = f"{run.config}, or a file that it extends, has changed"
-                if old.settings != list(run.settings):
-                    was, now = (printable(" ".join(words)) for words in (old.settings, run.settings))
-                    differ = f"was {was}\nis {now}"
-                raise InputError(f"{run.folder}: holds a run of another sweep\n{differ}\nGive another name or --out")
-            old.command = run.command
-            if old.state == "running" or (old.state == "done" and old.exit_code != DONE):
-                old.state = "stopped"
+            self.add(run)
 
-    def _read(self) -> dict[str, Record]:
+    def add(self, run: Run) -> None:
+        """Adds a run, or checks the record that it has."""
+        old = self.records.get(run.name)
+        if old is None or not run.checkpoint.is_file():
+            self.records[run.name] = Record(run.command, list(run.settings), run.digest)
+            return
+        if (old.settings, old.digest) != (list(run.settings), run.digest):
+            differ = f"{run.config}, or a file that it extends, has changed"
+            if old.settings != list(run.settings):
+                was, now = (printable(" ".join(words)) for words in (old.settings, run.settings))
+                differ = f"was {was}\nis {now}"
+            raise InputError(f"{run.folder}: holds a run of another sweep\n{differ}\nGive another name or --out")
+        old.command = run.command
+        if old.state == "running" or (old.state == "done" and old.exit_code != DONE):
+            old.state = "stopped"
+
+    def _read(self) -> None:
         if not os.path.lexists(self.file):
-            return {}
+            return
         try:
-            return {name: _record(row) for name, row in read_json(self.file)["runs"].items()}
+            content = read_json(self.file)
+            self.records = {name: _record(Record, row) for name, row in content["runs"].items()}
+            self.trials = [_record(Trial, row) for row in content.get("trials", [])]
+            self.written = dict(content.get("sweep", {}))
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             said = "not a manifest of dqs-sweep; move it away, or give another --out"
             raise InputError(f"{self.file}: {said}") from error
@@ -86,7 +111,7 @@ class Manifest:
     def describe(self, sweep: dict[str, Any], environment: dict[str, Any]) -> None:
         """Writes the content of the sweep file and the environment of this process beside the runs."""
         self.about = {"sweep": sweep, "environment": environment}
-        self._write()
+        self.write()
 
     def state(self, run: Run) -> State:
         return self.records[run.name].state
@@ -96,7 +121,7 @@ class Manifest:
         record = self.records[run.name]
         record.state, record.exit_code, record.note = "running", None, ""
         record.start = record.start or datetime.now(UTC).isoformat(timespec="seconds")
-        self._write()
+        self.write()
 
     def ended(self, run: Run, exit_code: int | None, wall_s: float, asked: bool, note: str = "") -> None:
         """Records how a run's process ended.
@@ -113,19 +138,28 @@ class Manifest:
         else:
             ended = "no checkpoint is there" if exit_code == DONE else f"exit code {exit_code}"
             record.state, record.note = "failed", note or last_words(run.folder) or ended
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def mark(self, run: Run, state: State, note: str = "") -> None:
+        """Changes the state of a run that has no process, in memory only."""
+        record = self.records[run.name]
+        record.state, record.note = state, note
+
+    def write(self) -> None:
+        """Writes the file."""
         content = {**self.about, "runs": {name: asdict(row) for name, row in self.records.items()}}
+        if self.trials:
+            content["trials"] = [asdict(trial) for trial in self.trials]
         atomic_write(f"{json.dumps(content, indent=2)}\n".encode(), self.file)
 
 
-def _record(row: dict[str, Any]) -> Record:
+def _record(kind: type[T], row: dict[str, Any]) -> T:
     """Returns the record in a row of the file; raises KeyError, TypeError or ValueError where it is none."""
-    hints = get_type_hints(Record)
-    if not all(fits(row[name], hint) for name, hint in hints.items()) or not 0 <= row["wall_s"] < LONGEST_S:
+    hints = get_type_hints(kind)
+    whole = all(fits(row[name], hint) for name, hint in hints.items())
+    if not whole or not 0 <= row.get("wall_s", 0) < LONGEST_S:
         raise ValueError(f"not a record: {row}")
-    return Record(**{name: row[name] for name in hints})
+    return kind(**{name: row[name] for name in hints})
 
 
 class View:
@@ -135,7 +169,7 @@ class View:
         self.runs, self.manifest = runs, manifest
         self.console = Console()
         self._since: dict[str, float] = {}
-        self._shown: dict[str, str] = {run.name: manifest.state(run) for run in runs}
+        self._shown: dict[str, str] = {run.name: manifest.state(run) for run in runs}  # runs may be added later
 
     def cells(self, run: Run) -> tuple[str, str, str, str, str]:
         """Returns state, frames, return, wall time and note of a run."""
@@ -158,7 +192,7 @@ class View:
     def print_changes(self) -> None:
         """Prints a line for each run whose state has changed since the last call."""
         for run in self.runs:
-            if (state := self.manifest.state(run)) != self._shown[run.name]:
+            if (state := self.manifest.state(run)) != self._shown.get(run.name, "pending"):
                 self._shown[run.name] = state
                 line = "  ".join(cell for cell in (run.name, *self.cells(run)) if cell not in ("", "-/-", "-"))
                 self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 from dqs_lightning.cli.config_file import config_chain, read_config
 from dqs_lightning.cli.errors import InputError, did_you_mean, refusing
+from dqs_lightning.cli.sweep_space import SearchSettings, read_search
 
-KEYS = ("config", "tasks", "seeds", "variants", "overrides")
+KEYS = ("config", "tasks", "seeds", "variants", "search", "overrides")
 RESERVED = ("extends", "run_dir", "ckpt_path", "seed_everything", "print_config", "trust")
 """Options of dqs-fit that the sweep sets itself, or that only a command line may set."""
 FURTHER = "config="
@@ -44,7 +45,7 @@ class Run:
 
 
 def read_sweep(file: Path) -> dict[str, Any]:
-    """Reads and checks a sweep file: seeds, variants, one of `config` and `tasks`, and perhaps overrides."""
+    """Reads and checks a sweep file: seeds, `variants` or `search`, `config` or `tasks`, and perhaps overrides."""
     content = read_config(file, key="")
     with refusing(f"{file}: ", InputError):
         _check(content)
@@ -57,9 +58,10 @@ def _check(content: dict[str, Any]) -> None:
             raise InputError(f"{key}: no such key; allowed are {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
     if ("config" in content) == ("tasks" in content):
         raise InputError("config, tasks: one of the two must be there, and one only")
-    for key in ("seeds", "variants"):
-        if key not in content:
-            raise InputError(f"{key}: must be there")
+    if ("variants" in content) == ("search" in content):
+        raise InputError("variants, search: one of the two must be there, and one only")
+    if "seeds" not in content:
+        raise InputError("seeds: must be there")
     for name, path in _tasks(content).items():
         if not isinstance(path, str):
             raise InputError(f"tasks.{name}={path}: must be the path of a configuration file")
@@ -70,27 +72,41 @@ def _check(content: dict[str, Any]) -> None:
         if type(seed) is not int or not 0 <= seed <= MAX_SEED:  # a bool is an int
             raise InputError(f"seeds={seed}: allowed are whole numbers from 0 to {MAX_SEED}")
     _refuse_twice("seeds", seeds)
-    for name, overrides in _mapping("variants", content["variants"]).items():
-        _check_overrides(f"variants.{name}", overrides)  # may be empty: the configuration as it is
+    if "variants" in content:
+        for name, overrides in _mapping("variants", content["variants"]).items():
+            _check_overrides(f"variants.{name}", overrides)  # may be empty: the configuration as it is
     _check_overrides("overrides", content.get("overrides", []))
     if content.get("overrides") == []:
         raise InputError("overrides=[]: must be a list of one or more, or be left out")
+    if "search" in content:
+        search_of(content)
+
+
+def search_of(content: dict[str, Any]) -> SearchSettings:
+    """Returns the `search` section of a sweep file's content."""
+    return read_search(content["search"], RESERVED, content.get("overrides", []))
 
 
 def expand(file: Path, out: Path) -> list[Run]:
-    """Lists the runs of a sweep file, seed by seed, so that a wrong variant fails before its other seeds are trained.
+    """Lists the runs of a sweep file with variants, in folders below `out`."""
+    content = read_sweep(file)
+    return runs_of(file, content, content["variants"], out)
+
+
+def runs_of(file: Path, content: dict[str, Any], variants: dict[str, list[str]], out: Path) -> list[Run]:
+    """Lists the runs of some variants, seed by seed, so that a wrong one fails before its other seeds are trained.
 
     Paths in the file, those of overrides `config=PATH` too, are relative to its folder. Runs get folders below `out`.
     """
-    content = read_sweep(file)
     families: list[list[Run]] = []  # each of all seeds
     for task, path in _tasks(content).items():
         config, chain = _chain(file, path, "config" if "config" in content else f"tasks.{task}")
-        for variant, own in content["variants"].items():
+        for variant, own in variants.items():
             settings, read = [], list(chain)
             for override in (*content.get("overrides", []), *own):
                 if override.startswith(FURTHER):
-                    further, more = _chain(file, override.removeprefix(FURTHER), f"variants.{variant}: {override}")
+                    key = "search" if "search" in content else f"variants.{variant}"
+                    further, more = _chain(file, override.removeprefix(FURTHER), f"{key}: {override}")
                     override, read = f"{FURTHER}{further}", read + more
                 settings.append(f"--{override}")
             digest = hashlib.sha256(json.dumps(read, sort_keys=True, default=str).encode()).hexdigest()

@@ -11,14 +11,17 @@ from pathlib import Path
 POLL_S = 0.2
 """Seconds between two checks for the stop file."""
 LOG = "log.txt"
+STOP = ".stop"
+"""File in a run's folder that stops this run alone."""
 
 
 def execute(command: Sequence[str], folder: Path, stop: Path, cwd: Path, threads: int, gpu: bool) -> tuple[int, float]:
     """Runs `dqs-fit`, with its output appended to the run's log; returns its exit code and the seconds taken.
 
-    The first word of the command is replaced by this interpreter's own dqs-fit. When the file `stop` appears, the
-    process gets SIGTERM, writes a checkpoint, and is waited for. `threads` is torch's OMP_NUM_THREADS; `gpu` says
-    whether the process may see the GPUs of this worker. The exit code is negative for a signal.
+    The first word of the command is replaced by this interpreter's own dqs-fit. When the file `stop` appears, or `STOP`
+    in the folder, the process gets SIGTERM, writes a checkpoint, and is waited for. `threads` is torch's
+    OMP_NUM_THREADS; `gpu` says whether the process may see the GPUs of this worker. The exit code is negative for a
+    signal.
     """
     # A run directory in the environment would replace the one in the command.
     environment = {name: value for name, value in os.environ.items() if name != "DQS_RUN_DIR"}
@@ -35,7 +38,7 @@ def execute(command: Sequence[str], folder: Path, stop: Path, cwd: Path, threads
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            while process.poll() is None and not stop.exists():
+            while process.poll() is None and not stop.exists() and not (folder / STOP).exists():
                 time.sleep(POLL_S)
             process.terminate()
             process.wait()
