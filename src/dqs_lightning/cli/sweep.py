@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # a run is as fast as one by 
 
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing, reported
 from dqs_lightning.cli.provenance import about
+from dqs_lightning.cli.shipped import find
 from dqs_lightning.cli.sweep_manifest import COLOURS, Manifest, View
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
 from dqs_lightning.cli.sweep_process import execute
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description="Train tasks x variants x seeds. The same command again skips what is finished and continues the "
         "rest. Exit codes: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal (run it again).",
     )
-    parser.add_argument("file", type=Path, help="the sweep file, such as configs/sweeps/maze_temperature.yaml")
+    parser.add_argument("file", type=Path, help="the sweep file, or a shipped one, such as sweeps/maze_temperature")
     parser.add_argument("--out", type=Path, help="the sweep's folder (default runs/sweeps/NAME-OF-THE-FILE)")
     parser.add_argument("--dry-run", action="store_true", help="print the dqs-fit command lines and start nothing")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: as many as the CPUs are enough for)")
@@ -155,8 +156,9 @@ def check_commands(file: Path, runs: list[Run]) -> None:
 def sweep(options: argparse.Namespace) -> int:
     """Runs or prints the sweep; returns the exit code."""
     out = (options.out or Path("runs") / "sweeps" / options.file.stem).absolute()
-    runs = expand(options.file, out)
-    check_commands(options.file, runs)
+    file = find(options.file)
+    runs = expand(file, out)
+    check_commands(file, runs)
     if options.dry_run:
         Manifest(out, runs)  # refuses to mix two runs
         print("\n".join(shlex.join(run.command) for run in runs))
@@ -165,7 +167,7 @@ def sweep(options: argparse.Namespace) -> int:
         raise InputError('Ray is not installed; run pip install ".[sweep]", or use --dry-run, which needs no Ray')
     with alone(out):
         manifest = Manifest(out, runs)
-        manifest.describe({"file": str(options.file), **read_sweep(options.file)}, about("dqs-sweep"))
+        manifest.describe({"file": str(file), **read_sweep(file)}, about("dqs-sweep"))
         waiting = any(manifest.state(run) != "done" for run in runs)
         stopped = waiting and run_all(runs, manifest, options)
     states = Counter[str](manifest.state(run) for run in runs)
