@@ -1,5 +1,6 @@
 """The project's checks: `nox` runs the default ones, `nox -s NAME` one, `nox --list` names all."""
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -136,17 +137,30 @@ def study(session: nox.Session, *names: str) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the sdist and from it the wheel, and start the commands where only the wheel is installed."""
+    """Build the sdist and from it the wheel, and run the commands where only the wheel and its extras are installed."""
     session.install(*PINNED, *group("build"))
     place = Path(session.create_tmp()).resolve()
-    dist, fresh = place / "dist", place / "fresh"
-    for old in dist.glob("*"):
-        old.unlink()
+    dist, fresh, away = place / "dist", place / "fresh", place / "away"
+    for old in (dist, away):
+        shutil.rmtree(old, ignore_errors=True)
+    away.mkdir()
     session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist))
     session.run("python", "-m", "venv", "--clear", str(fresh))
     constraints = str(Path("constraints.txt").resolve())
-    wheel = str(next(dist.glob("*.whl")))
-    session.chdir(place)  # away from the sources
-    session.run(f"{fresh}/bin/python", "-m", "pip", "install", "-c", constraints, wheel, external=True)
-    for command in ("dqs-fit", "dqs-eval", "dqs-export", "dqs-report", "dqs-sweep"):
-        session.run(f"{fresh}/bin/{command}", "--help", external=True, silent=True)
+    wheel = next(dist.glob("*.whl"))
+    session.chdir(away)  # from the sources
+    packages = (f"{wheel}[export,report]", "-c", constraints)
+    session.run(f"{fresh}/bin/python", "-m", "pip", "install", *packages, external=True)
+    for line in (
+        "dqs-fit --list",
+        "python -m dqs_lightning --config walker --config methods/qsm --print_config",
+        "dqs-fit --config cartpole --data.total_frames=3000 --data.init_random_frames=1000 "
+        "--evaluate.every_frames=3000 --evaluate.episodes=2 --run_dir=run",
+        "dqs-eval run --episodes 2",
+        "dqs-report run --out report",
+        "dqs-export run --out policy.onnx",
+        "dqs-sweep sweeps/mixture --dry-run",
+    ):
+        command, *arguments = line.split()
+        env = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+        session.run(f"{fresh}/bin/{command}", *arguments, external=True, env=env, silent="print" in line)

@@ -187,3 +187,10 @@ def test_python_m_is_the_same_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dqs_lightning", "--config", "walker", "--no_such_option=1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and done.stderr == "dqs-fit: --no_such_option: no such option\n"
+
+
+@pytest.mark.slow
+def test_the_reader_of_the_list_may_end_early(tmp_path: Path) -> None:
+    listing = subprocess.Popen([sys.executable, "-m", "dqs_lightning", "--list"], stdout=-1, stderr=-1, cwd=tmp_path)
+    listing.stdout.close()
+    assert listing.stderr.read() == b"" and listing.wait(100) == 0

@@ -220,7 +220,7 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
 ) -> None:
     ray_is(monkeypatch, False)
     assert sweep.main([str(written(file))]) == 2
-    assert 'pip install ".[sweep]"' in capsys.readouterr().err and os.listdir() == []
+    assert 'pip install "dqs-lightning[sweep]"' in capsys.readouterr().err and os.listdir() == []
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)

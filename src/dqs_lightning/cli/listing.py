@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dqs_lightning.cli.config_file import config_chain
+from dqs_lightning.cli.errors import print_all
 from dqs_lightning.cli.parser import BASES, DEFAULT_AGENT, combined
 from dqs_lightning.cli.shipped import shipped
 from dqs_lightning.registry import components
@@ -41,7 +42,7 @@ class ShowList(Action):
 
     def __call__(self, *_: Any) -> NoReturn:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-        print("\n\n".join(table(heading, rows, width) for heading, rows in sections()))
+        print_all("\n\n".join(table(heading, rows, width) for heading, rows in sections()))
         sys.exit(0)
 
 

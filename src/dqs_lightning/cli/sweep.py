@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a run is as fast as one by hand; Ray's default is 15
 
-from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing, reported
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError, print_all, refusing, reported
 from dqs_lightning.cli.provenance import about
 from dqs_lightning.cli.shipped import find
 from dqs_lightning.cli.sweep_manifest import COLOURS, Manifest, View
@@ -161,10 +161,10 @@ def sweep(options: argparse.Namespace) -> int:
     check_commands(file, runs)
     if options.dry_run:
         Manifest(out, runs)  # refuses to mix two runs
-        print("\n".join(shlex.join(run.command) for run in runs))
+        print_all("\n".join(shlex.join(run.command) for run in runs))
         return DONE
     if importlib.util.find_spec("ray") is None:
-        raise InputError('Ray is not installed; run pip install ".[sweep]", or use --dry-run, which needs no Ray')
+        raise InputError('Ray is not installed; run pip install "dqs-lightning[sweep]", or use --dry-run')
     with alone(out):
         manifest = Manifest(out, runs)
         manifest.describe({"file": str(file), **read_sweep(file)}, about("dqs-sweep"))
@@ -181,11 +181,7 @@ def sweep(options: argparse.Namespace) -> int:
 @reported("dqs-sweep")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
-    try:
-        return sweep(parse(arguments))
-    except BrokenPipeError:  # the reader of --dry-run, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    return sweep(parse(arguments))
 
 
 if __name__ == "__main__":
