@@ -1,6 +1,7 @@
 """The project's checks: `nox` runs the default ones, `nox -s NAME` one, `nox --list` names all."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -86,6 +87,22 @@ def docs(session: nox.Session) -> None:
     session.install(*PINNED, "-e", ".", *group("docs"))
     quiet = {"NO_MKDOCS_2_WARNING": "1"}  # pyproject.toml holds mkdocs below 2
     session.run("mkdocs", "build", "--strict", "--site-dir", "site", *session.posargs, env=quiet)
+
+
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """Execute every cell of the tutorial, which trains for minutes; a cell that fails, fails the session."""
+    session.install(*PINNED, "-e", ".", *group("notebook"))
+    session.run("jupyter", "execute", "--timeout=-1", "docs/tutorial.ipynb")  # the outputs are not kept
+
+
+@nox.session
+def docker(session: nox.Session) -> None:
+    """Build the image of the Dockerfile and start the command in it, where a Docker daemon runs."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        session.skip("no Docker daemon runs here")
+    session.run("docker", "build", "--tag", "dqs-lightning", ".", external=True)
+    session.run("docker", "run", "--rm", "dqs-lightning", "--list", external=True)
 
 
 @nox.session
