@@ -1,5 +1,5 @@
 # docker build -t dqs-lightning .
-# docker run --rm -v "$PWD/runs:/home/dqs/runs" dqs-lightning --config walker
+# docker run --rm -v dqs-runs:/home/dqs/runs dqs-lightning --config walker
 # The other commands: docker run --rm --entrypoint dqs-eval ...
 FROM python:3.11-slim-bookworm
 
