@@ -96,7 +96,7 @@ def notebook(session: nox.Session) -> None:
     session.run("jupyter", "execute", "--timeout=-1", "docs/tutorial.ipynb")  # the outputs are not kept
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def docker(session: nox.Session) -> None:
     """Build the image of the Dockerfile and start the command in it, where a Docker daemon runs."""
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
