@@ -1,5 +1,7 @@
 """The project's checks: `nox` runs the default ones, `nox -s NAME` one, `nox --list` names all."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -88,6 +90,22 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def notebook(session: nox.Session) -> None:
+    """Execute every cell of the tutorial, which trains for minutes; a cell that fails, fails the session."""
+    session.install(*PINNED, "-e", ".", *group("notebook"))
+    session.run("jupyter", "execute", "--timeout=-1", "docs/tutorial.ipynb")  # the outputs are not kept
+
+
+@nox.session(venv_backend="none")
+def docker(session: nox.Session) -> None:
+    """Build the image of the Dockerfile and start the command in it, where a Docker daemon runs."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        session.skip("no Docker daemon runs here")
+    session.run("docker", "build", "--tag", "dqs-lightning", ".", external=True)
+    session.run("docker", "run", "--rm", "dqs-lightning", "--list", external=True)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run every script of benchmarks/ that has --brief, to see that it works; published figures are of full runs."""
     session.install(*PINNED, "-e", ".[export]", *group("test"), *group("bench"))
@@ -136,17 +154,30 @@ def study(session: nox.Session, *names: str) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the sdist and from it the wheel, and start the commands where only the wheel is installed."""
+    """Build the sdist and from it the wheel, and run the commands where only the wheel and its extras are installed."""
     session.install(*PINNED, *group("build"))
     place = Path(session.create_tmp()).resolve()
-    dist, fresh = place / "dist", place / "fresh"
-    for old in dist.glob("*"):
-        old.unlink()
+    dist, fresh, away = place / "dist", place / "fresh", place / "away"
+    for old in (dist, away):
+        shutil.rmtree(old, ignore_errors=True)
+    away.mkdir()
     session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist))
     session.run("python", "-m", "venv", "--clear", str(fresh))
     constraints = str(Path("constraints.txt").resolve())
-    wheel = str(next(dist.glob("*.whl")))
-    session.chdir(place)  # away from the sources
-    session.run(f"{fresh}/bin/python", "-m", "pip", "install", "-c", constraints, wheel, external=True)
-    for command in ("dqs-fit", "dqs-eval", "dqs-export", "dqs-report", "dqs-sweep"):
-        session.run(f"{fresh}/bin/{command}", "--help", external=True, silent=True)
+    wheel = next(dist.glob("*.whl"))
+    session.chdir(away)  # from the sources
+    packages = (f"{wheel}[export,report]", "-c", constraints)
+    session.run(f"{fresh}/bin/python", "-m", "pip", "install", *packages, external=True)
+    for line in (
+        "dqs-fit --list",
+        "python -m dqs_lightning --config walker --config methods/qsm --print_config",
+        "dqs-fit --config cartpole --data.total_frames=3000 --data.init_random_frames=1000 "
+        "--evaluate.every_frames=3000 --evaluate.episodes=2 --run_dir=run",
+        "dqs-eval run --episodes 2",
+        "dqs-report run --out report",
+        "dqs-export run --out policy.onnx",
+        "dqs-sweep sweeps/mixture --dry-run",
+    ):
+        command, *arguments = line.split()
+        env = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+        session.run(f"{fresh}/bin/{command}", *arguments, external=True, env=env, silent="print" in line)

@@ -1,6 +1,7 @@
-"""What the build adds to the pages: what `tables` fills in, equations as MathML, and the pictures of the results."""
+"""What the build adds to the pages: what `tables` fills in, notebooks, equations as MathML, pictures of the results."""
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,27 @@ RESULTS = "benchmarks/results/"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pictures of the results, which are beside the pages and not among them, to the files of the site."""
+    """Adds to the site a page for each notebook, and the pictures of the results, which are not among the pages."""
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        page = notebook.src_uri.replace(".ipynb", ".md")
+        files.append(File.generated(config, page, content=markdown_of(json.loads(notebook.content_string))))
     for picture in sorted((ROOT / RESULTS).rglob("*.png")):
         files.append(File.generated(config, str(picture.relative_to(ROOT)), abs_src_path=str(picture)))
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Fills in the tables and the reference, and corrects the paths of pictures.
+def markdown_of(notebook: dict[str, Any]) -> str:
+    """Returns the cells of a notebook as the text of a page, without outputs."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+    return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells)
 
-    From a page's place in the checkout the results are one folder further up than on the site.
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fills in the tables and the reference, and corrects the paths of pictures and notebooks.
+
+    From a page's place in the checkout the results are one folder further up than on the site. A notebook is a page.
     """
+    markdown = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", markdown)
     markdown = markdown.replace(f"](../{RESULTS}", f"]({RESULTS}").replace(f"](../../{RESULTS}", f"](../{RESULTS}")
     return filled(markdown)
 

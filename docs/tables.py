@@ -12,21 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import dqs_callbacks  # noqa: F401  (registers its callbacks)
-from dqs_lightning.agents import DQS
+from dqs_lightning.cli.listing import defaults_of, keys_of, plural, summary
 from dqs_lightning.cli.parser import BASES
 from dqs_lightning.registry import components
 
 ROOT = Path(__file__).parents[1]
 OURS = ("dqs_lightning", "dqs_callbacks")
-PAGES = {"CriticLoss": "critic_losses", "Preconditioning": "preconditioning"}
-"""Pages of base classes whose page is not named like the class."""
-KEYS = {
-    "Agent": "model",
-    "Environment": "data.environment",
-    "Transform": "data.transforms",
-    "Callback": "trainer.callbacks",
-}
-"""Settings of base classes that are not arguments of `DQS`."""
 MOST_SETTINGS = 11
 """Arguments that a cell of a table has room for."""
 LONGEST_DEFAULT = 40
@@ -44,7 +35,7 @@ def filled(markdown: str) -> str:
 
 def component_table(base: type) -> str:
     """A table of the components of a base class that this project brings."""
-    rows = [f"| {link(cls)} | {summary(cls)} | {settings_of(cls)} |" for cls in own_components(base).values()]
+    rows = [f"| {link(cls)} | {cell(cls)} | {settings_of(cls)} |" for cls in own_components(base).values()]
     return "\n".join(["| component | what it is | settings |", "|---|---|---|", *rows])
 
 
@@ -92,32 +83,14 @@ def own_components(base: type) -> dict[str, type]:
     return {name: cls for name, cls in components(base).items() if cls.__module__.partition(".")[0] in OURS}
 
 
-def keys_of(base: type) -> list[str]:
-    """The settings that hold a component of a base class."""
-    if base.__name__ in KEYS:
-        return [KEYS[base.__name__]]
-    hints = inspect.signature(DQS).parameters.items()
-    return [f"model.{name}" for name, parameter in hints if base in getattr(parameter.annotation, "__args__", ())]
-
-
-def defaults_of(base: type) -> list[Any]:
-    """The components of a base class that `DQS` has when none is given."""
-    agent = DQS(1, 1)
-    if base.__name__ == "Agent":
-        return [agent]
-    names = [key.removeprefix("model.") for key in keys_of(base)]
-    return [agent.hparams[name] for name in names if name in agent.hparams]
-
-
 def page(base: type) -> str:
     """The page of a base class, in docs/components/."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", base.__name__).lower()
-    return f"{PAGES.get(base.__name__) or words.removesuffix('s') + 's'}.md"
+    return f"{plural(base).replace(' ', '_')}.md"
 
 
 def title(base: type) -> str:
     """The name of a base class in words, in the plural."""
-    return page(base).removesuffix(".md").replace("_", " ").capitalize()
+    return plural(base).capitalize()
 
 
 def settings_of(cls: type) -> str:
@@ -138,7 +111,6 @@ def link(cls: type) -> str:
     return f"[`{cls.__name__}`][{cls.__module__}.{cls.__qualname__}]"
 
 
-def summary(cls: type) -> str:
+def cell(cls: type) -> str:
     """The first paragraph of a class's docstring, for a cell of a table."""
-    first = (inspect.getdoc(cls) or "").partition("\n\n")[0]
-    return " ".join(first.split()).replace("|", "\\|").replace("<", "&lt;")
+    return summary(cls).replace("|", "\\|").replace("<", "&lt;")

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = sorted(DOCS.rglob("*.md"))
+NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 MOST_LINES = 15
 MOST_README_LINES = 130
@@ -74,7 +75,29 @@ def described(text: str) -> set[str]:
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
-    assert sorted(named(SITE["nav"])) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+    """The site has a page for each notebook, too."""
+    pages = (page.relative_to(DOCS).with_suffix(".md") for page in [*PAGES, *NOTEBOOKS])
+    assert sorted(named(SITE["nav"])) == sorted(map(str, pages))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_have_no_outputs_and_their_cells_compile(notebook: Path) -> None:
+    """`nox -s notebook` executes them."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    for cell in cells:
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        compile("".join(cell["source"]), notebook.name, "exec")
+
+
+def test_the_image_is_built_from_existing_files_that_the_build_context_contains() -> None:
+    """`nox -s docker` builds it where a Docker daemon runs."""
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    sources = [name for names in copied for name in names.split()]
+    assert {"src", "callbacks", "configs", "constraints.txt"} <= set(sources)
+    assert all((ROOT / name).exists() for name in sources)
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in rules and {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == set(sources)
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)

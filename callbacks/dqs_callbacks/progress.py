@@ -16,6 +16,8 @@ from dqs_lightning.ranges import Positive, checked
 class FramesProgress(ProgressBar):
     """Shows frames, return, updates per second and the time left; without a terminal it prints lines.
 
+    The first line is printed when training starts.
+
     Args:
         refresh_s: seconds between two updates of the bar on a terminal; > 0.
         line_s: seconds between two lines elsewhere; > 0.
@@ -43,7 +45,12 @@ class FramesProgress(ProgressBar):
         self._mark = (self._start, trainer.global_step)
         data = OnlineData.of(trainer)
         self._frames_at_start = data.env_frames
-        if self._enabled and trainer.is_global_zero and self._console.is_terminal:
+        if not self._enabled or not trainer.is_global_zero:
+            return
+        if not self._console.is_terminal:
+            text = f"{data.env_frames:,}/{data.total_frames:,} frames  {data.environment.name}  training starts"
+            self._console.print(text, highlight=False)
+        else:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -188,6 +188,14 @@ def test_the_progress_bar_shows_frames_rate_return_and_remaining_time(
     assert line.startswith("800/800 frames") and "updates/s" in line and "return" in line and "left" in line
 
 
+def test_the_first_line_of_progress_is_printed_when_training_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = small_data()
+    trainer(tmp_path, [FramesProgress(line_s=1000)], enable_progress_bar=True).fit(small_agent(data), data)
+    assert capsys.readouterr().err.splitlines() == [f"0/800 frames  {data.environment.name}  training starts"]
+
+
 def test_diagnostics_measure_the_actor_and_do_not_change_training(tmp_path: Path) -> None:
     """The final weights are the same with and without diagnostics; the logged values are finite and in range."""
     ends = []

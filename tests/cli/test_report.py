@@ -382,7 +382,7 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     make(here / "good")
     assert report.main(["good", "--out=out"]) == 2
-    assert 'run pip install ".[report]" -c constraints.txt' in capsys.readouterr().err
+    assert 'run pip install "dqs-lightning[report]"' in capsys.readouterr().err
     assert os.listdir() == ["good"]
 
 

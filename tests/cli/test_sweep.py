@@ -221,7 +221,7 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
 ) -> None:
     ray_is(monkeypatch, False)
     assert sweep.main([str(written(file))]) == 2
-    assert 'pip install ".[sweep]"' in capsys.readouterr().err and os.listdir() == []
+    assert 'pip install "dqs-lightning[sweep]"' in capsys.readouterr().err and os.listdir() == []
 
 
 SHIPPED = [path for path in sorted((CONFIGS / "sweeps").glob("*.yaml")) if "\nsearch:" not in path.read_text()]

@@ -1,6 +1,6 @@
 """A sweep as a user runs it: it is stopped by a signal, and the same command skips finished runs and continues.
 
-It needs Ray, which is too large for the test session's packages: `pip install ".[sweep]"`. There is only one
+It needs Ray, which is too large for the test session's packages: `pip install "dqs-lightning[sweep]"`. There is only one
 test, because several would start the processes once for each worker of pytest-xdist.
 """
 
@@ -114,7 +114,7 @@ def check_that_the_manifest_holds_commands_and_versions(swept: Swept) -> None:
 
 
 def test_a_sweep_is_stopped_by_a_signal_and_continued_by_the_same_command(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason='Ray is not installed: pip install ".[sweep]"')
+    pytest.importorskip("ray", reason='Ray is not installed: pip install "dqs-lightning[sweep]"')
     swept = Swept(tmp_path)
     check_that_a_signal_stops_the_runs_in_order(swept)
     check_that_the_same_command_skips_and_continues(swept)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-optuna = pytest.importorskip("optuna", reason='Optuna is not installed: pip install ".[sweep]"')
+optuna = pytest.importorskip("optuna", reason='Optuna is not installed: pip install "dqs-lightning[sweep]"')
 
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.report import command as report

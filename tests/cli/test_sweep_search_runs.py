@@ -42,8 +42,8 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def test_a_killed_search_is_continued_by_the_same_command_with_the_same_trials(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason='Ray is not installed: pip install ".[sweep]"')
-    pytest.importorskip("optuna", reason='Optuna is not installed: pip install ".[sweep]"')
+    pytest.importorskip("ray", reason='Ray is not installed: pip install "dqs-lightning[sweep]"')
+    pytest.importorskip("optuna", reason='Optuna is not installed: pip install "dqs-lightning[sweep]"')
     whole = subprocess.run(command(tmp_path, "whole"), cwd=tmp_path, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     first = subprocess.Popen(

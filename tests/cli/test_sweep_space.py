@@ -157,7 +157,7 @@ def test_a_missing_optuna_is_named_with_the_command_to_install_it(
     )
     for options in ([], ["--dry-run"]):
         assert sweep.main([str(written(file)), *options]) == 2
-        assert 'Optuna is not installed; run pip install ".[sweep]"' in capsys.readouterr().err
+        assert 'Optuna is not installed; run pip install "dqs-lightning[sweep]"' in capsys.readouterr().err
     assert os.listdir() == []
 
 

@@ -223,7 +223,7 @@ def test_without_gymnasium_robotics_the_error_names_what_to_install(monkeypatch:
     with pytest.raises(InputError) as refused:
         build("data.environment", node)
     assert str(refused.value) == (
-        'data.environment.PointMaze needs gymnasium-robotics: pip install ".[robotics]" -c constraints.txt'
+        'data.environment.PointMaze needs gymnasium-robotics: pip install "dqs-lightning[robotics]"'
     )
 
 

@@ -13,6 +13,7 @@ import yaml
 from dqs_lightning.checkpoint.bounded import MAX_DEPTH, check_bounded
 from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.files import read_text
+from dqs_lightning.cli.shipped import alternatives, find
 
 MAX_BYTES = 2**20
 """Largest size of a configuration; the parser needs about 20 s for it."""
@@ -101,9 +102,7 @@ def read_config(path: Path, key: str = "--config=") -> dict[str, Any]:
     with refusing(f"{key}{str(path)[:200]}: cannot be read: ", OSError):  # such as a name that is too long
         found = path.is_file()
     if not found:
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        there = f"; {path.parent} has {', '.join(near[:12])}" if near else ""
-        raise InputError(f"{key}{path}: no such file{there}")
+        raise InputError(f"{key}{path}: no such file{alternatives(path)}")
     with refusing(key, InputError):
         text = read_text(path, MAX_BYTES)
     with refusing(f"{key}{path}: ", InputError), refusing("not valid YAML: ", yaml.YAMLError):
@@ -115,12 +114,14 @@ def read_config(path: Path, key: str = "--config=") -> dict[str, Any]:
     return content
 
 
-def config_chain(path: Path, key: str = "--config=") -> dict[Path, dict[str, Any]]:
-    """Reads a configuration file and those that it extends, in the order of their precedence: the file first.
+def config_chain(name: Path, key: str = "--config=", folder: Path = Path()) -> dict[Path, dict[str, Any]]:
+    """Reads a configuration and those that it extends, in the order of their precedence: the configuration first.
 
-    `extends` names one file or several, relative to the file; of several a later one overrides an earlier one. A file
-    may be reached once only. An error's message begins with `key`.
+    `name` is that of a file in `folder` or of a shipped configuration (see `find`). `extends` has one name or several,
+    each of a file in the folder of the extending one, or of a shipped configuration; of several a later one overrides
+    an earlier one. A file may be reached once only. An error's message begins with `key`.
     """
+    path = find(name, folder)
     chain: dict[Path, dict[str, Any]] = {}
 
     def visit(file: Path) -> None:
@@ -135,7 +136,7 @@ def config_chain(path: Path, key: str = "--config=") -> dict[Path, dict[str, Any
         if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
             raise InputError(f"{file}: extends={bases}: must be the path of a file, or a list of paths")
         for base in reversed(bases):
-            visit(file.parent / base)
+            visit(find(Path(base), file.parent))
 
     visit(path)
     return chain

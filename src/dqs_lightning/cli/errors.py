@@ -81,6 +81,14 @@ def _expected(error: Exception, arguments: Sequence[str]) -> tuple[int, str] | N
     return None
 
 
+def print_all(text: str) -> None:
+    """Prints a text; that its reader ends before it has read everything, as head does, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def printable(value: Any, longest: int | None = 200) -> str:
     """Returns a value, as `str` shows it, as one line of visible characters that can be printed anywhere.
 

@@ -15,7 +15,7 @@ from dqs_lightning.registry import edits, nearest
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 """Keys of a component in a configuration."""
-FURTHER_OPTIONS = ("config", "help", "print_config")
+FURTHER_OPTIONS = ("config", "help", "list", "print_config")
 """Options that are no settings."""
 
 

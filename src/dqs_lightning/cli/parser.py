@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from dqs_lightning.cli.errors import InputError, shown
 from dqs_lightning.cli.faults import Source, explain, parsers_own, raise_fault
 from dqs_lightning.cli.interpolation import Place, as_yaml, interpolations, reads_environment
 from dqs_lightning.cli.schema import Setting, default_classes, tree_of
+from dqs_lightning.cli.shipped import DEFAULT
 from dqs_lightning.registry import components, describe, nearest
 
 DEFAULT_AGENT = agents.DQS
@@ -81,7 +82,7 @@ class Parser(LightningArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         if not self.exit_on_error:
             return super().parse_args(args, *rest, **kwargs)
-        self._given = with_integers(sys.argv[1:] if args is None else args)
+        self._given = with_configuration(with_integers(sys.argv[1:] if args is None else args))
         further = own_defaults(self._given)
         try:
             config = super().parse_args([*self._given, *further], *rest, **kwargs)
@@ -133,21 +134,30 @@ def own_defaults(args: Sequence[str]) -> list[str]:
     When the class changes, jsonargparse keeps what both classes accept: what a file or an option gives, as it should,
     and also the defaults of the former class.
     """
-    name, chosen = DEFAULT_AGENT.__name__, dict[str, Any]()
-    for source in sources(args):
-        model = source.content.get("model") if isinstance(source.content, dict) else None
-        if isinstance(model, str):
-            name = model
-        elif isinstance(model, dict):
-            name = str(model.get("class_path") or name)
-            given = model.get("init_args", {k: v for k, v in model.items() if k not in ("class_path", "init_args")})
-            chosen = merged(chosen, given) if isinstance(given, dict) else chosen
+    models = (source.content.get("model") for source in sources(args) if isinstance(source.content, dict))
+    name, chosen = combined(models, DEFAULT_AGENT.__name__)
     agent = components(agents.Agent).get(name.rpartition(".")[2])
     if agent is None or agent is DEFAULT_AGENT:
         return []
     shared = defaults_of(DEFAULT_AGENT)["init_args"].keys()
     own = {key: value for key, value in defaults_of(agent)["init_args"].items() if key in shared}
     return [f"--model.{key}={json.dumps(value)}" for key, value in missing(own, chosen)]
+
+
+def combined(written: Iterable[Any], name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the arguments of a component that several sources describe, a later one over an earlier one.
+
+    `name` is used where no source names a class.
+    """
+    arguments = dict[str, Any]()
+    for value in written:
+        if isinstance(value, str):
+            name = value
+        elif isinstance(value, dict):
+            name = str(value.get("class_path") or name)
+            given = value.get("init_args", {k: v for k, v in value.items() if k not in ("class_path", "init_args")})
+            arguments = merged(arguments, given) if isinstance(given, dict) else arguments
+    return name, arguments
 
 
 def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +188,7 @@ def sources(args: Sequence[str]) -> Iterator[Source]:
         if option in ("-c", "--config"):
             for content in reversed(config_chain(Path(value)).values()):
                 yield Source({key: value for key, value in content.items() if key != "extends"})
-        elif option.startswith("--") and option not in ("--print_config", "--help"):
+        elif option.startswith("--") and option not in ("--print_config", "--help", "--list"):
             yield Source.of_option(option.removesuffix(".help"), value)
 
 
@@ -193,6 +203,12 @@ def with_integers(args: Sequence[str]) -> list[str]:
             arg = integral(arg)
         written.append(arg)
     return written
+
+
+def with_configuration(args: Sequence[str]) -> list[str]:
+    """Arguments that read the shipped default.yaml first where they name no configuration."""
+    named = any(option in ("-c", "--config") for option, _ in _options(args))
+    return list(args) if named else ["--config", str(DEFAULT), *args]
 
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:

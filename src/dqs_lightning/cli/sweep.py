@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import fcntl
 import importlib.util
-import os
 import shlex
 import sys
 from collections import Counter, deque
@@ -13,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing, reported
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError, print_all, refusing, reported
 from dqs_lightning.cli.provenance import about
+from dqs_lightning.cli.shipped import find
 from dqs_lightning.cli.sweep_engine import Plan, run_all
 from dqs_lightning.cli.sweep_manifest import COLOURS, Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "finished and continues the rest. Exit codes: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal "
         "(run it again).",
     )
-    parser.add_argument("file", type=Path, help="the sweep file, such as configs/sweeps/maze_temperature.yaml")
+    parser.add_argument("file", type=Path, help="the sweep file, or a shipped one, such as sweeps/maze_temperature")
     parser.add_argument("--out", type=Path, help="the sweep's folder (default runs/sweeps/NAME-OF-THE-FILE)")
     parser.add_argument("--dry-run", action="store_true", help="print the dqs-fit command lines and start nothing")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: as many as the CPUs are enough for)")
@@ -87,7 +87,7 @@ def alone(out: Path) -> Iterator[None]:
 def require(package: str, further: str = "") -> None:
     """Refuses to go on without a package of the extra `sweep`."""
     if importlib.util.find_spec(package.lower()) is None:
-        raise InputError(f'{package} is not installed; run pip install ".[sweep]"{further}')
+        raise InputError(f'{package} is not installed; run pip install "dqs-lightning[sweep]"{further}')
 
 
 def check(file: Path, content: dict[str, Any], out: Path) -> None:
@@ -115,13 +115,13 @@ def planned(file: Path, content: dict[str, Any], out: Path) -> tuple[Plan, Manif
 
 def sweep(options: argparse.Namespace) -> int:
     """Runs or prints the sweep; returns the exit code."""
-    file, out = options.file, (options.out or Path("runs") / "sweeps" / options.file.stem).absolute()
+    file, out = find(options.file), (options.out or Path("runs") / "sweeps" / options.file.stem).absolute()
     content = read_sweep(file)
     if "search" in content:
         require("Optuna")
     check(file, content, out)
     if options.dry_run:
-        print(planned(file, content, out)[0].preview())
+        print_all(planned(file, content, out)[0].preview())
         return DONE
     require("Ray", ", or use --dry-run, which needs no Ray")
     with alone(out):
@@ -141,11 +141,7 @@ def sweep(options: argparse.Namespace) -> int:
 @reported("dqs-sweep")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
-    try:
-        return sweep(parse(arguments))
-    except BrokenPipeError:  # the reader of --dry-run, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    return sweep(parse(arguments))
 
 
 if __name__ == "__main__":

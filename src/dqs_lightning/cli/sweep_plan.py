@@ -14,7 +14,7 @@ from dqs_lightning.cli.errors import InputError, did_you_mean, refusing
 from dqs_lightning.cli.sweep_space import SearchSettings, read_search
 
 KEYS = ("config", "tasks", "seeds", "variants", "search", "overrides")
-RESERVED = ("extends", "run_dir", "ckpt_path", "seed_everything", "print_config", "trust")
+RESERVED = ("extends", "list", "run_dir", "ckpt_path", "seed_everything", "print_config", "trust")
 """Options of dqs-fit that the sweep sets itself, or that only a command line may set."""
 FURTHER = "config="
 """The override that names a further configuration file, read after the task's: a method, which any task can have."""
@@ -96,7 +96,8 @@ def expand(file: Path, out: Path) -> list[Run]:
 def runs_of(file: Path, content: dict[str, Any], variants: dict[str, list[str]], out: Path) -> list[Run]:
     """Lists the runs of some variants, seed by seed, so that a wrong one fails before its other seeds are trained.
 
-    Paths in the file, those of overrides `config=PATH` too, are relative to its folder. Runs get folders below `out`.
+    Configurations in the file, those of overrides `config=NAME` too, are in its folder or shipped. Runs get folders
+    below `out`.
     """
     families: list[list[Run]] = []  # each of all seeds
     for task, path in _tasks(content).items():
@@ -160,7 +161,6 @@ def _refuse_twice(key: str, items: Iterable[Any]) -> None:
 
 
 def _chain(file: Path, path: str, key: str) -> tuple[Path, list[dict[str, Any]]]:
-    """Returns a configuration, found from the sweep file's folder, and the contents of it and those that it extends."""
-    with refusing(f"{file}: {key}: no such file: ", OSError, ValueError):
-        config = (file.parent / path).resolve()
-    return config, list(config_chain(config, f"{file}: {key}: ").values())
+    """Returns a configuration's file and the contents of it and those that it extends; see `config_chain`."""
+    chain = config_chain(Path(path), f"{file}: {key}: ", file.parent.resolve())
+    return next(iter(chain)).resolve(), list(chain.values())

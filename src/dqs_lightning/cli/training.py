@@ -21,6 +21,7 @@ from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ra
 from dqs_lightning.cli.ending import goal_reached, limit_reached
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing
 from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
+from dqs_lightning.cli.listing import ShowList
 from dqs_lightning.cli.loggers import RunCSVLogger, drop_later_metrics
 from dqs_lightning.cli.machine import set_threads
 from dqs_lightning.cli.parser import DEFAULT_AGENT, ConfigFile, Parser, defaults_of
@@ -62,7 +63,11 @@ class FitCLI(LightningCLI):
             "4 an environment failed, 5 checkpoints cannot be written, 75 stopped (continue with --ckpt_path=auto).",
             **kwargs,
         )
-        parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file; may be repeated.")
+        text = "Configuration: a file or a shipped one, such as walker; may be repeated. Without it: default."
+        parser.add_argument("-c", "--config", action=ConfigFile, help=text)
+        parser.add_argument(
+            "--list", action=ShowList, help="Show shipped tasks and methods and all components, and exit."
+        )
         parser.add_argument(
             "--extends", type=str | list[str] | None, help="In a file: others, relative to it, read first."
         )

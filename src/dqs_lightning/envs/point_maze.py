@@ -72,7 +72,7 @@ class PointMaze(Navigation):
         super().__init__(action_repeat)
         _check(maze_map)
         if importlib.util.find_spec("gymnasium_robotics") is None:
-            raise ValueError('PointMaze needs gymnasium-robotics: pip install ".[robotics]" -c constraints.txt')
+            raise ValueError('PointMaze needs gymnasium-robotics: pip install "dqs-lightning[robotics]"')
         self.maze_map, self.horizon, self.label = maze_map, horizon, label
         self.half_size = (len(maze_map[0]) / 2, len(maze_map) / 2)
         (width, height), walls = self.half_size, self._cells(WALL)

@@ -40,7 +40,7 @@ class Simulated(Environment):
         super().__init__(action_repeat)
         if importlib.util.find_spec(self.package) is None:
             name = type(self).__name__
-            raise ValueError(f'{name} needs {self.package}: pip install ".[{name.lower()}]" -c constraints.txt')
+            raise ValueError(f'{name} needs {self.package}: pip install "dqs-lightning[{name.lower()}]"')
         self.env_name, self.episode_length, self.physics_errors = env_name, episode_length, 0
         self._episodes: dict[int, Episodes] = {}
         """By number of members, since each number is compiled by itself, and takes long."""

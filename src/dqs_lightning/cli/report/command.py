@@ -95,7 +95,7 @@ def write(out: Path, files: dict[str, bytes], earlier: set[str]) -> None:
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Reads the runs, composes the report, and only then writes it."""
     if not all(importlib.util.find_spec(name) for name in ("rliable", "pandas", "jinja2")):
-        raise InputError('rliable or pandas is not installed; run pip install ".[report]" -c constraints.txt')
+        raise InputError('rliable or pandas is not installed; run pip install "dqs-lightning[report]"')
     runs = read_runs(options.runs, names_of(options.name))
     earlier = earlier_files(options.out)
     with refusing("matplotlibrc: Matplotlib cannot read its settings: ", ValueError):
