@@ -2,9 +2,12 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "virtualenv"
@@ -12,7 +15,17 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "imports", "docs", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-PINNED = ("-c", "constraints.txt")
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""The Python that runs nox, which all sessions use but those whose names hold another."""
+
+
+def pinned(python: str = PYTHON) -> tuple[str, ...]:
+    """pip's option that takes the versions that the tests were run with on a version of Python."""
+    file = Path(f"constraints-{python}.txt")
+    return "-c", str(file if file.exists() else "constraints.txt")
+
+
+PINNED = pinned()
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -23,7 +36,38 @@ def group(name: str) -> tuple[str, ...]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run pytest; arguments after -- go to it."""
-    session.install(*PINNED, "-e", ".", *group("test"))
+    session.install(*pinned(session.python or PYTHON), "-e", ".", *group("test"))
+    suite(session)
+
+
+for version in ("3.12", "3.13"):
+    nox.session(tests, name=f"tests-{version}", python=version)
+
+
+@nox.session
+def latest(session: nox.Session) -> None:
+    """Run pytest with the newest versions that pyproject.toml allows."""
+    session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".", *group("test"))
+    suite(session)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run pytest with the oldest versions that pyproject.toml allows."""
+    session.install("-e", ".", *map(at_lower_bound, (*PYPROJECT["project"]["dependencies"], *group("test"))))
+    suite(session)
+
+
+def at_lower_bound(line: str) -> str:
+    """A requirement whose version is its lower bound; any version where it has none."""
+    requirement = Requirement(line)
+    bounds = (bound.version for bound in requirement.specifier if bound.operator == ">=")
+    requirement.specifier = SpecifierSet(",".join(f"=={version}" for version in bounds))
+    return str(requirement)
+
+
+def suite(session: nox.Session) -> None:
+    """Run pytest on all cores."""
     # A file's tests share fixtures, so they stay on one worker; tests/conftest.py puts the slow files first.
     spread = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run("pytest", *spread, *session.posargs, env={"OMP_NUM_THREADS": "1"})

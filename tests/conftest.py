@@ -13,6 +13,8 @@ import torch
 from faults.runs import Launcher
 from torch import nn
 
+from dqs_lightning.envs.dm_control import INSTALLED, NOT_INSTALLED
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -27,6 +29,15 @@ def launcher() -> Iterator[Launcher]:
     found = Launcher([tests / "ddp", tests.parent / "docs" / "examples" / "tasks"])
     yield found
     found.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Reports a test that failed because DMControl was refused as skipped, where dm_control is not installed."""
+    report = yield
+    if report.failed and not INSTALLED and NOT_INSTALLED in report.longreprtext + report.capstderr:
+        report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1], f"DMControl {NOT_INSTALLED}")
+    return report
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

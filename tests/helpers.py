@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from tensordict import TensorDict, TensorDictBase
@@ -35,14 +36,29 @@ from dqs_lightning.diffusion import (
     Unbounded,
 )
 from dqs_lightning.diffusion.samplers import Noise
-from dqs_lightning.envs import DMControl, Maze
+from dqs_lightning.envs import DMControl, Environment, Gym, Maze
+from dqs_lightning.envs.dm_control import INSTALLED, NOT_INSTALLED
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
 def small_data(**changes: Any) -> OnlineData:
     arguments = {"total_frames": 800, "init_random_frames": 400, "batch_size": 16, "num_envs": 2, **changes}
-    environment = arguments.pop("environment", None) or DMControl("cartpole", "swingup", action_repeat=2)
+    environment = arguments.pop("environment", None) or short_task()
     return OnlineData(environment, **arguments)
+
+
+def short_task() -> Environment:
+    """Returns cartpole, or a task with one action and as many steps where dm_control is not installed."""
+    if INSTALLED:
+        return DMControl("cartpole", "swingup", action_repeat=2)
+    return Gym("Pendulum-v1", action_repeat=2, kwargs={"max_episode_steps": 1_000})
+
+
+def cartpole(action_repeat: int = 2) -> Any:
+    """Returns cartpole as a parameter of a test, which is skipped where dm_control is not installed."""
+    if not INSTALLED:
+        return pytest.param(None, id="DMControl", marks=pytest.mark.skip(reason=f"DMControl {NOT_INSTALLED}"))
+    return DMControl("cartpole", "swingup", action_repeat)
 
 
 def small(hidden: tuple[int, ...] = (16, 16)) -> dict[str, Backbone]:

@@ -14,6 +14,7 @@ from dqs_lightning.agents import DQS, SAC, TD3, Agent
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import Ancestral, Importance
+from dqs_lightning.envs import Maze
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.temperature import Relative, TargetEntropy, TargetESS, Temperature
 
@@ -108,7 +109,7 @@ def test_a_run_stopped_between_two_actor_updates_resumes_bitwise_identically(
     weights = []
     for folder, steps in (("whole", (96,)), ("cut", (61, 96))):
         for max_steps in steps:
-            data = small_data()
+            data = small_data(environment=Maze())
             agent = make(cls, data, **{name: component(warmup=0) for name, component in changes.items()})
             last = tmp_path / folder / "checkpoints" / "last.ckpt"
             callbacks = [FiniteGuard(), RunCheckpoint(str(last.parent))]

@@ -427,7 +427,8 @@ def test_gradients_of_the_target_are_stopped(name: str) -> None:
 
 
 def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path) -> None:
-    observation = torch.randn(6, 5)
+    sizes = (small_data().observation_dim, 1)
+    observation = torch.randn(6, sizes[0])
     torch.save(observation, tmp_path / "observation.pt")
     actions = {}
     for name in components(Agent):
@@ -438,7 +439,7 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
             changes |= {"critic_loss": Quantiles(5, dropped=1)}
         if name == "PPO":
             changes |= {"rollout_steps": 64}
-        agent = small_agent(data, **changes) if name == "DQS" else components(Agent)[name](5, 1, **small(), **changes)
+        agent = small_agent(data, **changes) if name == "DQS" else components(Agent)[name](*sizes, **small(), **changes)
         fit = trainer(tmp_path)
         fit.fit(agent, data)
         fit.save_checkpoint(file := tmp_path / f"{name}.ckpt")
@@ -448,7 +449,7 @@ def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path
             assert isinstance(schedule := loaded.diffusion.noise_schedule, Karras) and schedule.rho == 5.0
             assert isinstance(loaded.critic_loss, Quantiles) and loaded.critic_loss.dropped == 1
             torch.testing.assert_close(loaded.temperature(), torch.tensor(0.5))
-        assert OnlineData.load_from_checkpoint(file, weights_only=True).environment.name == "cartpole-swingup"
+        assert OnlineData.load_from_checkpoint(file, weights_only=True).environment.name == data.environment.name
     script = (
         "import sys, torch; from dqs_lightning.agents import load_agent; from pathlib import Path;"
         "f = Path(sys.argv[1]); o = torch.load(f / 'observation.pt');"

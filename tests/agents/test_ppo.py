@@ -14,6 +14,7 @@ from torch import Tensor
 from dqs_callbacks import FiniteGuard
 from dqs_lightning.agents import PPO
 from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.envs import Maze
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 SHORT_ROLLOUTS = {"rollout_steps": 48, "epochs": 3, "minibatch_size": 20}
@@ -115,7 +116,7 @@ def test_a_resumed_run_is_bitwise_identical(tmp_path: Path) -> None:
     weights = []
     for folder, steps in (("whole", (-1,)), ("cut", (21, -1))):
         for max_steps in steps:
-            data = small_data(total_frames=600)
+            data = small_data(environment=Maze(), total_frames=300, init_random_frames=200)
             torch.manual_seed(3)
             agent = PPO(data.observation_dim, data.action_dim, **small(), **SHORT_ROLLOUTS, normalise_observations=True)
             last = tmp_path / folder / "checkpoints" / "last.ckpt"

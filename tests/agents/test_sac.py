@@ -9,6 +9,7 @@ from helpers import one_step_batch, small, small_data, trainer
 
 from dqs_callbacks import FiniteGuard
 from dqs_lightning.agents import SAC, load_agent
+from dqs_lightning.envs import Maze
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
@@ -59,7 +60,7 @@ def test_a_resumed_run_is_bitwise_identical(tmp_path: Path) -> None:
     weights = []
     for folder, steps in (("whole", (-1,)), ("cut", (60, -1))):
         for max_steps in steps:
-            data = small_data()
+            data = small_data(environment=Maze(), total_frames=400, init_random_frames=200)
             torch.manual_seed(3)
             agent = SAC(data.observation_dim, data.action_dim, **small((32, 32)))
             checkpoints = tmp_path / folder / "checkpoints"

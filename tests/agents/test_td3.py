@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dqs_callbacks import FiniteGuard
 from dqs_lightning.agents import TD3
+from dqs_lightning.envs import Maze
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 
@@ -65,7 +66,7 @@ def test_a_resumed_run_is_bitwise_identical(tmp_path: Path) -> None:
     weights = []
     for folder, steps in (("whole", (-1,)), ("cut", (61, -1))):
         for max_steps in steps:
-            data = small_data()
+            data = small_data(environment=Maze(), total_frames=400, init_random_frames=200)
             torch.manual_seed(3)
             agent = TD3(data.observation_dim, data.action_dim, **small(), normalise_observations=True)
             last = tmp_path / folder / "checkpoints" / "last.ckpt"

@@ -27,11 +27,11 @@ from dqs_callbacks.diagnostics import diagnose
 from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import PPO
 from dqs_lightning.diffusion import GuidedDefensive
-from dqs_lightning.envs import DMControl, EnvironmentFailure, Maze
+from dqs_lightning.envs import EnvironmentFailure, Gym, Maze
 from dqs_lightning.envs.maze import MazeBatch
 from dqs_lightning.evaluation.returns import episode_returns, mean_with_interval
 
-COARSE = DMControl("cartpole", "swingup", action_repeat=50)
+COARSE = Gym("Pendulum-v1", action_repeat=50, kwargs={"max_episode_steps": 1_000})
 
 
 def test_evaluation_writes_scores_and_does_not_change_training(tmp_path: Path) -> None:

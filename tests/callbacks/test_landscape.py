@@ -15,7 +15,7 @@ from PIL import Image
 from dqs_callbacks import ActionLandscape
 from dqs_callbacks.landscape import CELLS, FRAMES, REST, draw, landscape, mass_levels
 from dqs_lightning.agents import DQS, SAC
-from dqs_lightning.envs import DMControl, Maze
+from dqs_lightning.envs import Gym, Maze
 
 
 def test_contour_lines_enclose_the_stated_probability() -> None:
@@ -77,7 +77,7 @@ def test_pictures_and_animations_are_written_and_training_does_not_change(tmp_pa
 @pytest.mark.parametrize(
     ("environment", "changes", "message"),
     [
-        (DMControl("cartpole", "swingup", 50), {}, "at least two action dimensions; cartpole-swingup has 1"),
+        (Gym("Pendulum-v1"), {}, "at least two action dimensions; Pendulum-v1 has 1"),
         (Maze(), {"observations": [[0.0, 0.0, 0.0]]}, "observations have 3 numbers; maze-four-goals has 2"),
     ],
 )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -231,16 +232,17 @@ class SmallCards(Cards):
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("make", "message"),
     [
-        (Maze(), "Video: maze-four-goals has no pictures: MazeBatch has no method render"),
-        (DMControl("cartpole", "swingup"), "Video: cartpole-swingup cannot be drawn with .*set MUJOCO_GL=egl"),
-        (SmallCards(), r"Video: cards cannot be filmed: render gave \(\(8, 8, 3\), 'float64'\)"),
+        (Maze, "Video: maze-four-goals has no pictures: MazeBatch has no method render"),
+        (lambda: DMControl("cartpole", "swingup"), "Video: cartpole-swingup cannot be drawn with .*set MUJOCO_GL=egl"),
+        (SmallCards, r"Video: cards cannot be filmed: render gave \(\(8, 8, 3\), 'float64'\)"),
     ],
 )
 def test_environments_that_cannot_render_are_refused_before_training(
-    tmp_path: Path, environment: Environment, message: str
+    tmp_path: Path, make: Callable[[], Environment], message: str
 ) -> None:
+    environment = make()
     if os.environ["MUJOCO_GL"] != "disabled" and isinstance(environment, DMControl):
         pytest.skip("a renderer was chosen")
     data = small_data(environment=environment, init_random_frames=100)

@@ -21,6 +21,7 @@ from dqs_lightning.cli.report.files import write_study
 from dqs_lightning.cli.report.measure import DRAWN, choose_published, read_published, suite_name
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.report.statistics import tidy
+from dqs_lightning.envs.dm_control import NOT_INSTALLED
 
 AT = (60_000, 100_000, 120_000)
 
@@ -245,8 +246,7 @@ def test_published_rows_have_their_sources_and_budgets(made: Path) -> None:
 
 
 def test_published_task_names_are_those_of_the_suite() -> None:
-    from dm_control import suite
-
+    suite = pytest.importorskip("dm_control.suite", reason=NOT_INSTALLED)
     known = {suite_name(f"{domain}-{task}") for domain, task in suite.ALL_TASKS}
     assert set(read_published()[0]["task"]) <= known
     assert suite_name("ball_in_cup-catch") == "cup-catch"

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from faulty import Faulty
-from helpers import small, small_agent, small_data, trainer
+from helpers import cartpole, small, small_agent, small_data, trainer
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
@@ -161,9 +161,7 @@ def fit_in_parts(folder: Path, environment: Environment, *parts: tuple[int, int]
     return {**replay.to_dict(), **agent.state_dict()}
 
 
-@pytest.mark.parametrize(
-    "environment", [DMControl("cartpole", "swingup", action_repeat=20), Maze(), Gym("Pendulum-v1")]
-)
+@pytest.mark.parametrize("environment", [cartpole(action_repeat=20), Maze(), Gym("Pendulum-v1")])
 def test_workers_collect_the_same_data_as_one_process_and_continue_in_mid_episode(
     tmp_path: Path, environment: Environment
 ) -> None:

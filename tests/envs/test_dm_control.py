@@ -6,11 +6,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from dm_control import suite
+from jsonargparse import Namespace
 from tensordict import TensorDictBase
 from torchrl.envs.utils import check_env_specs
 
-from dqs_lightning.envs import DMControl, Environment
+from dqs_lightning.cli.checks import build
+from dqs_lightning.cli.errors import InputError
+from dqs_lightning.envs import DMControl, Environment, dm_control
 from dqs_lightning.envs.dm_control import DMControlBatch
 
 TASKS = [
@@ -64,7 +66,7 @@ def test_steps_equal_those_of_the_suite_and_rewards_are_summed_over_the_action_r
     env = DMControl("walker", "walk", action_repeat=3).make(1, seed=5)
     actions = random_actions(env, 4)
     got = play(env, env.reset(), actions)
-    raw = suite.load("walker", "walk", task_kwargs={"random": 5})
+    raw = dm_control.suite.load("walker", "walk", task_kwargs={"random": 5})
     raw.reset()
     for action, row in zip(actions, got, strict=True):
         steps = [raw.step(action[0].numpy()) for _ in range(3)]
@@ -93,7 +95,7 @@ def test_time_limit_truncates_and_does_not_terminate() -> None:
 
 def test_actions_are_scaled_to_the_bounds_of_the_task() -> None:
     env = DMControl("fish", "swim").make(1, seed=0)
-    spec = suite.load("fish", "swim").action_spec()
+    spec = dm_control.suite.load("fish", "swim").action_spec()
     assert env._low == pytest.approx(spec.minimum) and env._low + 2 * env._half == pytest.approx(spec.maximum)
 
 
@@ -158,3 +160,14 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
         DMControl("walker", "runn")
     with pytest.raises(ValueError, match="action_repeat=0"):
         DMControl("walker", "walk", action_repeat=0)
+
+
+def test_without_dm_control_it_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dm_control, "INSTALLED", False)
+    node = Namespace(class_path="dqs_lightning.envs.DMControl", init_args=Namespace(domain="walker"))
+    with pytest.raises(InputError) as refused:
+        build("data.environment", node)
+    assert str(refused.value) == (
+        "data.environment.DMControl needs dm_control, which requires Python 3.11 or 3.12: "
+        "its labmaze has no wheel for 3.13"
+    )

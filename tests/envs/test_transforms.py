@@ -8,7 +8,7 @@ import gymnasium
 import lightning as L
 import pytest
 import torch
-from helpers import saved_run, small, small_agent, small_data, trainer
+from helpers import cartpole, saved_run, small, small_agent, small_data, trainer
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import transforms
@@ -65,7 +65,7 @@ def stacked(plain: TensorDict, number: int) -> tuple[Tensor, Tensor]:
     return torch.stack(before).reshape(shape), torch.stack(after).reshape(shape)
 
 
-@pytest.mark.parametrize("environment", [SHORT, DMControl("cartpole", "swingup", action_repeat=100)])
+@pytest.mark.parametrize("environment", [SHORT, cartpole(action_repeat=100)])
 def test_frames_are_stacked_within_episodes(environment: Environment) -> None:
     plain, changed = rollout(environment), rollout(transformed(environment, [CatFrames(3)]))
     assert 0 < plain["next", "done"].sum() < plain["next", "done"].numel()
@@ -158,11 +158,9 @@ def test_workers_give_the_same_observations_as_one_process() -> None:
 CHAIN = [CatFrames(3), RewardScaling(2.0, 0.1), ClipTransform(-0.5, 0.5), ClipTransform(-1, 1, ["reward"])]
 
 
-CARTPOLE = DMControl("cartpole", "swingup", action_repeat=20)
-
-
-def fitted(folder: Path, workers: int, *stops: int, environment: Environment = CARTPOLE) -> tuple[OnlineData, Any]:
+def fitted(folder: Path, workers: int, *stops: int, environment: Environment | None = None) -> tuple[OnlineData, Any]:
     """Trains a run, stopped and continued at each of `stops`; returns the data and the agent at its end."""
+    environment = environment or DMControl("cartpole", "swingup", action_repeat=20)
     for index, updates in enumerate(stops):
         L.seed_everything(3)
         frames = 320 * environment.action_repeat

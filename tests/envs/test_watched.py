@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from faulty import RETURNED, Faulty
-from helpers import small_agent, small_data, trainer
+from helpers import cartpole, small_agent, small_data, trainer
 from tensordict import TensorDict
 from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.envs import DMControl, Environment, EnvironmentFailure, Gym, Maze
+from dqs_lightning.envs import Environment, EnvironmentFailure, Gym, Maze
 from dqs_lightning.envs.deadline import Deadline
 from dqs_lightning.envs.maze import MazeBatch
 from dqs_lightning.envs.watched import Watched
@@ -29,7 +29,7 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("environment", [DMControl("cartpole", "swingup"), Maze(), Gym("Pendulum-v1")])
+@pytest.mark.parametrize("environment", [cartpole(), Maze(), Gym("Pendulum-v1")])
 def test_a_watched_environment_behaves_like_the_environment_itself(environment: Environment) -> None:
     env, plain = Watched(lambda: environment.make(2, 3), "it"), environment.make(2, 3)
     assert env.observation_spec == plain.observation_spec and env.action_spec == plain.action_spec

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from faulty import RETURNED, Faulty, ended
+from helpers import cartpole
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dqs_lightning.envs import DMControl, Environment, EnvironmentFailure, Gym, Maze
+from dqs_lightning.envs import Environment, EnvironmentFailure, Gym, Maze
 from dqs_lightning.envs.maze import MazeBatch
 from dqs_lightning.envs.restarts import RESTARTS, Restarts
 from dqs_lightning.envs.workers import WorkerBatch
@@ -55,9 +56,7 @@ def equal(a: TensorDictBase, b: TensorDictBase) -> bool:
     return keys == set(b.keys(True, True)) and all(torch.equal(a[key], b[key]) for key in keys)
 
 
-@pytest.mark.parametrize(
-    "environment", [DMControl("cartpole", "swingup", action_repeat=40), Maze(horizon=5), Gym("Pendulum-v1")]
-)
+@pytest.mark.parametrize("environment", [cartpole(action_repeat=40), Maze(horizon=5), Gym("Pendulum-v1")])
 def test_members_are_bitwise_equal_to_those_of_one_process(environment: Environment) -> None:
     with batch_of(environment, seed=3) as env:
         divided = steps(env, 210)
@@ -146,7 +145,7 @@ def test_failed_constructions_are_not_retried() -> None:
     assert restarts.used == 0 and not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("environment", [DMControl("cartpole", "swingup"), Maze()])
+@pytest.mark.parametrize("environment", [cartpole(), Maze()])
 def test_a_snapshot_continues_in_mid_episode(environment: Environment) -> None:
     plain = environment.make(4, 3)
     steps(plain, 7)

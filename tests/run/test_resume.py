@@ -12,7 +12,7 @@ from dqs_lightning.agents import SAC
 from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.diffusion import MLP, Ancestral, Cosine, Importance
-from dqs_lightning.envs import DMControl, Maze
+from dqs_lightning.envs import Gym, Maze
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.run.resume import MAY_CHANGE, changes, settings_of
 from dqs_lightning.temperature import Constant, LogLinear
@@ -42,7 +42,7 @@ def settings(data: OnlineData | None = None, cls: Any = None, **agent: Any) -> d
 
 
 REFUSED = {
-    "data.environment": ({"data": maze_data(environment=DMControl("cartpole", "swingup"))}, "Maze", "DMControl"),
+    "data.environment": ({"data": maze_data(environment=Gym("Pendulum-v1"))}, "Maze", "Gym"),
     "data.environment.horizon": ({"data": maze_data(environment=Maze(horizon=30))}, "20", "30"),
     "data.num_envs": ({"data": maze_data(num_envs=4)}, "2", "4"),
     "data.steps_per_collect": ({"data": maze_data(steps_per_collect=4)}, "8", "4"),

@@ -59,12 +59,12 @@ def existing_checkpoint(run_or_ckpt: Path, best: bool = False) -> Path:
 
 
 def load_renderer() -> None:
-    """Sets MUJOCO_GL, which MuJoCo reads at import, to what this machine can do, and imports dm_control."""
+    """Sets MUJOCO_GL, which MuJoCo reads at import, to what this machine can do, and imports what renders."""
     found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]
     if os.environ.get("MUJOCO_GL", "disabled") == "disabled" and found:
         os.environ["MUJOCO_GL"] = found[0]
     with refusing(f"--video: MuJoCo cannot render here with MUJOCO_GL={os.environ['MUJOCO_GL']}: ", Exception):
-        import dm_control.suite  # noqa: F401  (it loads the renderer)
+        import dqs_lightning.envs.dm_control  # noqa: F401  (it loads the renderer)
 
 
 def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: argparse.Namespace) -> "Watched":

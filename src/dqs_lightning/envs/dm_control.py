@@ -1,11 +1,11 @@
 """The DeepMind Control Suite as one batched TorchRL environment."""
 
+import importlib.util
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dm_env import StepType, TimeStep
 from gymnasium.spaces import Box
 from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjMAXVAL, mjtState
 from tensordict import TensorDictBase
@@ -14,10 +14,19 @@ from dqs_lightning.envs.base import Batch, Environment, constructing, one_line
 from dqs_lightning.envs.spaces import ActionBox, check_finite
 from dqs_lightning.registry import nearest
 
-with warnings.catch_warnings():  # dm_control tries every renderer; GLFW warns where there is no display
-    warnings.filterwarnings("ignore", module="glfw")
-    from dm_control import suite
-    from dm_control.rl.control import PhysicsError
+if TYPE_CHECKING:
+    from dm_env import TimeStep
+
+INSTALLED = importlib.util.find_spec("dm_control") is not None
+NOT_INSTALLED = "needs dm_control, which requires Python 3.11 or 3.12: its labmaze has no wheel for 3.13"
+
+if INSTALLED:
+    from dm_env import StepType
+
+    with warnings.catch_warnings():  # dm_control tries every renderer; GLFW warns where there is no display
+        warnings.filterwarnings("ignore", module="glfw")
+        from dm_control import suite
+        from dm_control.rl.control import PhysicsError
 
 
 class DMControl(Environment):
@@ -36,8 +45,8 @@ class DMControl(Environment):
         action_high: value that 1 is mapped to.
 
     Raises:
-        ValueError: when the suite has no such domain or task, or a bound is not finite. `make` raises it when the task
-            cannot be constructed: quadruped-escape requires a renderer, MUJOCO_GL=egl.
+        ValueError: when dm_control is not installed, the suite has no such domain or task, or a bound is not finite.
+            `make` raises it when the task cannot be constructed: quadruped-escape requires a renderer, MUJOCO_GL=egl.
     """
 
     def __init__(
@@ -49,6 +58,8 @@ class DMControl(Environment):
         action_high: float | list[float] | None = None,
     ) -> None:
         super().__init__(action_repeat)
+        if not INSTALLED:
+            raise ValueError(f"DMControl {NOT_INSTALLED}")
         check_finite(action_low=action_low, action_high=action_high)
         tasks = suite.TASKS_BY_DOMAIN
         for key, value, allowed in (("domain", domain, tasks), ("task", task, tasks.get(domain, ()))):
@@ -102,7 +113,7 @@ class DMControlBatch(Batch):
         self._observation = np.zeros((num_envs, width), np.float32)
         self._saved: list[dict[str, Any]] = []
 
-    def _write(self, index: int, step: TimeStep) -> None:
+    def _write(self, index: int, step: "TimeStep") -> None:
         self._observation[index] = np.concatenate([np.ravel(part) for part in step.observation.values()])
 
     def _begin(self, members: list[int]) -> None:
@@ -140,7 +151,7 @@ class DMControlBatch(Batch):
         flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
         return self._transition(*flags, reward=torch.from_numpy(reward))
 
-    def _advance(self, env: Any, action: np.ndarray) -> tuple[TimeStep, float]:
+    def _advance(self, env: Any, action: np.ndarray) -> "tuple[TimeStep, float]":
         total = 0.0
         for _ in range(self._repeat):
             step = env.step(action)
