@@ -1,7 +1,7 @@
 """A sweep as a user runs it: it is stopped by a signal, and the same command skips finished runs and continues.
 
-It needs Ray, which is too large for the packages of the test session: `pip install "dqs-lightning[sweep]"`. There is one
-test only, because several would start the processes once for each worker of pytest-xdist.
+It needs Ray, which is too large for the packages of the test session: `pip install "dqs-lightning[sweep]"`. There is
+one test only, because several would start the processes once for each worker of pytest-xdist.
 """
 
 import json
