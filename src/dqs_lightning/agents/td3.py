@@ -14,7 +14,7 @@ from dqs_lightning.ranges import Count, Fraction, NonNegative, Positive, Share, 
 
 
 class TD3(TwinCritic):
-    """The baseline: a deterministic policy that explores by Gaussian noise, and two critics.
+    """Twin Delayed DDPG: a deterministic policy that explores by Gaussian noise, and two critics.
 
     Defaults are those of the paper and of Stable-Baselines3, whose step size is 1e-3.
 
