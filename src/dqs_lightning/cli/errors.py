@@ -82,7 +82,7 @@ def _expected(error: Exception, arguments: Sequence[str]) -> tuple[int, str] | N
 
 
 def print_all(text: str) -> None:
-    """Prints a text; that its reader ends before it has read everything, as head does, is no error."""
+    """Prints a text. A reader that ends early, such as head, causes no error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
