@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from dqs_lightning.agents.portable import Portable
 from dqs_lightning.nn.observation_norm import ObservationNorm
 from dqs_lightning.ranges import Count, Positive, checked
 from dqs_lightning.registry import describe
@@ -36,7 +37,7 @@ class Rollout(NamedTuple):
     batch_size: int
 
 
-class Agent(L.LightningModule, ABC):
+class Agent(Portable, ABC):
     """An agent. `training_step` takes one batch of transitions and makes one gradient update.
 
     A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],

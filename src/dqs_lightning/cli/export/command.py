@@ -1,0 +1,115 @@
+"""`dqs-export`: write a trained policy as one graph, ONNX or a torch.export package, to act without this library.
+
+The graph maps `observation` [batch, o] and `noise` [draws, batch, d], the standard normals in the order in which the
+policy draws them, to `action` [batch, d]. best_of > 1 is not exported: run the graph with several noises, and rank the
+actions with the critic where there is one.
+"""
+
+import argparse
+import importlib.util
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from dqs_lightning.agents import load_agent
+from dqs_lightning.checkpoint.archive import load_run
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
+from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
+from dqs_lightning.cli.export.graph import TOLERANCE, difference, load, noise, write
+from dqs_lightning.cli.files import existing_folder
+from dqs_lightning.cli.machine import latencies, set_threads
+from dqs_lightning.cli.trust import restrict_imports
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="dqs-export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
+    parser.add_argument("--out", type=Path, required=True, help="the file; its suffix decides: .onnx or .pt2")
+    parser.add_argument("--deterministic", action="store_true", help="the noise-free policy; it takes no noise")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
+    return parser.parse_args(arguments)
+
+
+def check_target(out: Path) -> Path:
+    """Returns the deepest existing folder above `out`; refuses what is no file to write, and missing packages."""
+    if out.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"--out={out}: must be a file that ends in .onnx or .pt2")
+    there = existing_folder(f"--out={out}", out.parent)
+    with refusing(f"--out={out}: ", OSError):
+        if out.is_dir():
+            raise InputError(f"--out={out}: is a directory; must be a file")
+        if out.exists() and not out.is_file():
+            raise InputError(f"--out={out}: is no regular file")
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if out.suffix == ".onnx" and missing:
+        raise InputError(f'--out={out}: needs {", ".join(missing)}; run pip install "dqs-lightning[export]"')
+    return there
+
+
+def export(path: Path, out: Path, deterministic: bool = False) -> str:
+    """Writes the policy of a checkpoint and compares the file with the agent; returns what to print.
+
+    The file gets its name after the comparison: a graph that is refused leaves nothing, and an earlier file stays.
+    """
+    import lightning as L
+
+    from dqs_lightning.collection.data import OnlineData
+
+    agent = load_agent(path)
+    set_threads(None, agent)
+    with refusing(f"{path}: ", MisconfigurationException):
+        graph = agent.policy_graph(deterministic)
+    facts = {
+        "dqs_lightning": version("dqs-lightning"),
+        "action_low": graph.action_low,
+        "action_high": graph.action_high,
+    }
+    if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
+        facts["task"] = OnlineData.load_from_checkpoint(path).environment.name
+    with (
+        refusing(f"--out={out}: cannot be written: ", OSError),
+        # Only this user can open it: the file is read back, and a .pt2 that is read can run code.
+        tempfile.TemporaryDirectory(prefix=".dqs-export-", dir=check_target(out)) as place,
+    ):
+        temporary = Path(place) / f"policy{out.suffix}"
+        write(graph, agent, temporary, facts)
+        act = load(temporary)
+        # Neither batch size is that of the trace.
+        distance = max(difference(act, graph, agent, deterministic, batch) for batch in (1, 17))
+        if not distance <= TOLERANCE:  # also for NaN
+            raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, at most {TOLERANCE:.0e}")
+        inputs = torch.randn(1, agent.observation_dim), *noise(graph, agent.action_dim, 1)
+        exported, eager = latencies(lambda: act(*inputs), lambda: agent.act(inputs[0], deterministic, best_of=1))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, out)
+    shapes = f"observation [batch, {agent.observation_dim}]"
+    if graph.draws:
+        shapes += f", noise [{graph.draws}, batch, {agent.action_dim}]"
+    line = f"{out}  {shapes}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"
+    if agent.best_of > 1 and not deterministic:
+        line += f"\nThe agent's best_of={agent.best_of} is not exported: the graph draws one action."
+    return line
+
+
+@reported("dqs-export")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|torch|copyreg)\b.*")
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # of operators that are not in use here
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options = parse(arguments)
+    check_target(options.out)
+    path = existing_checkpoint(options.run_or_ckpt)
+    restrict_imports(options.trust)
+    print(export(path, options.out, options.deterministic))
+    return DONE
