@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small, small_agent, small_data, trainer
+from helpers import saved_run, small, small_agent, small_data, trainer
 from torch import Tensor, nn
 
 from dqs_lightning.agents import DQS, PPO, SAC, TD3, Agent, load_agent
 from dqs_lightning.agents.graph import PolicyGraph
+from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.export import command as export
 from dqs_lightning.cli.export.graph import load
 from dqs_lightning.diffusion import MomentMatched, ProbabilityFlow, Sampler, Tanh
-from dqs_lightning.registry import components
+from dqs_lightning.envs import DMControl
+from dqs_lightning.envs.transforms import CatFrames, SignTransform
+from dqs_lightning.registry import components, describe
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.temperature import LogLinear
 
@@ -157,7 +160,20 @@ def test_the_command_takes_a_run_and_prints_what_it_wrote(tmp_path: Path) -> Non
     assert "ms at batch 1, eager" in first and "best_of=3 is not exported" in second
     model = onnx.load(tmp_path / "new" / "policy.onnx")
     facts = {item.key: item.value for item in model.metadata_props}
-    assert facts.items() >= {"task": "cartpole-swingup", "action_low": "-0.5", "action_high": "0.5"}.items()
+    texts = ("task", "agent", "action_low", "action_high", "observation_normalisation")
+    assert [facts[key] for key in texts] == ["cartpole-swingup", "DQS", "-0.5", "0.5", "in the graph"]
+    found = {key: json.loads(facts[key]) for key in facts.keys() - {*texts, "action_mapping"}}
+    assert found.pop("versions").keys() == {"dqs-lightning", "torch", "dm_control", "mujoco"}
+    assert found == {
+        "env_frames": 480,
+        "deterministic": False,
+        "action_repeat": 2,
+        "control_period_s": 0.02,
+        "observation": [{"name": "position", "start": 0, "stop": 3}, {"name": "velocity", "start": 3, "stop": 5}],
+        "observation_transforms": [],
+        "environment_action_low": [-1.0],
+        "environment_action_high": [1.0],
+    }
     shapes = {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
@@ -180,6 +196,45 @@ def test_an_exported_package_holds_only_its_metadata_and_the_denoiser(tmp_path: 
         "observation_norm.batches",
     }
     assert not program.module()(torch.randn(1, 5), torch.randn(1, 1, 2)).requires_grad
+
+
+def test_transforms_that_the_graph_lacks_are_named(tmp_path: Path) -> None:
+    data = small_data(total_frames=480, transforms=[CatFrames(2), SignTransform(["reward"])])
+    agent = small_agent(data)
+    trainer(tmp_path, [RunCheckpoint(str(tmp_path / "checkpoints"))]).fit(agent, data)
+    out = tmp_path / "policy.pt2"
+    printed = export.export(tmp_path / "checkpoints" / "last.ckpt", out).splitlines()
+    assert printed[1].endswith("these transforms, which are not in the graph: CatFrames")
+    held = {"facts.json": ""}
+    torch.export.load(out, extra_files=held)
+    facts = json.loads(held["facts.json"])
+    assert [transform["init_args"]["N"] for transform in facts["observation_transforms"]] == [2]
+    names = [part["name"] for part in facts["observation"]]
+    assert names == ["position[t-1]", "velocity[t-1]", "position", "velocity"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (DMControl("walker", "walk"), "its environment has 24 observations and 6 actions, its agent 5 and 1"),
+        (DMControl("lqr", "lqr_2_1"), None),
+    ],
+)
+def test_another_environment_is_refused_and_one_that_cannot_be_made_is_unknown(
+    tmp_path: Path, environment: DMControl, message: str | None
+) -> None:
+    path, out = saved_run(tmp_path) / "checkpoints" / "last.ckpt", tmp_path / "policy.pt2"
+    content = safe_load(path)
+    content["datamodule_hyper_parameters"]["environment"] = describe(environment)
+    torch.save(content, path)
+    if message:
+        with pytest.raises(InputError, match=message):
+            export.export(path, out)
+        assert not out.exists()
+    else:
+        unknown = export.export(path, out).splitlines()[1]
+        start = "Observation order, action bounds and control period are unknown: domain=lqr, task=lqr_2_1: its action "
+        assert unknown.startswith(start)
 
 
 @pytest.mark.parametrize("error", [2e-5, float("nan")])

@@ -12,20 +12,25 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from dqs_lightning.agents import load_agent
+from dqs_lightning.agents import Agent, load_agent
+from dqs_lightning.agents.graph import PolicyGraph
 from dqs_lightning.checkpoint.archive import load_run
-from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
+from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
 from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.export.graph import TOLERANCE, difference, load, noise, write
 from dqs_lightning.cli.files import existing_folder
 from dqs_lightning.cli.machine import latencies, set_threads
 from dqs_lightning.cli.trust import restrict_imports
+from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.nn.observation_norm import ObservationNorm
+from dqs_lightning.sharing.facts import task_facts, versions
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,26 +61,40 @@ def check_target(out: Path) -> Path:
     return there
 
 
+def policy_facts(agent: Agent, graph: PolicyGraph, deterministic: bool) -> dict[str, Any]:
+    """Returns the metadata that the agent alone decides."""
+    normalised = isinstance(agent.observation_norm, ObservationNorm)
+    return {
+        "agent": type(agent).__name__,
+        "deterministic": deterministic,
+        "observation_normalisation": "in the graph" if normalised else "none",
+        "action_low": graph.action_low,
+        "action_high": graph.action_high,
+        "versions": versions(),
+    }
+
+
+def facts_of_data(path: Path, agent: Agent) -> dict[str, Any]:
+    """Returns the metadata of a checkpoint's run and of its environment, where the checkpoint has one."""
+    checkpoint = load_run(path)
+    facts = {"env_frames": checkpoint.get("env_frames")}
+    if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY not in checkpoint:
+        return facts
+    data = OnlineData.load_from_checkpoint(path)
+    with refusing(f"{path}: ", ValueError):
+        return facts | task_facts(data.environment, data.transforms, (agent.observation_dim, agent.action_dim))
+
+
 def export(path: Path, out: Path, deterministic: bool = False) -> str:
     """Writes the policy of a checkpoint and compares the file with the agent; returns what to print.
 
     The file gets its name after the comparison: a graph that is refused leaves nothing, and an earlier file stays.
     """
-    import lightning as L
-
-    from dqs_lightning.collection.data import OnlineData
-
     agent = load_agent(path)
     set_threads(None, agent)
     with refusing(f"{path}: ", MisconfigurationException):
         graph = agent.policy_graph(deterministic)
-    facts = {
-        "dqs_lightning": version("dqs-lightning"),
-        "action_low": graph.action_low,
-        "action_high": graph.action_high,
-    }
-    if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY in load_run(path):
-        facts["task"] = OnlineData.load_from_checkpoint(path).environment.name
+    facts = policy_facts(agent, graph, deterministic) | facts_of_data(path, agent)
     with (
         refusing(f"--out={out}: cannot be written: ", OSError),
         # Only this user can open it: the file is read back, and a .pt2 that is read can run code.
@@ -98,6 +117,11 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
     line = f"{out}  {shapes}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"
     if agent.best_of > 1 and not deterministic:
         line += f"\nThe agent's best_of={agent.best_of} is not exported: the graph draws one action."
+    if transforms := facts.get("observation_transforms"):
+        names = ", ".join(transform["class_path"].rpartition(".")[2] for transform in transforms)
+        line += f"\nObservations must have passed through these transforms, which are not in the graph: {names}"
+    if "unknown" in facts:
+        line += f"\nObservation order, action bounds and control period are unknown: {printable(facts['unknown'])}"
     return line
 
 
