@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import lightning as L
 import torch
@@ -25,12 +26,17 @@ from dqs_lightning.checkpoint.archive import load_run
 from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
 from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.export.graph import TOLERANCE, difference, load, noise, write
+from dqs_lightning.cli.export.use import use
 from dqs_lightning.cli.files import existing_folder
 from dqs_lightning.cli.machine import latencies, set_threads
 from dqs_lightning.cli.trust import restrict_imports
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.nn.observation_norm import ObservationNorm
+from dqs_lightning.sharing.card import card, free_place
+from dqs_lightning.sharing.card import write as write_card
 from dqs_lightning.sharing.facts import task_facts, versions
+from dqs_lightning.sharing.run import folder_of
+from dqs_lightning.sharing.run import read as read_run
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -77,7 +83,8 @@ def policy_facts(agent: Agent, graph: PolicyGraph, deterministic: bool) -> dict[
 def facts_of_data(path: Path, agent: Agent) -> dict[str, Any]:
     """Returns the metadata of a checkpoint's run and of its environment, where the checkpoint has one."""
     checkpoint = load_run(path)
-    facts = {"env_frames": checkpoint.get("env_frames")}
+    frames = checkpoint.get("env_frames")
+    facts = {"env_frames": frames if isinstance(frames, int) else None}
     if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY not in checkpoint:
         return facts
     data = OnlineData.load_from_checkpoint(path)
@@ -85,8 +92,13 @@ def facts_of_data(path: Path, agent: Agent) -> dict[str, Any]:
         return facts | task_facts(data.environment, data.transforms, (agent.observation_dim, agent.action_dim))
 
 
+def link(video: Path | None, folder: Path) -> str | None:
+    """Returns the relative address of a video for a card in a folder."""
+    return None if video is None else quote(Path(os.path.relpath(video, folder)).as_posix())
+
+
 def export(path: Path, out: Path, deterministic: bool = False) -> str:
-    """Writes the policy of a checkpoint and compares the file with the agent; returns what to print.
+    """Writes the policy of a checkpoint, after comparing it with the agent, and its card; returns what to print.
 
     The file gets its name after the comparison: a graph that is refused leaves nothing, and an earlier file stays.
     """
@@ -95,6 +107,14 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
     with refusing(f"{path}: ", MisconfigurationException):
         graph = agent.policy_graph(deterministic)
     facts = policy_facts(agent, graph, deterministic) | facts_of_data(path, agent)
+    with refusing(f"--out={out}: no place for the model card: ", OSError, ValueError):
+        place_of_card = free_place(out.parent, out.stem)
+    with refusing("", ValueError):
+        run = read_run(folder_of(path), facts["env_frames"])
+    sizes = agent.observation_dim, agent.action_dim
+    best_of = None if type(agent).q_value is Agent.q_value else agent.best_of
+    section = use(out, facts, sizes, graph.draws, chooses=best_of is not None)
+    text = card(facts, run, section, best_of, link(run.video, out.parent))
     with (
         refusing(f"--out={out}: cannot be written: ", OSError),
         # Only this user can open it: the file is read back, and a .pt2 that is read can run code.
@@ -111,6 +131,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
         exported, eager = latencies(lambda: act(*inputs), lambda: agent.act(inputs[0], deterministic, best_of=1))
         out.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, out)
+        write_card(text, place_of_card)
     shapes = f"observation [batch, {agent.observation_dim}]"
     if graph.draws:
         shapes += f", noise [{graph.draws}, batch, {agent.action_dim}]"
@@ -122,6 +143,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
         line += f"\nObservations must have passed through these transforms, which are not in the graph: {names}"
     if "unknown" in facts:
         line += f"\nObservation order, action bounds and control period are unknown: {printable(facts['unknown'])}"
+    line += f"\n{place_of_card}"
     return line
 
 
