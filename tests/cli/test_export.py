@@ -161,7 +161,7 @@ def test_the_command_takes_a_run_and_prints_what_it_wrote(tmp_path: Path) -> Non
     model = onnx.load(tmp_path / "new" / "policy.onnx")
     facts = {item.key: item.value for item in model.metadata_props}
     texts = ("task", "agent", "action_low", "action_high", "observation_normalisation")
-    assert [facts[key] for key in texts] == ["cartpole-swingup", "DQS", "-0.5", "0.5", "in the graph"]
+    assert [facts[key] for key in texts] == ["cartpole-swingup", "DQS", "-0.5", "0.5", "included"]
     found = {key: json.loads(facts[key]) for key in facts.keys() - {*texts, "action_mapping"}}
     assert found.pop("versions").keys() == {"dqs-lightning", "torch", "dm_control", "mujoco"}
     assert found == {

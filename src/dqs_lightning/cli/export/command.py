@@ -22,19 +22,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_lightning.agents import Agent, load_agent
 from dqs_lightning.agents.graph import PolicyGraph
+from dqs_lightning.agents.pretrained import agent_facts
 from dqs_lightning.checkpoint.archive import load_run
 from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
-from dqs_lightning.cli.evaluate import TRUST_HELP, existing_checkpoint
+from dqs_lightning.cli.evaluate import RUN_HELP, TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.export.graph import TOLERANCE, difference, load, noise, write
 from dqs_lightning.cli.export.use import use
 from dqs_lightning.cli.files import existing_folder
 from dqs_lightning.cli.machine import latencies, set_threads
 from dqs_lightning.cli.trust import restrict_imports
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.nn.observation_norm import ObservationNorm
 from dqs_lightning.sharing.card import card, free_place
 from dqs_lightning.sharing.card import write as write_card
-from dqs_lightning.sharing.facts import task_facts, versions
+from dqs_lightning.sharing.facts import task_facts
 from dqs_lightning.sharing.run import folder_of
 from dqs_lightning.sharing.run import read as read_run
 
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dqs-export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
-    parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
+    parser.add_argument("run_or_ckpt", type=Path, help=RUN_HELP)
     parser.add_argument("--out", type=Path, required=True, help="the file; its suffix decides: .onnx or .pt2")
     parser.add_argument("--deterministic", action="store_true", help="the noise-free policy; it takes no noise")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
@@ -68,28 +68,18 @@ def check_target(out: Path) -> Path:
 
 
 def policy_facts(agent: Agent, graph: PolicyGraph, deterministic: bool) -> dict[str, Any]:
-    """Returns the metadata that the agent alone decides."""
-    normalised = isinstance(agent.observation_norm, ObservationNorm)
-    return {
-        "agent": type(agent).__name__,
-        "deterministic": deterministic,
-        "observation_normalisation": "in the graph" if normalised else "none",
-        "action_low": graph.action_low,
-        "action_high": graph.action_high,
-        "versions": versions(),
-    }
+    """Returns the metadata that the agent and its graph decide."""
+    bounds = {"action_low": graph.action_low, "action_high": graph.action_high}
+    return {**agent_facts(agent), "deterministic": deterministic, **bounds}
 
 
 def facts_of_data(path: Path, agent: Agent) -> dict[str, Any]:
-    """Returns the metadata of a checkpoint's run and of its environment, where the checkpoint has one."""
-    checkpoint = load_run(path)
-    frames = checkpoint.get("env_frames")
-    facts = {"env_frames": frames if isinstance(frames, int) else None}
-    if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY not in checkpoint:
-        return facts
+    """Returns the metadata of a checkpoint's environment, where it has one."""
+    if L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY not in load_run(path):
+        return {}
     data = OnlineData.load_from_checkpoint(path)
     with refusing(f"{path}: ", ValueError):
-        return facts | task_facts(data.environment, data.transforms, (agent.observation_dim, agent.action_dim))
+        return task_facts(data.environment, data.transforms, (agent.observation_dim, agent.action_dim))
 
 
 def link(video: Path | None, folder: Path) -> str | None:
@@ -112,7 +102,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
     with refusing("", ValueError):
         run = read_run(folder_of(path), facts["env_frames"])
     sizes = agent.observation_dim, agent.action_dim
-    best_of = None if type(agent).q_value is Agent.q_value else agent.best_of
+    best_of = agent.best_of if agent.has_q else None
     section = use(out, facts, sizes, graph.draws, chooses=best_of is not None)
     text = card(facts, run, section, best_of, link(run.video, out.parent))
     with (
