@@ -22,7 +22,7 @@ STARTS = [
 ]
 FACTS: dict[str, Any] = {
     "task": "Pendulum-v1", "method": "mine", "seed": 3, "starts": STARTS,
-    "settings": {"model": {"init_args": {"tau": 0.5}}, "data": {}, "evaluate": {"deterministic": False, "best_of": 16}},
+    "settings": {"model": {"init_args": {"tau": 0.5}}, "data": {"map": ["/home/me/maze.txt"]}, "evaluate": {"deterministic": False, "best_of": 16}},
 }  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def test_the_card_says_what_the_policy_is_and_its_program_runs(
     assert "applied for 2 frames: a control period 0.1 s" in text
     assert "```bash\ndqs-fit --config configs/cartpole.yaml\n```" in text and "/home" not in text
     assert "seed_everything: 3\nmodel:\n  init_args:\n    tau: 0.5\n" in text
+    assert "    tau: 0.5\ndata:\n  map:\n  - maze.txt\n" in text
     assert "| torch | `2.11` | `" in text
     assert "Video" not in text
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -1,5 +1,6 @@
 """Agents on a local server that speaks the Hub's protocol: upload, download, revisions, and what is refused."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_a_revision_is_pinned(server: Hub) -> None:
     assert "hf://me/versions@next/one" in server.files("me/versions", "next/one")["README.md"].decode()
     changed = SAC.load_from_checkpoint(addresses[0], tau=0.5)
     assert changed.tau == 0.5 and same(changed, agents[0])
+
+
+def test_the_example_of_the_python_page_runs(server: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    (block,) = re.findall(r"^```{ .python }\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    values = {"agent": load_agent(run), "load_agent": load_agent}
+    for line in block.splitlines():
+        exec(line, values)
+        server.branches["owner/walker"]["v1"] = server.branches["owner/walker"]["main"]
+    assert same(values["same"], values["agent"]) and same(values["pinned"], values["agent"])
 
 
 @pytest.mark.parametrize("address", ["hf://", "hf://me", "hf://me/a/b", "hf://me/a@", "hf://me/a b", "hf://me/a@b@c"])

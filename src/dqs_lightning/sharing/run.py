@@ -39,7 +39,7 @@ class RunRecord:
         method: name of the method.
         seed: of the run.
         command: the command line that started it, without the folders of its machine.
-        settings: of `model`, `data` and `evaluate`.
+        settings: of `model`, `data` and `evaluate`, with absolute paths shortened likewise.
         versions: of the packages that it was trained with.
         video: the newest one.
     """
@@ -82,11 +82,18 @@ def read(folder: Path | None, env_frames: int | None) -> RunRecord:
         last = {key: value for start in facts["starts"] for key, value in start.items()}
         versions = {key: str(last[key]) for key in TRAINED_WITH if last.get(key)}
         command = without_place(facts["starts"][0]["command"])
-        return RunRecord(
-            score, str(facts["method"]), int(facts["seed"]), command, dict(facts["settings"]), versions, video
-        )
+        settings = dict(_shortened(facts["settings"]))
+        return RunRecord(score, str(facts["method"]), int(facts["seed"]), command, settings, versions, video)
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not what dqs-fit writes ({type(error).__name__})") from error
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    return without_place([value]) if isinstance(value, str) and value.startswith("/") else value
 
 
 def last_score(file: Path, env_frames: int | None) -> Score | None:
