@@ -66,7 +66,12 @@ class LinearGraph(PolicyGraph):
         return torch.tanh(action if noise is None else action + noise[0])
 
 
-AGENTS = {"SAC": (SAC, small()), "TD3": (TD3, small()), "PPO": (PPO, small()), "Linear": (Linear, {})}
+AGENTS = {
+    "SAC": (SAC, small()),
+    "TD3": (TD3, {**small(), "exploration_noise": 0.8}),
+    "PPO": (PPO, small()),
+    "Linear": (Linear, {}),
+}
 
 
 def baseline(folder: Path, name: str) -> Path:

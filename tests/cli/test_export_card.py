@@ -20,9 +20,13 @@ STARTS = [
     {"command": ["dqs-fit", "--config", "/home/me/configs/cartpole.yaml"], "commit": "01" * 20, "torch": "2.10"},
     {"command": ["dqs-fit", "--ckpt_path=auto"], "torch": "2.11"},
 ]
+SETTINGS = {
+    "model": {"init_args": {"tau": 0.5}},
+    "data": {"map": ["/home/me/maze.txt"]},
+    "evaluate": {"deterministic": False, "best_of": 16},
+}
 FACTS: dict[str, Any] = {
-    "task": "Pendulum-v1", "method": "mine", "seed": 3, "starts": STARTS,
-    "settings": {"model": {"init_args": {"tau": 0.5}}, "data": {"map": ["/home/me/maze.txt"]}, "evaluate": {"deterministic": False, "best_of": 16}},
+    "task": "Pendulum-v1", "method": "mine", "seed": 3, "starts": STARTS, "settings": SETTINGS,
 }  # fmt: skip
 
 

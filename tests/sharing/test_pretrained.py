@@ -52,7 +52,7 @@ def test_the_folder_has_a_card_and_the_records_of_the_run(
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     values: dict[str, Any] = {}
     exec(program, values)
-    assert values["action"].shape == (1, 1)
+    assert values["action"].shape == (1, 1) and "act(torch.zeros(1, 5), deterministic=True)" in program  # as evaluated
     assert yaml.safe_load(Path("mine/config.yaml").read_text())["seed_everything"] == 7
     monkeypatch.setattr(sys, "argv", ["dqs-fit", "--config=mine/config.yaml", "--print_config"])
     with pytest.raises(SystemExit) as stop:

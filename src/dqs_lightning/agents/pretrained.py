@@ -30,7 +30,7 @@ PROGRAM = """import torch
 from dqs_lightning import load_agent
 
 agent = load_agent({address})
-action = agent.act(torch.zeros(1, {observations}))  # of an observation of the environment
+action = agent.act(torch.zeros(1, {observations}){how})  # of an observation of the environment
 """
 
 
@@ -75,7 +75,8 @@ def save(agent: "Agent", folder: Path, address: str) -> None:
     source = folder_of(agent.origin.path) if agent.origin else None
     source = source if agent._trainer is None else Path(agent.trainer.default_root_dir)
     run = read(source, agent.env_frames)
-    program = PROGRAM.format(address=json.dumps(address), observations=agent.observation_dim)
+    how = _as_evaluated(run.settings.get("evaluate"), agent)
+    program = PROGRAM.format(address=json.dumps(address), observations=agent.observation_dim, how=how)
     use = f"## Use\n\nLoading runs no code of the files.\n\n{block(program, 'python')}"
     text = card(facts, run, use, agent.best_of if agent.has_q else None, VIDEO if run.video else None)
     place = free_place(folder, Path(AGENT).stem)
@@ -89,6 +90,15 @@ def save(agent: "Agent", folder: Path, address: str) -> None:
     if run.video:
         shutil.copyfile(run.video, folder / VIDEO)
     write(text, place)
+
+
+def _as_evaluated(settings: Any, agent: "Agent") -> str:
+    """Returns the further arguments of `act` with which the run was evaluated."""
+    if not isinstance(settings, Mapping):
+        return ""
+    best_of = settings.get("best_of")
+    chosen = f", best_of={best_of}" if isinstance(best_of, int) and agent.has_q else ""
+    return ", deterministic=True" if settings.get("deterministic") else chosen
 
 
 def _task(agent: "Agent", saved: Mapping[str, Any]) -> dict[str, Any]:
