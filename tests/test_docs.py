@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 import dqs_callbacks  # noqa: F401  (registers its callbacks)
-from dqs_lightning.cli import evaluate, export, fit, sweep
+from dqs_lightning.cli import evaluate, fit, sweep
+from dqs_lightning.cli.export import command as export
 from dqs_lightning.cli.parser import BASES
 from dqs_lightning.cli.report import command as report
 from dqs_lightning.registry import GROUP, components
@@ -485,6 +486,7 @@ def test_the_examples_are_found(installed: dict[str, str]) -> None:
 import json, sys
 from dqs_lightning.cli import fit
 from dqs_lightning.cli.parser import BASES
+from dqs_lightning.cli.export import command as export
 from dqs_lightning.cli.report import command as report
 from dqs_lightning.registry import components, load_entry_points
 load_entry_points()

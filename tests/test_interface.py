@@ -127,5 +127,6 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path) -> None:
         "steps=3000": "steps=3",
     }
     checks = "assert actions.shape == (64, 1, 6) and action.shape == (1, 6) and x.shape == (1000, 2)\n"
+    checks += "assert (same.act(torch.zeros(1, 24), True) == agent.act(torch.zeros(1, 24), True)).all()\n"
     done = fresh(tmp_path, "-c", replaced("\n".join(python_blocks("docs/python.md")), short) + checks)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.cli.export import Policy, load, write
+from dqs_lightning.cli.export.graph import load, noise, write
 from dqs_lightning.cli.provenance import about
 
 OBSERVATION, ACTION = 24, 6
@@ -34,21 +34,22 @@ BATCHES = (1, 64)
 Row = Callable[[torch.Tensor], object]
 
 
-def exported(policy: Policy, suffix: str, compiled: bool = False) -> Row:
+def exported(agent: DQS, suffix: str, compiled: bool = False) -> Row:
     """The policy written and read again; its noise is drawn outside the graph.
 
     Compiled, each batch size has a program of its own, which is made here. It is the package that is compiled: the
     agent's own code works out its last noise level on the host, which torch.compile does not follow.
     """
+    graph = agent.policy_graph()
     with tempfile.TemporaryDirectory() as folder:
-        write(policy, Path(folder) / f"policy{suffix}", {})
+        write(graph, agent, Path(folder) / f"policy{suffix}", {})
         act = load(Path(folder) / f"policy{suffix}")
     if compiled:
         act = torch.compile(act, dynamic=False)
 
     @torch.no_grad()
     def row(observation: torch.Tensor) -> torch.Tensor:
-        return act(observation, torch.randn(policy.draws, len(observation), ACTION))
+        return act(observation, *noise(graph, ACTION, len(observation)))
 
     for size in BATCHES:
         row(torch.randn(size, OBSERVATION))
@@ -74,17 +75,16 @@ def rows(agent: DQS) -> tuple[dict[str, Row], list[str]]:
     """All rows that can run here, and why the others cannot."""
     five = copy.deepcopy(agent)
     five.diffusion = five.diffusion.with_steps(5)
-    policy = Policy(agent)
     found: dict[str, Row] = {"eager": agent.act, "eager_5_steps": five.act}
     notes = []
     try:
-        found["compile"] = exported(policy, ".pt2", compiled=True)
+        found["compile"] = exported(agent, ".pt2", compiled=True)
     except Exception as error:  # every kind, by platform: no compiler, no headers, no support
         notes.append(f"compile: skipped, {' '.join(str(error).split())[:100]}")
-    found["export"] = exported(policy, ".pt2")
+    found["export"] = exported(agent, ".pt2")
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
-        found["onnx"] = exported(policy, ".onnx")
-        found["onnx_5_steps"] = exported(Policy(five), ".onnx")
+        found["onnx"] = exported(agent, ".onnx")
+        found["onnx_5_steps"] = exported(five, ".onnx")
     else:
         notes.append('onnx: skipped, pip install "dqs-lightning[export]"')
     if importlib.util.find_spec("stable_baselines3"):

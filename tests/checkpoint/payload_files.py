@@ -40,6 +40,8 @@ from dqs_lightning.cli.report.tables import tables_of
 from dqs_lightning.cli.sweep_manifest import Manifest, View
 from dqs_lightning.cli.sweep_plan import expand
 from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.sharing.card import card
+from dqs_lightning.sharing.run import read
 
 ROW = {"env_frames": 1000, "updates": 500, "wall_s": 10.0, "episodes": 10, "return_mean": 100.0}
 FACTS = {
@@ -293,6 +295,18 @@ def measured(folder: str = "sweep", *arguments: str) -> Callable[[], int]:
     return call
 
 
+def carded() -> int:
+    """Writes the model card of a run that dqs-export writes, without its graph."""
+    facts = {"agent": "DQS", "task": "maze", "env_frames": 1000, "versions": {"torch": "2.13"}}
+    try:
+        text = card(facts, read(RUN, 1000), "## Use", best_of=1)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    print(text)
+    return DONE
+
+
 TARGETS = [
     Target("configuration: dqs-fit", Path("payload.yaml"),
            fitted("--config=base.yaml", "--config=payload.yaml"), configurations),
@@ -330,6 +344,8 @@ TARGETS = [
     Target("last.ckpt: dqs-eval", CHECKPOINT, main(evaluate.main, "run", "--episodes=1"), saved_checkpoints),
     Target("last.ckpt: dqs-export", CHECKPOINT,
            main(export.main, "run", "--out=new.pt2"), saved_checkpoints, slow=True),
+    Target("scores.jsonl: dqs-export", RUN / "scores.jsonl", carded, lambda value: score_rows(ROW, value), quick=True),
+    Target("run.json: dqs-export", RUN / "run.json", carded, lambda value: run_facts(FACTS, value), quick=True),
     Target("last.ckpt: the library", CHECKPOINT, loaded, saved_checkpoints, quick=True),
     Target("old .pt2: dqs-export", Path("new.pt2"), main(export.main, "run", "--out=new.pt2"), slow=True),
     Target("last.ckpt of StartFrom: dqs-fit", CHECKPOINT,

@@ -1,5 +1,6 @@
 """`dqs-eval` and `dqs-export` refuse input that they cannot read, in one line, before an environment is made."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from helpers import saved_run, small, small_data
 from dqs_lightning.agents import PPO
 from dqs_lightning.checkpoint import restore
 from dqs_lightning.checkpoint.archive import safe_load
-from dqs_lightning.cli import evaluate, export
+from dqs_lightning.cli import evaluate
+from dqs_lightning.cli.export import command as export
 from dqs_lightning.envs import DMControl
 
 Refusal = Callable[..., str]
@@ -124,7 +126,7 @@ def test_the_best_agent_of_a_run_is_measured(
     missing = str(saved / "checkpoints" / "best.ckpt")
     assert f"{missing}: no such checkpoint" in refusal("dqs-eval", str(saved), "--best")
     last = saved / "checkpoints" / "last.ckpt"
-    assert f"--best: needs a run directory, not the file {last}" in refusal("dqs-eval", str(last), "--best")
+    assert f"--best: needs a run directory, not {last}" in refusal("dqs-eval", str(last), "--best")
     run = here / "run" / "checkpoints"
     run.mkdir(parents=True)
     torch.save({**safe_load(last), "env_frames": 320}, run / "best.ckpt")
@@ -245,7 +247,7 @@ def test_an_output_path_that_cannot_be_written_is_refused(
     (here / "file").touch()
     (here / "loop").symlink_to(here / "loop")
     (here / "folder.pt2").mkdir()
-    export.os.mkfifo(here / "pipe.pt2")
+    os.mkfifo(here / "pipe.pt2")
     monkeypatch.setitem(COMMANDS, "dqs-export", (export.main, [f"--out={out}"]))
     assert message in refusal("dqs-export", str(saved))
 

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from dqs_lightning.cli.errors import InputError
-from dqs_lightning.cli.provenance import method_of, without_place
+from dqs_lightning.cli.provenance import method_of
 from dqs_lightning.cli.report import command as report
 from dqs_lightning.cli.report.files import write_study
 from dqs_lightning.cli.report.measure import DRAWN, choose_published, read_published, suite_name
 from dqs_lightning.cli.report.runs import read_runs
 from dqs_lightning.cli.report.statistics import tidy
 from dqs_lightning.envs.dm_control import NOT_INSTALLED
+from dqs_lightning.sharing.text import without_place
 
 AT = (60_000, 100_000, 120_000)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dqs_lightning.agents.metrics import Metrics
+from dqs_lightning.agents.portable import Portable
 from dqs_lightning.nn.observation_norm import ObservationNorm
 from dqs_lightning.ranges import Count, Positive, checked
 from dqs_lightning.registry import describe
@@ -39,7 +40,7 @@ class Rollout(NamedTuple):
     batch_size: int
 
 
-class Agent(Metrics, ABC):
+class Agent(Metrics, Portable, ABC):
     """An agent. `training_step` takes one batch of transitions and makes one gradient update.
 
     A batch is a TensorDict [B] of `observation`, `action` and `("next", ...)` with `observation`, `reward` [B, 1],

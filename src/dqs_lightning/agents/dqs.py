@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from dqs_lightning.agents.backups import Backup, BackupInput, ExpectedQ
 from dqs_lightning.agents.base import STEPS, Agent
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles
 from dqs_lightning.agents.fused import Captured, Compilable, CompileLosses, check_capturable
+from dqs_lightning.agents.graph import DiffusionGraph
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion.denoiser import EDM, Preconditioning
 from dqs_lightning.diffusion.estimators import EnergyEstimator
@@ -143,6 +145,12 @@ class DQS(Agent):
         """`sample`, with the points through which the sampler reached the actions."""
         condition = self.condition(self.observation_norm(observation), self.temperature())
         return self.diffusion.trajectory(condition, num, None if deterministic else torch.randn_like)
+
+    def policy_graph(self, deterministic: bool = False) -> DiffusionGraph:
+        if not self.amortised:
+            raise MisconfigurationException("DQS with amortised=False cannot be exported: it has no actor")
+        condition = partial(self.condition, temperature=self.temperature())
+        return DiffusionGraph(self.observation_norm, self.diffusion, condition, self.observation_dim, deterministic)
 
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
         return self.critic.value(self.observation_norm(observation), action)

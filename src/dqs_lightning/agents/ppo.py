@@ -9,6 +9,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from dqs_lightning.agents.base import Agent, Rollout
+from dqs_lightning.agents.graph import TanhNormalGraph
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
 from dqs_lightning.nn.backbones import FeedForward
@@ -99,6 +100,9 @@ class PPO(Agent):
             return mode.expand(num, *mode.shape)
         drawn: Tensor = distribution.sample((num,))
         return drawn
+
+    def policy_graph(self, deterministic: bool = False) -> TanhNormalGraph:
+        return TanhNormalGraph(self.observation_norm, self.loss.actor_network[0].module, deterministic)
 
     @torch.no_grad()
     def prepare(self, block: TensorDictBase) -> TensorDictBase:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal
 from torchrl.objectives import SACLoss, SoftUpdate
 
+from dqs_lightning.agents.graph import TanhNormalGraph
 from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
@@ -84,6 +85,10 @@ class SAC(TwinCritic):
             return mode.expand(num, *mode.shape)
         drawn: Tensor = distribution.sample((num,))
         return drawn
+
+    def policy_graph(self, deterministic: bool = False) -> TanhNormalGraph:
+        with self.loss.actor_network_params.to_module(self.loss.actor_network):
+            return TanhNormalGraph(self.observation_norm, self.loss.actor_network[0].module, deterministic)
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
         if self.actor_learns():

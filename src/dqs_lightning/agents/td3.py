@@ -6,6 +6,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate, TD3Loss
 
+from dqs_lightning.agents.graph import ExplorationGraph
 from dqs_lightning.agents.twin import TwinCritic, of_observation
 from dqs_lightning.diffusion import MLP, Backbone
 from dqs_lightning.finite import magnitude
@@ -79,6 +80,11 @@ class TD3(TwinCritic):
         if deterministic:
             return best
         return (best + self.exploration_noise * torch.randn_like(best)).clamp(-1, 1)
+
+    def policy_graph(self, deterministic: bool = False) -> ExplorationGraph:
+        deviation = 0.0 if deterministic else self.exploration_noise
+        with self.loss.actor_network_params.to_module(self.loss.actor_network):
+            return ExplorationGraph(self.observation_norm, self.loss.actor_network.module, deviation)
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
         critic_loss, found = self.loss.value_loss(batch)

@@ -103,8 +103,14 @@ def safe_load(path: str | os.PathLike[str], map_location: Any = "cpu", digest: s
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason[:200]})") from error
 
 
+AGENT = "agent.ckpt"
+"""Name of the checkpoint in a folder that `save_pretrained` wrote."""
+
+
 def checkpoint_of(run: Path, best: bool = False) -> Path:
-    """Returns the path of a run directory's last or best checkpoint; any other path is that of a checkpoint itself."""
+    """Returns the last or best checkpoint of a run directory, or that of a saved agent; any other path as it is."""
+    if (run / AGENT).is_file():
+        return run / AGENT
     return run / "checkpoints" / ("best.ckpt" if best else "last.ckpt") if run.is_dir() else run
 
 

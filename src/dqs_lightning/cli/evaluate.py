@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch is imported once the arguments have been checked
     from dqs_lightning.collection.data import OnlineData
     from dqs_lightning.envs.watched import Watched
 
+RUN_HELP = "a run directory, a checkpoint file, or an agent on the Hugging Face Hub, hf://owner/name"
 TRUST_HELP = "a further package whose classes the checkpoint may name; may be repeated"
 MAX_SEED = 2**32 - 1
 
@@ -24,7 +25,7 @@ MAX_SEED = 2**32 - 1
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="dqs-eval", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run_or_ckpt", type=Path, help="a run directory, or a checkpoint file")
+    parser.add_argument("run_or_ckpt", type=Path, help=RUN_HELP)
     parser.add_argument("--episodes", type=int, default=10, help="episodes, side by side (default 10)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the environments and of the policy")
     parser.add_argument("--best", action="store_true", help="of a run directory: best.ckpt, not last.ckpt")
@@ -47,11 +48,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def existing_checkpoint(run_or_ckpt: Path, best: bool = False) -> Path:
-    """Returns the checkpoint file of a run directory, or the given checkpoint file; refuses a missing one."""
+    """Returns the last or best checkpoint of a run directory, that of the Hub, or itself; refuses a missing one."""
     from dqs_lightning.checkpoint.archive import checkpoint_of
+    from dqs_lightning.sharing.hub import download, is_address
 
-    if best and run_or_ckpt.is_file():
-        raise InputError(f"--best: needs a run directory, not the file {run_or_ckpt}")
+    if best and not run_or_ckpt.is_dir():
+        raise InputError(f"--best: needs a run directory, not {run_or_ckpt}")
+    if is_address(run_or_ckpt):
+        return download(run_or_ckpt)
     path = checkpoint_of(run_or_ckpt, best)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; give a run directory or a checkpoint file")
@@ -132,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     options = parse(arguments)
+    if options.video and str(options.run_or_ckpt).startswith("hf:/"):
+        raise InputError("--video: needs a run directory to write to; save the agent by save_pretrained first")
     path = existing_checkpoint(options.run_or_ckpt, options.best)
     if options.video:
         load_renderer()

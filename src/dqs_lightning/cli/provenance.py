@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dqs_lightning.checkpoint.atomic import atomic_write
@@ -34,8 +34,6 @@ FACTS: dict[str, Any] = {
 MOST = 2**53
 _SEED = re.compile(r"seed=\d+", re.ASCII)
 _TIME = re.compile(r"\d{8}-\d{6}(-\d+)?", re.ASCII)
-_ROOTS = ("runs", "configs", "benchmarks")
-_ABSOLUTE = re.compile(r"(?<![\w.~:/-])/[^\"'=,\[\]]*")
 
 
 def about(*program: str) -> dict[str, Any]:
@@ -124,14 +122,3 @@ def read_run(folder: Path) -> dict[str, Any]:
 def merged(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what holds of the last of several starts, each of which holds only what changed."""
     return {key: value for start in starts for key, value in start.items()}
-
-
-def without_place(command: Sequence[Any]) -> str:
-    """Return a command line in which absolute paths begin at runs/, configs/ or benchmarks/, or are the last name."""
-
-    def shorter(found: re.Match[str]) -> str:
-        parts = PurePosixPath(found[0]).parts[1:]
-        start = next((index for index, part in enumerate(parts) if part in _ROOTS), len(parts) - 1)
-        return "/".join(parts[max(start, 0) :])
-
-    return " ".join(_ABSOLUTE.sub(shorter, str(word)) for word in command)

@@ -14,6 +14,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.goals import Goals
+from dqs_lightning.envs.interface import Interface, top_modules
 from dqs_lightning.ranges import Count, checked
 
 
@@ -87,6 +88,14 @@ class Environment(ABC):
         Raises:
             ValueError: when it cannot be constructed or has other spaces; one line that names it and the cause.
         """
+
+    def interface(self) -> Interface:
+        """Describes the observation, the action and the time of the environment; `dqs-export` writes it to its file.
+
+        Raises:
+            ValueError: when the environment cannot be constructed, as `make` does.
+        """
+        return Interface(modules=top_modules(type(self)))
 
     def count_diverged(self, number: int, cause: str = "") -> None:
         """Adds to `physics_errors`; the first simulation of a process that diverges is a warning."""

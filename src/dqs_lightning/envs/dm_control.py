@@ -11,6 +11,7 @@ from mujoco import MjData, MjModel, mj_getState, mj_setState, mj_stateSize, mjMA
 from tensordict import TensorDictBase
 
 from dqs_lightning.envs.base import Batch, Environment, constructing, one_line
+from dqs_lightning.envs.interface import Interface, Part, period
 from dqs_lightning.envs.spaces import ActionBox, check_finite
 from dqs_lightning.registry import nearest
 
@@ -78,6 +79,14 @@ class DMControl(Environment):
     def make(self, num_envs: int, seed: int) -> "DMControlBatch":
         with constructing(f"domain={self.domain}, task={self.task}"):
             return DMControlBatch(self, num_envs, seed)
+
+    def interface(self) -> Interface:
+        with constructing(f"domain={self.domain}, task={self.task}"):
+            env = suite.load(self.domain, self.task)
+            parts = tuple(Part(name, int(np.prod(part.shape))) for name, part in env.observation_spec().items())
+            box = ActionBox(_action_space(env), self.action_low, self.action_high)
+            seconds = period(env.control_timestep(), self.action_repeat)
+            return Interface(parts, *box.bounds(), seconds, ("dm_control", "mujoco"))
 
 
 class DMControlBatch(Batch):

@@ -18,6 +18,7 @@ from torchrl.envs import EnvBase
 
 from dqs_lightning.envs.base import Batch, Environment, EnvironmentFailure, chosen, constructing, one_line
 from dqs_lightning.envs.goals import Goals
+from dqs_lightning.envs.interface import Interface, period, top_modules
 from dqs_lightning.envs.spaces import ActionBox, FlatObservation, check_finite
 from dqs_lightning.registry import nearest
 
@@ -85,6 +86,16 @@ class Gym(Environment):
             env = self._make_one()
             env.reset(seed=0)
             return Goals(env)
+
+    def interface(self) -> Interface:
+        with constructing(f"id={self.id}"), closing(self._make_one()) as env:
+            box = ActionBox(env.action_space, self.action_low, self.action_high)
+            frame_s = env.get_wrapper_attr("dt") if env.has_wrapper_attr("dt") else None
+            modules = top_modules(type(env.unwrapped))
+            if isinstance(getattr(env.unwrapped, "model", None), mujoco.MjModel):
+                modules += ("mujoco",)
+            parts = FlatObservation(env.observation_space).parts()
+            return Interface(parts, *box.bounds(), period(frame_s, self.action_repeat), modules)
 
     def _make_one(self) -> gymnasium.Env[Any, Any]:
         if str(self._spec.entry_point).startswith("gymnasium_robotics"):

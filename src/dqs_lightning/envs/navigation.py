@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Unbounded
 
 from dqs_lightning.envs.base import Batch, Environment
+from dqs_lightning.envs.interface import Interface, Part
 
 Points = Sequence[Sequence[float]]
 
@@ -41,6 +42,9 @@ class Navigation(Environment):
     @property
     def name(self) -> str:
         return self.label
+
+    def interface(self) -> Interface:
+        return Interface((Part("position", 2),))
 
     def goal_of(self, position: Tensor) -> Tensor:
         """The nearest goal within reach of positions [n, 2]: int64 [n, 1], -1 where there is none."""

@@ -15,6 +15,7 @@ from scipy.ndimage import label
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dqs_lightning.envs.interface import Interface, Part, period
 from dqs_lightning.envs.navigation import Navigation, NavigationBatch, Points
 from dqs_lightning.ranges import Count, checked
 
@@ -32,6 +33,8 @@ TWO_GOALS = (
 WALL, FREE, START, GOAL = "10rg"
 START_NOISE = 0.25
 """Episodes start within a square of twice this side around the start cell's center, as gymnasium-robotics has it."""
+FRAME_S = 0.01
+"""Duration of a frame, which gymnasium-robotics fixes."""
 TOP_SPEED = 5.0
 """To which gymnasium-robotics clips each dimension's velocity before a frame, in cells/s."""
 WHOLE_STATE = mjtState.mjSTATE_INTEGRATION
@@ -84,6 +87,11 @@ class PointMaze(Navigation):
 
     def make(self, num_envs: int, seed: int) -> "PointMazeBatch":
         return PointMazeBatch(self, num_envs, seed)
+
+    def interface(self) -> Interface:
+        seconds = period(FRAME_S, self.action_repeat)
+        parts = Part("position", 2), Part("velocity", 2)
+        return Interface(parts, control_period_s=seconds, modules=("gymnasium_robotics", "mujoco"))
 
     def _center(self, row: int, column: int) -> tuple[float, float]:
         return column + 0.5 - self.half_size[0], self.half_size[1] - row - 0.5

@@ -15,6 +15,7 @@ from torchrl.envs.libs.jax_utils import _ndarray_to_tensor, _tensor_to_ndarray
 from torchrl.envs.libs.mujoco_playground import MujocoPlaygroundWrapper
 
 from dqs_lightning.envs.base import Environment, chosen, constructing
+from dqs_lightning.envs.interface import Interface, period
 from dqs_lightning.envs.jax_episodes import Episodes, Members, Simulation
 from dqs_lightning.registry import nearest
 
@@ -71,6 +72,12 @@ class Simulated(Environment):
     def make(self, num_envs: int, seed: int) -> "SimulatedBatch":
         with constructing(f"env_name={self.env_name}"):
             return SimulatedBatch(self, num_envs, seed)
+
+    def interface(self) -> Interface:
+        with constructing(f"env_name={self.env_name}"):
+            simulation, _ = self.load()
+        seconds = period(getattr(simulation, "dt", None), self.action_repeat)
+        return Interface(control_period_s=seconds, modules=(self.package, "jax"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_episodes": {}}  # another process compiles for itself

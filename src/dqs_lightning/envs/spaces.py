@@ -1,6 +1,6 @@
 """Gymnasium spaces as flat arrays: observations as float32 numbers, actions from [-1, 1]."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from gymnasium.spaces.utils import flatdim, flatten
 from numpy.typing import NDArray
 from torch import Tensor
+
+from dqs_lightning.envs.interface import Part
 
 Bound = float | Sequence[float] | None
 """A bound: one number for all dimensions of an action, one for each, or None for that of the space."""
@@ -37,6 +39,10 @@ class FlatObservation:
             raise ValueError("observation has no numbers; must have 1 or more")
         self._is_box = isinstance(space, Box)
         self._shape: tuple[int, ...] = space.shape if isinstance(space, Box) else (self.size,)
+
+    def parts(self) -> tuple[Part, ...]:
+        """Returns its parts with their names, such as `observation` for a Box and `arm.position` within a Dict."""
+        return tuple(_parts(self.space, ""))
 
     def __call__(self, observation: Any) -> NDArray[Any]:
         """The numbers of one observation, [size]; a ValueError for another shape than the space's, or no numbers."""
@@ -97,6 +103,10 @@ class ActionBox:
         self._middle, self._half = high64 / 2 + low64 / 2, high64 / 2 - low64 / 2  # no overflow
         self._is_unit = self.dtype == np.float32 and not self._middle.any() and (self._half == 1).all()
 
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns low and high of each dimension as plain numbers."""
+        return tuple(self.low.tolist()), tuple(self.high.tolist())
+
     def _given(self, name: str, bound: float | Sequence[float]) -> NDArray[Any]:
         with np.errstate(over="ignore"):  # what the dtype cannot hold is infinite, and no bound
             values = np.asarray(bound, dtype=self.dtype)
@@ -114,10 +124,24 @@ class ActionBox:
         return cut if len(self.shape) == 1 else cut.reshape(len(cut), *self.shape)
 
 
+def _parts(space: Space[Any], name: str) -> Iterator[Part]:
+    members = _members(space)
+    if members is None:
+        yield Part(name or "observation", flatdim(space))
+    for key, member in members or ():
+        yield from _parts(member, f"{name}.{key}" if name else str(key))
+
+
+def _members(space: Space[Any]) -> Iterable[tuple[Any, Space[Any]]] | None:
+    """Returns names and spaces of a Dict's or a Tuple's parts; None for another space."""
+    if isinstance(space, Dict):
+        return space.spaces.items()
+    return enumerate(space.spaces) if isinstance(space, Tuple) else None
+
+
 def _check_observation(space: Space[Any], name: str) -> None:
-    if isinstance(space, Dict | Tuple):
-        parts = space.spaces.items() if isinstance(space, Dict) else enumerate(space.spaces)
-        for key, part in parts:
+    if (members := _members(space)) is not None:
+        for key, part in members:
             _check_observation(part, f"{name}.{key}")
     elif not isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
         allowed = "Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"

@@ -1,6 +1,7 @@
 """Environments whose observations pass through transforms."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torchrl.data import Unbounded
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
 from dqs_lightning.envs.base import Environment, chosen, one_line
+from dqs_lightning.envs.interface import Interface
 from dqs_lightning.envs.transforms import OBSERVATION, Transform
 from dqs_lightning.envs.watched import adopt_specs, specs_of
 
@@ -38,6 +40,14 @@ class _Transformed(Environment):
     @property
     def name(self) -> str:
         return self._environment.name
+
+    def interface(self) -> Interface:
+        found = self._environment.interface()
+        parts = found.observation
+        for transform in self._transforms:
+            if OBSERVATION in transform.in_keys:
+                parts = transform.parts(parts)
+        return replace(found, observation=parts)
 
     def make(self, num_envs: int, seed: int) -> EnvBase:
         base = self._environment.make(num_envs, seed)

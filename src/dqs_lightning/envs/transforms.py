@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from tensordict import NestedKey, TensorDictBase
 from torchrl.envs import transforms
 
+from dqs_lightning.envs.interface import Part
 from dqs_lightning.ranges import Count, Finite, at_least, checked
 
 OBSERVATION: Final = "observation"
@@ -34,6 +35,13 @@ class Transform(ABC):
     @abstractmethod
     def make(self, in_keys: list[NestedKey]) -> transforms.Transform:
         """Returns a new TorchRL transform, which reads these keys and writes to the same keys."""
+
+    def parts(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        """Returns the parts of the observation after the transform, from those before it: the same, unless overridden.
+
+        Parts whose sizes do not add up to those of the observation are not used.
+        """
+        return parts
 
 
 class CatFrames(Transform):
@@ -63,6 +71,10 @@ class CatFrames(Transform):
         return transforms.CatFrames(
             self.N, self.dim, in_keys, padding=self.padding, padding_value=self.padding_value, reset_key="_reset"
         )
+
+    def parts(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        ages = range(self.N - 1, -1, -1)
+        return tuple(Part(f"{part.name}[t-{age}]" if age else part.name, part.size) for age in ages for part in parts)
 
 
 class TimeMaxPool(Transform):

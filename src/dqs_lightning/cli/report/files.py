@@ -15,7 +15,8 @@ from typing import Any
 
 from dqs_lightning.cli.errors import InputError, printable, refusing
 from dqs_lightning.cli.files import read_json, read_text
-from dqs_lightning.cli.provenance import merged, read_run, without_place
+from dqs_lightning.cli.provenance import merged, read_run
+from dqs_lightning.sharing.text import without_place
 
 SCORES, STUDY, MANIFEST, METRICS = "scores.jsonl", "scores.csv", "manifest.json", "metrics.csv"
 VERSIONS = ("python", "torch", "lightning", "torchrl", "dm_control", "mujoco", "stable-baselines3")

@@ -1,0 +1,1 @@
+"""Trained agents for others: metadata, model cards, and the Hugging Face Hub."""
