@@ -78,7 +78,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 @effect("max_epochs")
 def max_epochs(fit: Fit) -> None:
-    """Has no effect on the length of a run, which is one epoch: any value but 0 ends at `data.total_frames`."""
+    """Any value but 0 ends at `data.total_frames`, since a run is one epoch."""
     for number in ("-1", "null", "7"):
         ended = fit(f"--trainer.max_epochs={number}", f"--run_dir=r{number}")
         assert (ended.code, ended.updates) == (DONE, UPDATES)
@@ -96,7 +96,7 @@ def max_steps(fit: Fit) -> None:
 
 @effect("max_time")
 def max_time(fit: Fit) -> None:
-    """Stops after this time, of training, with exit code 75; the run can be continued."""
+    """Stops after so much time of training with exit code 75; the run can be continued."""
     first = fit("--trainer.max_time={seconds: 1}", "--data.total_frames=4_000")
     assert first.code == STOPPED and first.updates > 0
     assert "frames by trainer.max_time; continue with --run_dir=r --ckpt_path=auto and a higher limit" in first.err
@@ -121,7 +121,7 @@ def limit_val_batches(fit: Fit) -> None:
 
 @effect("fast_dev_run")
 def fast_dev_run(fit: Fit) -> None:
-    """Makes so many updates after the warm-up, an evaluation after each, and writes nothing."""
+    """Makes so many updates after the warm-up, with an evaluation after each, and keeps nothing."""
     ended = fit("--trainer.fast_dev_run=3")
     assert (ended.code, ended.updates) == (DONE, 3)
     assert ended.cli.trainer.callback_metrics["eval/return"].isfinite()
@@ -177,9 +177,18 @@ def deterministic(fit: Fit) -> None:
 
 @effect("detect_anomaly")
 def detect_anomaly(fit: Fit) -> None:
-    """Names the operation in which a gradient becomes NaN, as in Lightning, at several times the cost."""
-    ended = fit("--trainer.detect_anomaly=true")
-    assert ended.cli.trainer._detect_anomaly and ended.updates == UPDATES
+    """Is on during each backward pass, as in Lightning, at several times the cost."""
+    found: list[bool] = []
+
+    class Look(L.Callback):
+        def on_before_backward(self, *_: object) -> None:
+            found.append(torch.is_anomaly_enabled())
+
+    for on in (True, False):
+        data = maze_data()
+        trainer(Path(), [Look()], detect_anomaly=on, max_steps=2).fit(small_agent(data), data)
+    assert found == [True, True, False, False]
+    assert fit("--trainer.detect_anomaly=true").cli.trainer._detect_anomaly
 
 
 @effect("profiler")

@@ -1,6 +1,7 @@
 """Tests of the validation data: `Trainer.validate` returns the mean return of whole episodes."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -48,3 +49,23 @@ def test_validate_measures_the_agent_of_a_checkpoint(tmp_path: Path) -> None:
     (loaded,) = run.validate(other, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False)
     assert trained == loaded != untrained
     assert other.env_frames == 1_600
+
+
+def test_a_sanity_check_makes_a_few_steps_of_the_same_episodes(tmp_path: Path) -> None:
+    found = []
+
+    class Look(L.Callback):
+        def on_validation_batch_end(
+            self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
+        ) -> None:
+            if trainer.sanity_checking:
+                found.append(batch["return"])
+
+    L.seed_everything(7, verbose=False)
+    data = small_data(environment=COARSE, total_frames=1_600, init_random_frames=800)
+    agent = small_agent(data)
+    torch.manual_seed(7)
+    expected = episode_returns(COARSE.make(3, 7), policy_of(agent), max_steps=2)
+    torch.manual_seed(7)
+    trainer(tmp_path, [Evaluate(1_600, 3), Look()], num_sanity_val_steps=2).fit(agent, data)
+    assert len(found) == 1 and torch.equal(found[0], expected)
