@@ -160,9 +160,9 @@ def test_the_command_takes_a_run_and_prints_what_it_wrote(tmp_path: Path) -> Non
     arguments = [sys.executable, "-m", "dqs_lightning.cli.export", str(tmp_path / "run"), "--out=new/policy.onnx"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first.startswith("new/policy.onnx  observation [batch, 5], noise [3, batch, 1]  largest difference ")
-    assert "ms at batch 1, eager" in first and "best_of=3 is not exported" in second
+    assert "ms at batch 1, eager" in first and "best_of=3 is not exported" in second and third == "new/README.md"
     model = onnx.load(tmp_path / "new" / "policy.onnx")
     facts = {item.key: item.value for item in model.metadata_props}
     texts = ("task", "agent", "action_low", "action_high", "observation_normalisation")
