@@ -96,6 +96,14 @@ def test_meets_torchrl_specs_in_float32() -> None:
     assert step["observation"].shape == (3, 3, 2)
 
 
+def test_the_control_period_is_that_of_the_simulation() -> None:
+    simulation = Walk()
+    assert _WalkEnvironment(simulation=simulation).interface().control_period_s is None
+    simulation.dt = torch.tensor(0.04).item()  # with the rounding of float32
+    found = _WalkEnvironment(repeat=2, simulation=simulation).interface()
+    assert found.control_period_s == 0.08 and "jax" in found.modules
+
+
 def test_a_repeated_action_sums_its_rewards_up_to_the_end_of_the_episode() -> None:
     env = _WalkEnvironment(repeat=4).make(2, seed=0)
     start = env.reset()

@@ -53,7 +53,7 @@ class Portable(L.LightningModule):
         known, they have `config.yaml`, `scores.jsonl` and the newest video.
 
         Raises:
-            ValueError: when README.md and agent.md are files of somebody else, or a file of the run is damaged.
+            ValueError: when README.md and agent.md are files of the user, or a file of the run is damaged.
         """
         from dqs_lightning.agents.pretrained import save  # which imports environments
 

@@ -68,7 +68,7 @@ def save(agent: "Agent", folder: Path, address: str) -> None:
         address: by which the card loads the agent.
 
     Raises:
-        ValueError: when README.md and agent.md are files of somebody else, or a file of the run is damaged.
+        ValueError: when README.md and agent.md are files of the user, or a file of the run is damaged.
     """
     checkpoint = content(agent)
     facts = {**agent_facts(agent), **_task(agent, checkpoint.get(DATA) or {})}

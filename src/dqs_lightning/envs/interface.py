@@ -37,7 +37,8 @@ def period(frame_s: Any, action_repeat: int) -> float | None:
         seconds = float(frame_s) * action_repeat
     except (TypeError, ValueError):
         return None
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
+    # Seven digits are those of a simulator's float32.
+    return float(f"{seconds:.7g}") if math.isfinite(seconds) and seconds > 0 else None
 
 
 def top_modules(cls: type) -> tuple[str, ...]:

@@ -144,12 +144,12 @@ def _cell(value: str | None) -> str:
 
 
 def free_place(folder: Path, stem: str) -> Path:
-    """Returns where a card can be written: README.md, or STEM.md where that is a file of somebody else.
+    """Returns where a card can be written: README.md, or STEM.md where that is a file of the user.
 
     A card that was written here and has not been changed since is replaced; any other file is kept.
 
     Raises:
-        ValueError: when both are files of somebody else; one line.
+        ValueError: when both are files of the user; one line.
     """
     places = folder / NAME, folder / f"{stem}.md"
     for place in places:

@@ -1,4 +1,4 @@
-"""Reads what a run directory tells of its policy: its last evaluation, its settings and command, and its video."""
+"""Reads what a run directory contains about its policy: the last evaluation, settings, command, and video."""
 
 import json
 import math
