@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from dqs_callbacks import GoalCoverage, Trajectories
 from dqs_callbacks.goals import table, thinned
-from dqs_lightning.envs import Maze, MixtureNavigation
+from dqs_lightning.envs import Gym, Maze, MixtureNavigation
 from dqs_lightning.evaluation.goal_coverage import entropy_of
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
@@ -73,8 +73,8 @@ def test_a_run_that_continues_keeps_its_rows_and_panels(tmp_path: Path) -> None:
 
 def test_an_environment_without_goals_is_refused_before_training(tmp_path: Path) -> None:
     for callback in (GoalCoverage(), Trajectories()):
-        data = small_data()
-        with pytest.raises(MisconfigurationException, match=r"Maze.*not data.environment=DMControl"):
+        data = small_data(environment=Gym("Pendulum-v1"))
+        with pytest.raises(MisconfigurationException, match=r"Maze.*not data.environment=Gym"):
             trainer(tmp_path, [callback]).fit(small_agent(data), data)
         assert data.env_frames == 0
 

@@ -35,7 +35,7 @@ checkpoint.atomic_save({{"step": 2, "much": torch.zeros(10_000)}}, {str(path)!r}
 
 
 def test_a_failed_save_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match=r"pickle|local object"):
         atomic_save({"lambda": lambda: None}, tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []
 

@@ -374,7 +374,7 @@ def test_a_single_callback_need_not_be_a_list(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(FitCLI, "instantiate_classes", lambda cli: found.append(cli.config.trainer.callbacks))
     monkeypatch.setattr(FitCLI, "fit", lambda cli: 0)
     Path("mine.yaml").write_text("trainer:\n  callbacks: Preempt\n")
-    assert run("--config", WALKER, "--config", "mine.yaml")[0] == 0
+    assert run("--config", str(CONFIGS / "maze.yaml"), "--config", "mine.yaml")[0] == 0
     assert [callback.class_path for callback in found[0]] == ["dqs_callbacks.Preempt"]
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import saved_run, small, small_data
+from helpers import saved_run, short_task, small, small_data
 
-from dqs_lightning.agents import PPO
+from dqs_lightning.agents import PPO, load_agent
 from dqs_lightning.checkpoint import restore
 from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.cli import evaluate
 from dqs_lightning.cli.export import command as export
-from dqs_lightning.envs import DMControl
+from dqs_lightning.envs import DMControl, Maze
+from dqs_lightning.registry import describe
 
 Refusal = Callable[..., str]
 COMMANDS = {"dqs-eval": (evaluate.main, []), "dqs-export": (export.main, ["--out=policy.pt2"])}
@@ -53,7 +54,7 @@ def refusal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         main, more = COMMANDS[command]
         before = sorted(here.rglob("*"))
         with monkeypatch.context() as patched:
-            patched.setattr(DMControl, "make", make)
+            patched.setattr(type(short_task()), "make", make)
             try:
                 code = main([*arguments, *more])
             except SystemExit as stop:
@@ -210,11 +211,12 @@ def full(*_: Any) -> None:
 def test_an_agent_of_another_environment_is_refused(
     saved: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = safe_load(saved / "checkpoints" / "last.ckpt")
-    content["datamodule_hyper_parameters"]["environment"]["init_args"] |= {"domain": "walker", "task": "walk"}
+    last = saved / "checkpoints" / "last.ckpt"
+    content = safe_load(last)
+    content["datamodule_hyper_parameters"]["environment"] = describe(Maze())
     torch.save(content, here / "a.ckpt")
     assert evaluate.main(["a.ckpt"]) == 2
-    message = "its environment has 24 observations and 6 actions, its agent 5 and 1"
+    message = f"its environment has 2 observations and 2 actions, its agent {load_agent(last).observation_dim} and 1"
     assert message in capsys.readouterr().err
 
 
@@ -224,10 +226,10 @@ def test_an_environment_that_cannot_be_made_is_refused(
     def make(*_: Any) -> None:
         raise OSError("no such\ndisplay \x1b[2J")
 
-    monkeypatch.setattr(DMControl, "make", make)
+    monkeypatch.setattr(type(short_task()), "make", make)
     assert evaluate.main([str(saved)]) == 2
     err = capsys.readouterr().err
-    assert err.endswith("its environment cartpole-swingup cannot be made here: OSError: no such display \\x1b[2J\n")
+    assert err.endswith(f"its environment {short_task().name} cannot be made here: OSError: no such display \\x1b[2J\n")
 
 
 @pytest.mark.parametrize(

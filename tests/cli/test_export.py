@@ -154,7 +154,7 @@ def test_the_noise_free_policy_takes_observations_only(tmp_path: Path, suffix: s
 def test_the_command_takes_a_run_and_prints_what_it_wrote(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    data = small_data(total_frames=480)
+    data = small_data(environment=DMControl("cartpole", "swingup"), total_frames=480)
     agent = small_agent(data, support=Tanh(-0.5, 0.5), best_of=3)
     trainer(tmp_path, [RunCheckpoint(str(tmp_path / "run" / "checkpoints"))]).fit(agent, data)
     arguments = [sys.executable, "-m", "dqs_lightning.cli.export", str(tmp_path / "run"), "--out=new/policy.onnx"]
