@@ -108,7 +108,7 @@ def test_python_gives_the_scores_of_the_command_and_both_write_nothing_to_stderr
     by_command = fresh(
         tmp_path, "-m", "dqs_lightning.cli.fit", "--config", str(ROOT / "configs" / "cheetah.yaml"),
         "--data.total_frames=448", "--data.init_random_frames=320", "--evaluate.every_frames=400",
-        "--evaluate.episodes=2", f"--run_dir={tmp_path / 'command'}",
+        "--evaluate.episodes=2", f"--run_dir={tmp_path / 'command'}", "--trainer.enable_progress_bar=false",
     )  # fmt: skip
     assert by_command.returncode == 0, by_command.stderr
     rows = scores(tmp_path / "python")

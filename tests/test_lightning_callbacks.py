@@ -106,12 +106,12 @@ def learning_rate_monitor(folder: Path) -> None:
 def schedulers(folder: Path) -> None:
     """Of an agent whose `configure_optimizers` returns them: take a step after each update."""
 
-    class Decaying(DQS):
+    class _Decaying(DQS):
         def configure_optimizers(self) -> Any:
             optimizer = super().configure_optimizers()
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.5)]
 
-    agent = run(folder, cls=Decaying).lightning_module
+    agent = run(folder, cls=_Decaying).lightning_module
     group = agent.optimizers().param_groups[0]
     assert group["lr"] == pytest.approx(group["initial_lr"] * 0.5 ** (96 // 10))
 
@@ -120,7 +120,7 @@ def schedulers(folder: Path) -> None:
 def plateau(folder: Path) -> None:
     """Of an agent whose `configure_optimizers` returns it: takes a step after each evaluation, by `eval/return`."""
 
-    class Plateau(DQS):
+    class _Plateau(DQS):
         def configure_optimizers(self) -> Any:
             optimizer = super().configure_optimizers()
             kind = torch.optim.lr_scheduler.ReduceLROnPlateau
@@ -128,7 +128,7 @@ def plateau(folder: Path) -> None:
                 kind(optimizer, mode="max", factor=0.1, patience=1, threshold=1e6, threshold_mode="abs")
             ]
 
-    agent = run(folder, cls=Plateau).lightning_module
+    agent = run(folder, cls=_Plateau).lightning_module
     group = agent.optimizers().param_groups[0]
     assert group["lr"] == pytest.approx(group.get("initial_lr", agent.hparams["critic_lr"]) * 0.1, rel=1e-6)
 

@@ -90,7 +90,7 @@ def max_steps(fit: Fit) -> None:
     first = fit("--trainer.max_steps=20")
     assert (first.code, first.updates) == (STOPPED, 20)
     again = "continue with --run_dir=r --ckpt_path=auto and a higher limit"
-    assert first.err == f"dqs-fit: stopped at 96 of 160 frames by trainer.max_steps=20; {again}"
+    assert first.err.splitlines()[-1] == f"dqs-fit: stopped at 96 of 160 frames by trainer.max_steps=20; {again}"
     assert (second := fit()).code == DONE and second.updates == UPDATES
 
 

@@ -44,7 +44,7 @@ def checkpoint(folder: Path, **changes: object) -> Path:
     return saved(agent, folder)
 
 
-class Linear(Agent):
+class _Linear(Agent):
     """An agent of another package: a linear policy with noise, and the one method that exports it."""
 
     def __init__(self, observation_dim: int, action_dim: int, normalise_observations: bool = False) -> None:
@@ -70,7 +70,7 @@ AGENTS = {
     "SAC": (SAC, small()),
     "TD3": (TD3, {**small(), "exploration_noise": 0.8}),
     "PPO": (PPO, small()),
-    "Linear": (Linear, {}),
+    "Linear": (_Linear, {}),
 }
 
 
@@ -279,14 +279,14 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
     assert "no such checkpoint" in refusal(capsys, "nothing", "--out=policy.pt2")  # .pt2 needs no further package
 
 
-class Unexported(Linear):
+class _Unexported(_Linear):
     policy_graph = Agent.policy_graph
 
 
 @pytest.mark.parametrize(
     ("agent", "message"),
     [
-        (Unexported(2, 2), "a.ckpt: Unexported cannot be exported: it has no method policy_graph"),
+        (_Unexported(2, 2), "a.ckpt: _Unexported cannot be exported: it has no method policy_graph"),
         (DQS(2, 2, amortised=False, **small((8,))), "a.ckpt: DQS with amortised=False cannot be exported: it has no"),
     ],
 )
