@@ -220,18 +220,18 @@ def test_transforms_that_the_graph_lacks_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("task", "message"),
     [
-        (DMControl("walker", "walk"), "its environment has 24 observations and 6 actions, its agent 5 and 1"),
-        (DMControl("lqr", "lqr_2_1"), None),
+        (("walker", "walk"), "its environment has 24 observations and 6 actions, its agent 5 and 1"),
+        (("lqr", "lqr_2_1"), None),
     ],
 )
 def test_another_environment_is_refused_and_one_that_cannot_be_made_is_unknown(
-    tmp_path: Path, environment: DMControl, message: str | None
+    tmp_path: Path, task: tuple[str, str], message: str | None
 ) -> None:
     path, out = saved_run(tmp_path) / "checkpoints" / "last.ckpt", tmp_path / "policy.pt2"
     content = safe_load(path)
-    content["datamodule_hyper_parameters"]["environment"] = describe(environment)
+    content["datamodule_hyper_parameters"]["environment"] = describe(DMControl(*task))
     torch.save(content, path)
     if message:
         with pytest.raises(InputError, match=message):

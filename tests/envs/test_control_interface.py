@@ -1,12 +1,12 @@
 """`Environment.interface` describes what the environments do: order of the observation, bounds, and period."""
 
+import importlib
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from dm_control import suite
 from gymnasium import spaces
 
 from dqs_lightning.envs import DMControl, Environment, Gym, Maze, PointMaze
@@ -55,6 +55,7 @@ def by_name(environment: Environment, observation: torch.Tensor) -> dict[str, li
 @pytest.mark.parametrize("task", [("walker", "walk"), ("reacher", "easy"), ("cartpole", "swingup")])
 def test_parts_of_the_control_suite_are_those_of_its_observation(task: tuple[str, str]) -> None:
     control = DMControl(*task, action_repeat=4)
+    suite = importlib.import_module("dm_control.suite")
     observation = control.make(1, seed=3).reset()["observation"][0]
     expected = suite.load(*task, {"random": 3}).reset().observation
     found = by_name(control, observation)
@@ -66,7 +67,7 @@ def test_parts_of_the_control_suite_are_those_of_its_observation(task: tuple[str
 
 def test_bounds_are_those_of_the_simulator() -> None:
     found = DMControl("quadruped", "walk").interface()
-    spec = suite.load("quadruped", "walk").action_spec()
+    spec = importlib.import_module("dm_control.suite").load("quadruped", "walk").action_spec()
     assert found.action_low == tuple(spec.minimum) and found.action_high == tuple(spec.maximum)
     assert max(found.action_high) == 1.1  # not all are [-1, 1]
 

@@ -10,11 +10,11 @@ from helpers import small_agent, small_data, trainer
 
 from dqs_callbacks import Evaluate
 from dqs_lightning.agents import SAC
-from dqs_lightning.envs import DMControl
+from dqs_lightning.envs import Gym
 from dqs_lightning.evaluation.returns import episode_returns, mean_with_interval, policy_of
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
-COARSE = DMControl("cartpole", "swingup", action_repeat=50)
+COARSE = Gym("Pendulum-v1", action_repeat=10)
 
 
 def test_validate_returns_the_mean_return_and_its_interval(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dqs_lightning.agents import DQS, SAC, Agent, load_agent
 from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 from dqs_lightning.cli import evaluate
 from dqs_lightning.cli.export import command as export
+from dqs_lightning.envs import DMControl
 from dqs_lightning.sharing import hub
 from dqs_lightning.sharing.hub import HubError
 
@@ -45,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = saved_run(tmp_path_factory.mktemp("place") / "run")
+    folder = saved_run(tmp_path_factory.mktemp("place") / "run", environment=DMControl("cartpole", "swingup", 2))
     add_records(folder)
     return folder
 

@@ -16,11 +16,12 @@ from dqs_lightning.agents import DQS, SAC, load_agent
 from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 from dqs_lightning.cli import evaluate, fit
 from dqs_lightning.collection.data import OnlineData
+from dqs_lightning.envs import DMControl
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = saved_run(tmp_path_factory.mktemp("place") / "run")
+    folder = saved_run(tmp_path_factory.mktemp("place") / "run", environment=DMControl("cartpole", "swingup", 2))
     add_records(folder)
     return folder
 
@@ -63,7 +64,7 @@ def test_the_folder_has_a_card_and_the_records_of_the_run(
 
 
 def test_an_agent_in_python_has_the_records_of_its_trainer(tmp_path: Path) -> None:
-    data = small_data(total_frames=480)
+    data = small_data(environment=DMControl("cartpole", "swingup", 2), total_frames=480)
     agent = DQS(data.observation_dim, data.action_dim, **small((8,)))
     (tmp_path / "place").mkdir()
     trainer(tmp_path / "place").fit(agent, data)

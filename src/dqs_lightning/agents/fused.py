@@ -68,6 +68,7 @@ class Compilable:
         if not self.compiles:
             return self.losses(batch, with_actor)
         if self._compiled is None:
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
             self._compiled = torch.compile(self.losses, dynamic=False, fullgraph=True)
         try:
             computed = self._compiled(batch, with_actor)
