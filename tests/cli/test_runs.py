@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_run_json_holds_the_runs_settings_and_the_versions_used(finished: Path) 
     assert facts == {
         "task": "cartpole-swingup", "method": "dqs", "seed": 0, "action_repeat": 4, "total_frames": 2400,
     }  # fmt: skip
-    assert start["torch"] == torch.__version__ and start["command"][0] == "dqs-fit" and start["commit"]
+    assert start["torch"] == version("torch") and start["command"][0] == "dqs-fit" and start["commit"]
     assert settings == {key: yaml.safe_load((finished / "config.yaml").read_text())[key] for key in settings}
     assert set(settings) == {"model", "data", "evaluate"}
 
