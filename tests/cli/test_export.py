@@ -205,7 +205,8 @@ def test_an_exported_package_holds_only_its_metadata_and_the_denoiser(tmp_path: 
 
 
 def test_transforms_that_the_graph_lacks_are_named(tmp_path: Path) -> None:
-    data = small_data(total_frames=480, transforms=[CatFrames(2), SignTransform(["reward"])])
+    cartpole, transforms = DMControl("cartpole", "swingup", 2), [CatFrames(2), SignTransform(["reward"])]
+    data = small_data(environment=cartpole, total_frames=480, transforms=transforms)
     agent = small_agent(data)
     trainer(tmp_path, [RunCheckpoint(str(tmp_path / "checkpoints"))]).fit(agent, data)
     out = tmp_path / "policy.pt2"

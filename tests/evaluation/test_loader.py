@@ -34,7 +34,7 @@ def test_validate_needs_no_callback_and_any_agent_can_be_validated(tmp_path: Pat
     data = small_data(environment=COARSE)
     agent = SAC(data.observation_dim, data.action_dim)
     (found,) = trainer(tmp_path, limit_val_batches=1).validate(agent, data, verbose=False)
-    assert data.evaluation.episodes == 10 and found["eval/return"] > 0
+    assert data.evaluation.episodes == 10 and -2_000 < found["eval/return"] < 0
 
 
 def test_validate_measures_the_agent_of_a_checkpoint(tmp_path: Path) -> None:
