@@ -60,7 +60,7 @@ class Periodic(Callback, ABC):
         due = data.env_frames // self.every_frames > last // self.every_frames
         due = due or (data.finished and data.env_frames > last)
         # A policy is evaluated at N frames when it has learned from them.
-        if (due and not data.pending) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if (due and not data.pending) or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
             self.evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -139,7 +139,7 @@ class PeriodicRows(Periodic):
         """Writes a row, with the frames and updates so far in front, unless in a fast_dev_run; returns the row."""
         file = self._file(trainer)
         row = {"env_frames": OnlineData.of(trainer).env_frames, "updates": trainer.global_step, **row}
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
             return row
         self._waiting.append(json.dumps(row) + "\n")
         try:

@@ -33,7 +33,7 @@ class Metrics(L.LightningModule):
             # Sums from a checkpoint may be on another device.
             self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
-        every: int = 0 if self._trainer is None else self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every: int = 0 if self._trainer is None else self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if every and self.global_step % every == 0:
             means = {f"train/{name}": float(total) / self._counts[name] for name, total in self._sums.items()}
             self.log_metrics(means)

@@ -20,7 +20,7 @@ def limit_reached(trainer: L.Trainer) -> str | None:
     """Returns the Trainer's flag that ended the run; None where none did, such as after a stop signal."""
     if trainer.max_steps == trainer.global_step:
         return f"max_steps={trainer.max_steps}"
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
         if isinstance(callback, Timer) and (callback.time_remaining() or 0.0) < 0:
             return "max_time"
     limit: int | float | None = trainer.limit_train_batches

@@ -129,13 +129,13 @@ class FitCLI(LightningCLI):
         except (TypeError, ValueError, MisconfigurationException) as error:
             self.run_dir.discard()
             raise InputError(f"trainer: {error}") from error
-        made: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        made: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         off = {type(c) for c in (*listed, *made) if isinstance(c, SAFETY) and not c.enabled}
         # A stop acts after all other callbacks, and before the checkpoints, which save their final state.
         last = Checkpoint, dqs_callbacks.Preempt
         kept = (c for c in made if type(c) not in off)
         self.callbacks = sorted(kept, key=lambda c: [isinstance(c, kind) for kind in last])
-        trainer.callbacks = self.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = self.callbacks  # type: ignore[attr-defined]  # set by a connector
         return trainer
 
     def fit(self) -> int:
@@ -161,14 +161,14 @@ class FitCLI(LightningCLI):
             raise
         finally:
             wait_for_ranks(self.trainer)
-            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
                 self.run_dir.discard()
             self.run_dir.release()
         evaluated = not any(isinstance(c, Periodic) and c.interrupted_at is not None for c in self.callbacks)
         if self.datamodule.finished and evaluated:
             return DONE
         frames = f"{self.datamodule.env_frames:,} of {self.datamodule.total_frames:,} frames"
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
             code, text = DONE, f"trainer.fast_dev_run: {self.trainer.global_step} updates; nothing is kept"
         elif STOP.received is None and (reason := goal_reached(self.trainer)):
             code, text = DONE, f"ended at {frames}: {reason}"

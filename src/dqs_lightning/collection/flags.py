@@ -26,7 +26,7 @@ def check_flags(trainer: L.Trainer) -> None:
     """Raises a MisconfigurationException for the first flag or callback that would not have its documented effect."""
     for message in _refused(trainer):
         raise MisconfigurationException(message)
-    check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
+    check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
 
 
 def check_callbacks(callbacks: Iterable[Callback]) -> None:
@@ -47,7 +47,7 @@ def check_interval(trainer: L.Trainer) -> None:
 
 
 def _refused(trainer: L.Trainer) -> Iterator[str]:
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # which sets several of them
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector; sets several flags
         return
     loop, clip = trainer.fit_loop, trainer.gradient_clip_val
     epochs, steps = loop.min_epochs, trainer.min_steps
@@ -57,9 +57,9 @@ def _refused(trainer: L.Trainer) -> Iterator[str]:
         yield f"min_epochs={epochs}: must be <= 1; {LENGTH}"
     if (steps or 0) > 0:
         yield f"min_steps={steps}: must be left out; the run would not stop on a signal before it"
-    if overfit := trainer.overfit_batches:  # type: ignore[attr-defined]
+    if overfit := trainer.overfit_batches:  # type: ignore[attr-defined]  # set by a connector
         yield f"overfit_batches={overfit}: must be 0; batches are drawn from what has been collected"
-    if every := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+    if every := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]  # set by a connector
         yield f"reload_dataloaders_every_n_epochs={every}: must be 0; {LENGTH}"
     if (number := trainer.accumulate_grad_batches) != 1:
         yield f"accumulate_grad_batches={number}: must be 1; set data.batch_size"

@@ -185,7 +185,7 @@ class OnlineLoader:
         """Calls `on_block_collected` of the callbacks; returns whether collection is to end."""
         if (trainer := self.data.trainer) is None:
             return False
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
             if isinstance(callback, CollectionHook):
                 callback.on_block_collected(trainer, trainer.lightning_module)
         return trainer.should_stop

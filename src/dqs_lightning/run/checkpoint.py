@@ -69,7 +69,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
     def save(self, trainer: L.Trainer, last: bool = False) -> None:
         """Write a checkpoint now; every rank must call it. The `last` one of a process is attempted several times."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
             return
         for attempt in range(ATTEMPTS if last else 1):
             if attempt:
@@ -135,7 +135,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         value = float(trainer.callback_metrics.get("eval/return", math.nan))
-        fits = trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]
+        fits = trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by a connector
         if fits and value > (-math.inf if self.best_return is None else self.best_return):
             path = self.dirpath / "best.ckpt"
             previous, self.best_return = self.best_return, value
@@ -193,7 +193,7 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         fits = trainer.training and trainer.ckpt_path is not None
-        if not (fits and isinstance(trainer.datamodule, OnlineData)):  # type: ignore[attr-defined]
+        if not (fits and isinstance(trainer.datamodule, OnlineData)):  # type: ignore[attr-defined]  # set by a connector
             return
         data, source = OnlineData.of(trainer), str(trainer.ckpt_path)
         assert isinstance(pl_module, Agent)
