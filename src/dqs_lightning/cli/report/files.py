@@ -19,7 +19,7 @@ from dqs_lightning.cli.provenance import merged, read_run
 from dqs_lightning.sharing.text import without_place
 
 SCORES, STUDY, MANIFEST, METRICS = "scores.jsonl", "scores.csv", "manifest.json", "metrics.csv"
-VERSIONS = ("python", "torch", "lightning", "torchrl", "dm_control", "mujoco", "stable-baselines3")
+VERSIONS = ("python", "torch", "lightning", "torchrl", "dm_control", "mujoco", "stable-baselines3", "machine", "cpus")
 RANGES = {
     "env_frames": (0, 1e15),
     "updates": (0, 1e15),
@@ -48,7 +48,7 @@ class Run:
     state: str = ""  # in the manifest of a sweep; empty for other runs
     updates_per_s: float | None = None  # median of the logged rates
     commit: str = "-"  # of each process that worked on the run, where they differ
-    versions: str = "-"  # of the last process
+    versions: str = "-"  # of the last process, with its machine
     command: str = "-"  # of the last process
     folder: Path | None = None  # resolved; None for a run of a study
     settings: dict[str, Any] = field(default_factory=dict, repr=False)  # of model, data and evaluation, by dotted key

@@ -138,8 +138,8 @@ def _runs(report: Report) -> Table:
     return Table(
         "Runs",
         table[columns].replace("", NONE),
-        "All figures above are of these runs' evaluations. Commit, versions and command are those that the run "
-        "recorded; of absolute paths only the end is shown.",
+        "All figures above are of these runs' evaluations. Commit, versions, machine and command are those that the "
+        "run recorded; of absolute paths only the end is shown.",
     )
 
 
