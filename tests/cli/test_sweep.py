@@ -26,16 +26,6 @@ GOOD: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path for a sweep file next to a task's configuration, outside of the working directory."""
-    (tmp_path / "sweeps").mkdir()
-    (tmp_path / "sweeps" / "pole.yaml").write_text(f"extends: {CARTPOLE}\n")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    return tmp_path / "sweeps" / "mine.yaml"
-
-
 def written(file: Path, **changes: Any) -> Path:
     content = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
     file.write_text(yaml.safe_dump(content, sort_keys=False))

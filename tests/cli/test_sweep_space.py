@@ -22,16 +22,6 @@ SPACE: dict[str, Any] = {
 GOOD: dict[str, Any] = {"parameters": SPACE, "trials": 5, "random_trials": 4, "prune": True, "seed": 3}
 
 
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path for a sweep file next to a task's configuration, outside of the working directory."""
-    (tmp_path / "sweeps").mkdir()
-    (tmp_path / "sweeps" / "pole.yaml").write_text(f"extends: {CONFIGS / 'cartpole.yaml'}\n")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    return tmp_path / "sweeps" / "mine.yaml"
-
-
 def written(file: Path, search: Any = None, **further: Any) -> Path:
     content = {"config": "pole.yaml", "seeds": [0, 1], "search": GOOD if search is None else search, **further}
     file.write_text(yaml.safe_dump(content, sort_keys=False))

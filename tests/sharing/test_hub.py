@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import saved_run, small
+from helpers import small
 from hub_server import TOKEN, Hub
 from payloads import FORMS, MODULE, SOURCE, Form, ran
-from records import add_records
 
 from dqs_lightning.agents import DQS, SAC, Agent, load_agent
 from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 from dqs_lightning.cli import evaluate
 from dqs_lightning.cli.export import command as export
-from dqs_lightning.envs import DMControl
 from dqs_lightning.sharing import hub
 from dqs_lightning.sharing.hub import HubError
 
@@ -42,13 +40,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield server
         forget_modules()
     server.close()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = saved_run(tmp_path_factory.mktemp("place") / "run", environment=DMControl("cartpole", "swingup", 2))
-    add_records(folder)
-    return folder
 
 
 def same(one: Agent, other: Agent) -> bool:

@@ -9,21 +9,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import saved_run, small, small_data, trainer
-from records import ROW, add_records
+from helpers import small, small_data, trainer
+from records import ROW
 
 from dqs_lightning.agents import DQS, SAC, load_agent
 from dqs_lightning.checkpoint.archive import CheckpointError, safe_load
 from dqs_lightning.cli import evaluate, fit
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.envs import DMControl
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = saved_run(tmp_path_factory.mktemp("place") / "run", environment=DMControl("cartpole", "swingup", 2))
-    add_records(folder)
-    return folder
 
 
 def test_a_loaded_agent_is_the_saved_one(run: Path, tmp_path: Path) -> None:
