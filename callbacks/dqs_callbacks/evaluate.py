@@ -61,7 +61,7 @@ class Evaluate(PeriodicRows):
         self._wall_s = self._clock = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if (self.best_of or 1) > 1 and getattr(type(pl_module), "q_value", None) is Agent.q_value:
+        if (self.best_of or 1) > 1 and isinstance(pl_module, Agent) and not pl_module.has_q:
             rank_zero_warn(
                 f"{type(pl_module).__name__} has no Q(s, a): evaluations sample it, not best_of={self.best_of}"
             )

@@ -102,7 +102,7 @@ class ActionLandscape(Periodic):
             raise MisconfigurationException(f"trainer.callbacks: ActionLandscape{problem}")
 
     def measure(self, trainer: L.Trainer, agent: Agent, seed: int) -> None:
-        if type(agent).q_value is Agent.q_value:  # it has none
+        if not agent.has_q:
             return
         data = OnlineData.of(trainer)
         if self.observations is None:

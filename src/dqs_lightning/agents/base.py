@@ -92,6 +92,11 @@ class Agent(Metrics, Portable, ABC):
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
         """Draw num actions in [-1, 1] a state from the policy: [..., o] -> [num, ..., d]."""
 
+    @property
+    def has_q(self) -> bool:
+        """Whether it has Q(s, a), by which it can choose among several actions."""
+        return type(self).q_value is not Agent.q_value
+
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
         """Q of observations [B, o] and actions [..., B, d]: [..., B].
 

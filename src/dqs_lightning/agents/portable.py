@@ -39,13 +39,6 @@ class Portable(L.LightningModule):
         """
         raise MisconfigurationException(f"{type(self).__name__} cannot be exported: it has no method policy_graph")
 
-    @property
-    def has_q(self) -> bool:
-        """Whether it has Q(s, a), by which it can choose among several actions."""
-        from dqs_lightning.agents.base import Agent
-
-        return getattr(type(self), "q_value", None) is not Agent.q_value
-
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the agent as files that `load_agent(folder)` loads: `agent.ckpt` and a model card, `README.md`.
 

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 from dqs_lightning.registry import nearest
+from dqs_lightning.sharing.text import printable
 
 DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED = 0, 2, 3, 4, 5, 75
 """Exit codes. A run that ended with ENVIRONMENT_FAILED, NOT_SAVED or STOPPED is continued by the same command."""
@@ -87,21 +88,6 @@ def print_all(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def printable(value: Any, longest: int | None = 200) -> str:
-    """Returns a value, as `str` shows it, as one line of visible characters that can be printed anywhere.
-
-    Control characters (among them those that move a terminal's cursor), line breaks, invisible and directional marks
-    and lone surrogates become escapes such as \\x1b. Of a longer text `longest` characters are kept; None: all.
-    """
-    try:
-        text = str(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or a list that contains itself
-        text = f"<{type(value).__name__}>"
-    if longest is not None and len(text) > longest:
-        text = text[: longest - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def short(message: str) -> str:

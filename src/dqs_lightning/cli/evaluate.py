@@ -9,8 +9,9 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.files import existing_folder
+from dqs_lightning.sharing.text import printable
 
 if TYPE_CHECKING:  # torch is imported once the arguments have been checked
     from dqs_lightning.agents import Agent
@@ -92,7 +93,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     import torch
 
     from dqs_callbacks.video import CannotFilmError, check_films, film
-    from dqs_lightning.agents import Agent, load_agent
+    from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint.archive import load_run
     from dqs_lightning.cli.machine import set_threads
     from dqs_lightning.cli.trust import restrict_imports
@@ -106,7 +107,7 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
     data = OnlineData.load_from_checkpoint(path)
     agent = load_agent(path, options.device)
     set_threads(options.threads, agent)
-    if options.best_of is not None and type(agent).q_value is Agent.q_value:
+    if options.best_of is not None and not agent.has_q:
         raise InputError(f"--best_of={options.best_of}: {type(agent).__name__} has no Q(s, a) to choose by")
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     video = run / "videos" / "eval.mp4"

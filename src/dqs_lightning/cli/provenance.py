@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dqs_lightning.checkpoint.atomic import atomic_write
-from dqs_lightning.cli.errors import InputError, printable
+from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.files import read_json
+from dqs_lightning.sharing.text import printable
 
 FILE = "run.json"
 PACKAGES = (

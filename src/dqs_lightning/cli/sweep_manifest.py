@@ -17,11 +17,12 @@ from rich.table import Table
 
 from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.checkpoint.restore import fits
-from dqs_lightning.cli.errors import DONE, STOPPED, InputError, printable
+from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.files import read_json, read_text
 from dqs_lightning.cli.provenance import read_run
 from dqs_lightning.cli.sweep_plan import Run
 from dqs_lightning.cli.sweep_process import last_words
+from dqs_lightning.sharing.text import printable
 
 State = Literal["pending", "running", "done", "failed", "stopped", "pruned"]
 NAME = "manifest.json"

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dqs_lightning.cli.errors import InputError, printable, refusing
+from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.sweep_manifest import Manifest, Trial
 from dqs_lightning.cli.sweep_plan import Run, runs_of, search_of
 from dqs_lightning.cli.sweep_process import STOP
@@ -13,6 +13,7 @@ from dqs_lightning.cli.sweep_returns import Curve, evaluations, is_value, mean_c
 from dqs_lightning.cli.sweep_space import Value, overrides_of
 from dqs_lightning.cli.sweep_study import should_prune, suggest
 from dqs_lightning.cli.sweep_table import best_of, write_tables
+from dqs_lightning.sharing.text import printable
 
 
 class Search:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+LONGEST = 2000
+"""Characters of a line in Markdown."""
 _ROOTS = ("runs", "configs", "benchmarks")
 _ABSOLUTE = re.compile(r"(?<![\w.~:/-])/[^\"'=,\[\]]*")
 
@@ -20,17 +22,24 @@ def without_place(command: Sequence[Any]) -> str:
     return " ".join(_ABSOLUTE.sub(shorter, str(word)) for word in command)
 
 
-def printable(value: Any, longest: int = 2000) -> str:
-    """Returns a value as one line of visible characters, of at most so many; others become escapes such as \\x1b."""
-    text = str(value)
-    if len(text) > longest:
+def printable(value: Any, longest: int | None = 200) -> str:
+    """Returns a value, as `str` shows it, as one line of visible characters that can be printed anywhere.
+
+    Control characters (among them those that move a terminal's cursor), line breaks, invisible and directional marks
+    and lone surrogates become escapes such as \\x1b. Of a longer text `longest` characters are kept; None: all.
+    """
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a list that contains itself
+        text = f"<{type(value).__name__}>"
+    if longest is not None and len(text) > longest:
         text = text[: longest - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def code(value: Any) -> str:
     """Returns a value as inline code of Markdown, also within a table."""
-    text = printable(value).replace("|", "\\|")
+    text = printable(value, LONGEST).replace("|", "\\|")
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     edge = " " if text[:1] == "`" or text[-1:] == "`" or not text else ""
     return f"{ticks}{edge}{text}{edge}{ticks}"
@@ -38,6 +47,6 @@ def code(value: Any) -> str:
 
 def block(text: str, language: str = "") -> str:
     """Returns lines as a block of code of Markdown, which nothing in them can end."""
-    lines = "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
+    lines = "\n".join(printable(line, LONGEST) for line in text.rstrip("\n").split("\n"))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", lines)), default=0))
     return f"{fence}{language}\n{lines}\n{fence}"

@@ -24,7 +24,7 @@ from dqs_lightning.agents import Agent, load_agent
 from dqs_lightning.agents.graph import PolicyGraph
 from dqs_lightning.agents.pretrained import agent_facts
 from dqs_lightning.checkpoint.archive import load_run
-from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.evaluate import RUN_HELP, TRUST_HELP, existing_checkpoint
 from dqs_lightning.cli.export.graph import TOLERANCE, difference, load, noise, write
 from dqs_lightning.cli.export.use import use
@@ -37,6 +37,7 @@ from dqs_lightning.sharing.card import write as write_card
 from dqs_lightning.sharing.facts import task_facts
 from dqs_lightning.sharing.run import folder_of
 from dqs_lightning.sharing.run import read as read_run
+from dqs_lightning.sharing.text import printable
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dqs_lightning.sharing.facts import MAPPING
 from dqs_lightning.sharing.text import block, code
 
 ONNX = """import numpy as np
@@ -27,7 +28,7 @@ observation = torch.zeros(1, {observations})  # of the environment
 {scale}metadata = json.loads(files["facts.json"])
 """
 PACKAGE_NOISE = "noise = torch.randn({draws}, 1, {actions})\n"
-SCALE = "low, high = {low}, {high}\nenvironment_action = low + (action + 1) / 2 * (high - low)\n"
+SCALE = f"low, high = {{low}}, {{high}}\n{MAPPING}\n"
 
 
 def use(path: Path, facts: Mapping[str, Any], sizes: tuple[int, int], draws: int, chooses: bool) -> str:

@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from dqs_lightning.cli.errors import DONE, InputError, printable, refusing, reported
+from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.files import existing_folder, read_json
 from dqs_lightning.cli.report.runs import read_runs
+from dqs_lightning.sharing.text import printable
 
 SUMMARY, MADE_BY = "summary.json", "dqs-report"
 UNFINISHED = ".dqs-report-"

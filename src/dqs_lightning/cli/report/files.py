@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dqs_lightning.cli.errors import InputError, printable, refusing
+from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.files import read_json, read_text
 from dqs_lightning.cli.provenance import merged, read_run
-from dqs_lightning.sharing.text import without_place
+from dqs_lightning.sharing.text import printable, without_place
 
 SCORES, STUDY, MANIFEST, METRICS = "scores.jsonl", "scores.csv", "manifest.json", "metrics.csv"
 VERSIONS = ("python", "torch", "lightning", "torchrl", "dm_control", "mujoco", "stable-baselines3", "machine", "cpus")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from dqs_lightning.cli.errors import InputError, did_you_mean, printable, refusing
+from dqs_lightning.cli.errors import InputError, did_you_mean, refusing
 from dqs_lightning.cli.report.files import MANIFEST, SCORES, Run, states
 from dqs_lightning.cli.report.runs import find_files
 from dqs_lightning.cli.report.statistics import Aggregate, aggregate, at, tidy
-from dqs_lightning.sharing.text import without_place
+from dqs_lightning.sharing.text import printable, without_place
 
 MOST = 200
 """Tasks, and methods, of one report."""

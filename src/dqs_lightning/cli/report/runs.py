@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dqs_lightning.cli.errors import InputError, printable
+from dqs_lightning.cli.errors import InputError
 from dqs_lightning.cli.report.files import SCORES, STUDY, Run, run_of, runs_of
+from dqs_lightning.sharing.text import printable
 
 
 def read_runs(given: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Run]:
