@@ -21,6 +21,7 @@ from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.fit import train
 from dqs_lightning.cli.training import FitCLI
+from dqs_lightning.collection.flags import NEVER
 from dqs_lightning.stop_signal import STOP
 
 SMALL = (
@@ -177,7 +178,7 @@ def deterministic(fit: Fit) -> None:
 
 @effect("detect_anomaly")
 def detect_anomaly(fit: Fit) -> None:
-    """Is on during each backward pass, as in Lightning, at several times the cost."""
+    """Is on during each backward pass, as in Lightning, which makes it slower."""
     found: list[bool] = []
 
     class Look(L.Callback):
@@ -226,7 +227,7 @@ REFUSED = {
     "min_steps=10": "must be left out; the run would not stop on a signal before it",
     "val_check_interval=10": "evaluate.every_frames decides",
     "val_check_interval=0.5": "evaluate.every_frames decides",
-    "check_val_every_n_epoch=2": "evaluate.every_frames decides",
+    "check_val_every_n_epoch=2": "must be left out; a run is one epoch, whose length is data.total_frames",
     "overfit_batches=1": "must be 0",
     "reload_dataloaders_every_n_epochs=1": "must be 0",
     "accumulate_grad_batches=2": "set data.batch_size",
@@ -266,6 +267,17 @@ def test_python_runs_refuse_the_same_flags(tmp_path: Path) -> None:
         trainer(tmp_path, min_steps=10).fit(small_agent(data), data)
     with pytest.raises(MisconfigurationException, match=r"^val_check_interval=10: must be left out; evaluate\.ev"):
         trainer(tmp_path, [Evaluate(160, 2)], val_check_interval=10).fit(small_agent(data), data)
+
+    with pytest.raises(MisconfigurationException, match=r"^check_val_every_n_epoch=2: must be left out; a run"):
+        trainer(tmp_path, [Evaluate(160, 2)], check_val_every_n_epoch=2).fit(small_agent(data), data)
+
+
+def test_the_settings_of_evaluate_are_not_refused_at_a_second_fit(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [Evaluate(160, 2)])
+    data = maze_data()
+    run.fit(small_agent(data), data)
+    assert run.check_val_every_n_epoch == NEVER
+    run.fit(small_agent(data), data)
 
 
 def test_without_the_callback_lightning_decides_when_to_evaluate(tmp_path: Path) -> None:

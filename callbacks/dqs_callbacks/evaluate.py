@@ -1,6 +1,5 @@
 """Evaluation at set frames, as runs of Lightning's validation loop, with a row of `scores.jsonl` for each."""
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from dqs_callbacks.periodic import PeriodicRows
 from dqs_lightning.agents import Agent
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.collection.flags import check_interval
+from dqs_lightning.collection.flags import NEVER, check_interval
 from dqs_lightning.evaluation.loader import Evaluation
 from dqs_lightning.evaluation.returns import mean_with_interval
 from dqs_lightning.ranges import Count, Finite, at_least, checked
@@ -72,8 +71,7 @@ class Evaluate(PeriodicRows):
             check_interval(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning itself would evaluate at the end of the epoch and at every stop: here no epoch is the one for it.
-        trainer.check_val_every_n_epoch = sys.maxsize
+        trainer.check_val_every_n_epoch = NEVER
         self._clock = time.monotonic()
         super().on_train_start(trainer, pl_module)
         if self.at_start and trainer.ckpt_path is None:

@@ -1,5 +1,6 @@
 """Flags and callbacks of Lightning that online reinforcement learning cannot follow, with what to use instead."""
 
+import sys
 from collections.abc import Iterable, Iterator
 
 import lightning as L
@@ -12,6 +13,8 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+NEVER = sys.maxsize
+"""Value of `check_val_every_n_epoch` with which Lightning itself evaluates neither at the end nor at a stop."""
 LENGTH = "a run is one epoch, whose length is data.total_frames"
 CALLBACKS: dict[type[Callback], str] = {
     StochasticWeightAveraging: "averages over epochs, and a run is one; use EMAWeightAveraging",
@@ -38,12 +41,11 @@ def check_callbacks(callbacks: Iterable[Callback]) -> None:
 
 
 def check_interval(trainer: L.Trainer) -> None:
-    """The same for the flags that decide when Lightning evaluates, where the callback `Evaluate` decides it."""
-    for name in ("val_check_interval", "check_val_every_n_epoch"):
-        if (value := getattr(trainer, name)) not in (1, None):
-            raise MisconfigurationException(
-                f"{name}={value}: must be left out; evaluate.every_frames decides when the agent is evaluated"
-            )
+    """The same for the flag that decides when Lightning evaluates, where the callback `Evaluate` decides it."""
+    if (interval := trainer.val_check_interval) not in (1, None):
+        raise MisconfigurationException(
+            f"val_check_interval={interval}: must be left out; evaluate.every_frames decides when to evaluate"
+        )
 
 
 def _refused(trainer: L.Trainer) -> Iterator[str]:
@@ -61,6 +63,8 @@ def _refused(trainer: L.Trainer) -> Iterator[str]:
         yield f"overfit_batches={overfit}: must be 0; batches are drawn from what has been collected"
     if every := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]  # set by a connector
         yield f"reload_dataloaders_every_n_epochs={every}: must be 0; {LENGTH}"
+    if (every := trainer.check_val_every_n_epoch) not in (None, 1, NEVER):
+        yield f"check_val_every_n_epoch={every}: must be left out; {LENGTH}"
     if (number := trainer.accumulate_grad_batches) != 1:
         yield f"accumulate_grad_batches={number}: must be 1; set data.batch_size"
     if clip is not None:
