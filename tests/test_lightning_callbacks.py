@@ -38,6 +38,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_callbacks import Evaluate
 from dqs_lightning.agents import DQS, load_agent
+from dqs_lightning.collection.flags import CALLBACKS
 from dqs_lightning.run.checkpoint import RunCheckpoint
 
 EVALUATED = [80, 96, 128, 160]
@@ -104,7 +105,7 @@ def learning_rate_monitor(folder: Path) -> None:
 
 @effect("LRScheduler")
 def schedulers(folder: Path) -> None:
-    """Of an agent whose `configure_optimizers` returns them: take a step after each update."""
+    """One that the agent's `configure_optimizers` returns takes a step after each update."""
 
     class _Decaying(DQS):
         def configure_optimizers(self) -> Any:
@@ -118,7 +119,7 @@ def schedulers(folder: Path) -> None:
 
 @effect("ReduceLROnPlateau")
 def plateau(folder: Path) -> None:
-    """Of an agent whose `configure_optimizers` returns it: takes a step after each evaluation, by `eval/return`."""
+    """One that the agent's `configure_optimizers` returns takes a step after each evaluation, by `eval/return`."""
 
     class _Plateau(DQS):
         def configure_optimizers(self) -> Any:
@@ -275,6 +276,8 @@ def test_a_callback_of_lightning_has_its_effect(tmp_path: Path, request: pytest.
 
 def test_the_page_lists_the_callbacks() -> None:
     write_table("callbacks", ("callback", "effect"), {f"`{name}`": text for name, text in effect.rows().items()})
+    refused = {f"`{kind.__name__}`": reason for kind, reason in CALLBACKS.items()}
+    write_table("refused callbacks", ("callback", "reason"), refused)
 
 
 @pytest.mark.parametrize(
