@@ -82,6 +82,15 @@ class FaultyBatch(MazeBatch):
         return found
 
 
+class FailsForThree(Faulty):
+    """A faulty environment only if it has three members, which are those of a callback."""
+
+    def make(self, num_envs: int, seed: int) -> MazeBatch:
+        batch = super().make(num_envs, seed)
+        batch.fails = num_envs == 3
+        return batch
+
+
 def ended(pid: int, within_s: float = 2) -> bool:
     """Whether a process ends within a time limit."""
     for _ in range(round(within_s / 0.05)):

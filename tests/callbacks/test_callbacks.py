@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from faulty import Faulty
+from faulty import FailsForThree
 from helpers import small_agent, small_data, trainer
 from lightning.pytorch.loggers import CSVLogger
 from scipy import stats
@@ -28,7 +28,6 @@ from dqs_callbacks.periodic import Periodic
 from dqs_lightning.agents import PPO
 from dqs_lightning.diffusion import GuidedDefensive
 from dqs_lightning.envs import EnvironmentFailure, Gym, Maze
-from dqs_lightning.envs.maze import MazeBatch
 from dqs_lightning.evaluation.returns import episode_returns, mean_with_interval
 
 COARSE = Gym("Pendulum-v1", action_repeat=50, kwargs={"max_episode_steps": 1_000})
@@ -97,15 +96,6 @@ def test_episodes_that_do_not_end_are_cut_off_with_a_warning(tmp_path: Path) -> 
     assert json.loads((tmp_path / "scores.jsonl").read_text())["return_mean"] == 0
     with pytest.raises(ValueError, match="max_steps=0: must be >= 1"):
         Evaluate(max_steps=0)
-
-
-class FailsForThree(Faulty):
-    """A faulty environment only if it has three members, which are those of a callback."""
-
-    def make(self, num_envs: int, seed: int) -> MazeBatch:
-        batch = super().make(num_envs, seed)
-        batch.fails = num_envs == 3
-        return batch
 
 
 @pytest.mark.parametrize(
