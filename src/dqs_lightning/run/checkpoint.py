@@ -52,8 +52,8 @@ class RunCheckpoint(CollectionHook, Checkpoint):
     def __init__(self, dirpath: str = "checkpoints", every_n_updates: Count = 10_000, keep: Count = 1) -> None:
         self.dirpath = Path(dirpath)
         self.every_n_updates, self.keep = every_n_updates, keep
-        self.best_return: float | None = None
-        """Mean return of `best.ckpt`; None before the first evaluation."""
+        self.best_return = -math.inf
+        """Mean return of `best.ckpt`; -inf before the first evaluation."""
         self._failures = 0
         self._own: dict[Path, str] = {}  # the digest of this rank's file that `last.ckpt` names
         self._digests: list[str] = []
@@ -95,25 +95,31 @@ class RunCheckpoint(CollectionHook, Checkpoint):
                 digest = atomic_save(data.rank_state(), own)
             except OSError as failed:
                 error = failed
-        if self._failed(data, own, error):
-            return False
+        saved = not self._failed(data, own, error) and self._save_shared(trainer, digest)
+        if saved:
+            self._own, self._saved = {own: digest}, True
+            self._retain(trainer, own)
+        elif own not in self._own:  # the checkpoint on disk does not name it
+            with contextlib.suppress(OSError):
+                own.unlink(missing_ok=True)
+        return saved
+
+    def _save_shared(self, trainer: L.Trainer, digest: str) -> bool:
+        """Writes `last.ckpt`, with the digests of all ranks' files; returns whether it succeeded."""
         own_digest = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=trainer.strategy.root_device)
         everyone = trainer.strategy.all_gather(own_digest).reshape(trainer.world_size, -1)
         self._digests = [bytes(row.tolist()).hex() for row in everyone]  # in the order of the ranks
-        if self._failed(data, own, self._write(trainer, self.dirpath / "last.ckpt")):
-            return False
-        self._own, self._saved = {own: digest}, True
-        self._retain(trainer, own)
-        return True
+        return self._write(trainer, self.dirpath / "last.ckpt")
 
-    def _write(self, trainer: L.Trainer, path: Path) -> OSError | None:
-        """Writes what all ranks share; returns the error that prevented it. Every rank must call it."""
+    def _write(self, trainer: L.Trainer, path: Path) -> bool:
+        """Writes what all ranks share; returns whether it succeeded. Every rank must call it."""
+        error = None
         try:
             trainer.save_checkpoint(path)
-        except OSError as error:
+        except OSError as failed:
+            error = failed
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
-            return error
-        return None
+        return not self._failed(OnlineData.of(trainer), path, error)
 
     def _retain(self, trainer: L.Trainer, own: Path) -> None:
         """Keeps the latest checkpoints: a second name of `last.ckpt` where there are several, and removes the rest."""
@@ -135,11 +141,12 @@ class RunCheckpoint(CollectionHook, Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         value = float(trainer.callback_metrics.get("eval/return", math.nan))
-        fits = trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by a connector
-        if fits and value > (-math.inf if self.best_return is None else self.best_return):
-            path = self.dirpath / "best.ckpt"
+        fits = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fits or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
+            return
+        if value > self.best_return:
             previous, self.best_return = self.best_return, value
-            if self._failed(OnlineData.of(trainer), path, self._write(trainer, path)):
+            if not self._write(trainer, self.dirpath / "best.ckpt"):
                 self.best_return = previous
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,20 +155,16 @@ class RunCheckpoint(CollectionHook, Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_return = state_dict["best_return"]
 
-    def _failed(self, data: OnlineData, own: Path, error: OSError | None) -> bool:
-        """Whether a rank failed; removes this rank's file then, unless the checkpoint on disk names it."""
+    def _failed(self, data: OnlineData, path: Path, error: OSError | None) -> bool:
+        """Whether a rank failed to write; warns of this rank's own error. Every rank must call it."""
         if error is not None:
             warnings.warn(
-                f"{error.filename or own}: the checkpoint cannot be written ({error.strerror or error}); the previous "
+                f"{error.filename or path}: the checkpoint cannot be written ({error.strerror or error}); the previous "
                 "one is kept",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        failed = bool(data.any_rank(error is not None))
-        if failed and own.suffix == ".pt" and own not in self._own:
-            with contextlib.suppress(OSError):
-                own.unlink(missing_ok=True)
-        return failed
+        return bool(data.any_rank(error is not None))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
