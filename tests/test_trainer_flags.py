@@ -308,6 +308,8 @@ def test_a_run_ends_when_the_return_is_reached(fit: Fit) -> None:
     stop = f"--trainer.callbacks={json.dumps([node])}"
     ended = fit(stop, "--run_dir=r2", "--evaluate.every_frames=32")
     assert ended.code == DONE and "dqs-fit: ended at 96 of 160 frames: EarlyStopping: Monitored metric" in ended.err
+    further = fit(stop, "--run_dir=r2", "--evaluate.every_frames=32", "--trainer.max_steps=40")
+    assert (further.code, further.updates) == (STOPPED, 40)  # the earlier reason is not that of this stop
 
 
 def test_the_command_itself_stops_with_75(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

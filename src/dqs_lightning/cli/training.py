@@ -168,14 +168,15 @@ class FitCLI(LightningCLI):
         if self.datamodule.finished and evaluated:
             return DONE
         frames = f"{self.datamodule.env_frames:,} of {self.datamodule.total_frames:,} frames"
+        again = f"--run_dir={self.run_dir.path} --ckpt_path=auto"
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
             code, text = DONE, f"trainer.fast_dev_run: {self.trainer.global_step} updates; nothing is kept"
+        elif limit := limit_reached(self.trainer):
+            code, text = STOPPED, f"stopped at {frames} by trainer.{limit}; continue with {again} and a higher limit"
         elif STOP.received is None and (reason := goal_reached(self.trainer)):
             code, text = DONE, f"ended at {frames}: {reason}"
         else:
-            limit = limit_reached(self.trainer)
-            again = f"--run_dir={self.run_dir.path} --ckpt_path=auto" + (" and a higher limit" if limit else "")
-            code, text = STOPPED, f"stopped at {frames}{f' by trainer.{limit}' if limit else ''}; continue with {again}"
+            code, text = STOPPED, f"stopped at {frames}; continue with {again}"
         if self.trainer.is_global_zero:
             print(f"dqs-fit: {text}", file=sys.stderr)
         return code
