@@ -81,6 +81,21 @@ def learning(session: nox.Session) -> None:
 
 
 @nox.session
+def nodes(session: nox.Session) -> None:
+    """Train on two nodes, which are network namespaces of this machine; needs root."""
+    session.install(*PINNED, "-e", ".", *group("test"))
+    session.run("pytest", "-m", "nodes", "tests/nodes", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Run the tests of actors and sweeps on Ray, whose packages are large."""
+    session.install(*PINNED, "-e", ".[sweep]", *group("test"))
+    session.run("pytest", "-m", "ray", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/cli/test_sweep_runs.py", "tests/cli/test_sweep_search_runs.py")
+
+
+@nox.session
 def simulators(session: nox.Session) -> None:
     """Run the tests of simulators in JAX, whose packages are large and take minutes to compile."""
     session.install(*PINNED, "-e", ".[brax,playground]", *group("test"))

@@ -3,7 +3,8 @@
     python benchmarks/keep.py runs/sweeps/baselines --out benchmarks/results/baselines
 
 Each argument is a run directory, a study, or a folder of them, such as a sweep's. `--name` is that of dqs-report, which
-draws studies as it does the runs themselves. Counts of goals, where GoalCoverage made some, become `goals.csv`.
+draws studies as it does the runs themselves. Counts of goals, where GoalCoverage made some, become `goals.csv`, and the
+returns of the tasks of `MultiTask` become `tasks.csv`.
 """
 
 import argparse
@@ -11,9 +12,10 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dqs_lightning.cli.report.command import names_of
-from dqs_lightning.cli.report.files import Run, write_study
+from dqs_lightning.cli.report.files import SCORES, Run, write_study
 from dqs_lightning.cli.report.runs import read_runs
 
 GOALS = ("rollouts", "success", "goal_entropy", "goals", "paths", "mmd", "shares")
@@ -30,9 +32,24 @@ def write_goals(runs: Sequence[Run], out: Path) -> None:
                 row["shares"] = " ".join(map(str, row["shares"]))
                 counted = [row["env_frames"], row["updates"], *(row.get(name, "") for name in GOALS)]
                 rows.append([run.task, run.method, run.seed, *counted])
+    write_csv(out / "goals.csv", ["task", "method", "seed", "frames", "updates", *GOALS], rows)
+
+
+def write_tasks(runs: Sequence[Run], out: Path) -> None:
+    """Write the return of each task in all evaluations of runs with several."""
+    rows = []
+    for run in runs:
+        for line in (run.folder / SCORES).read_text().splitlines() if run.folder else ():
+            row = json.loads(line)
+            for member, value in row.get("return_by_task", {}).items():
+                rows.append([run.task, run.method, run.seed, row["env_frames"], row["updates"], member, value])
+    write_csv(out / "tasks.csv", ["task", "method", "seed", "frames", "updates", "member", "return"], rows)
+
+
+def write_csv(file: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write rows below a head; nothing where there are no rows."""
     if rows:
-        with (out / "goals.csv").open("w", newline="") as stream:
-            head = ["task", "method", "seed", "frames", "updates", *GOALS]
+        with file.open("w", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows([head, *rows])
 
 
@@ -45,6 +62,7 @@ def main() -> None:
     runs = read_runs(options.runs, names_of(options.name))
     write_study(runs, options.out)
     write_goals(runs, options.out)
+    write_tasks(runs, options.out)
     print(f"{options.out}: {len(runs)} runs")
 
 

@@ -1,5 +1,6 @@
 """Configuration of all tests: a fixed seed, one thread, and no renderer."""
 
+import logging
 import os
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
@@ -20,6 +21,15 @@ from dqs_lightning.envs.dm_control import INSTALLED, NOT_INSTALLED
 def _seeded() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Restores the package's logger, whose lines a command that runs in this process writes to stderr alone."""
+    package = logging.getLogger("dqs_lightning")
+    before = package.handlers[:], package.level, package.propagate
+    yield
+    package.handlers[:], package.level, package.propagate = before
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ The site itself is built by `nox -s docs`, which fails on a broken link.
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -165,6 +166,17 @@ def test_every_module_is_in_the_reference() -> None:
     assert sorted(shown) == sorted(modules)
 
 
+REFERENCES = {name for page in PAGES for name in re.findall(r"\]\[([\w.]+)\]", page.read_text())}
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_a_reference_is_in_the_class_that_it_names(name: str) -> None:
+    """The site documents a member with the class that defines it, so a link must not name a subclass."""
+    parent, _, member = name.rpartition(".")
+    owner = pkgutil.resolve_name(parent)
+    assert member in vars(owner) if isinstance(owner, type) else hasattr(owner, member)
+
+
 def test_the_guarantees_name_existing_tests() -> None:
     named_tests = re.findall(r"`(tests/[\w/.]+)`", (DOCS / "guarantees.md").read_text())
     assert named_tests
@@ -277,6 +289,75 @@ def test_counts_of_goals_equal_the_measured_ones(study: str, heading: str) -> No
     measured = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
     rows = rows_of(DOCS / "results.md", heading)
     assert [list(cells.values()) for cells in rows.values()] == [measured[name] for name in GOALS[study, heading]]
+
+
+TOGETHER = {
+    "walker-tasks": {
+        "walker-stand": "walker-stand",
+        "walker-walk": "walker-walk",
+        "walker-run": "walker-run",
+        "mean of walker-tasks": None,
+    },
+    "three-bodies": {
+        "cheetah-run": "cheetah-run",
+        "walker-run, three-bodies": "walker-run",
+        "hopper-stand": "hopper-stand",
+        "mean of three-bodies": None,
+    },
+}
+"""Rows of the table of several tasks for each agent, and their tasks."""
+
+
+def test_returns_of_several_tasks_equal_the_measured_ones() -> None:
+    rows, measured = rows_of(DOCS / "several.md", "Beside agents of one task"), result("several_tasks.json")
+    assert sorted(rows) == sorted(name for names in TOGETHER.values() for name in names)
+    for label, names in TOGETHER.items():
+        for name, task in names.items():
+            ours, pooled = (measured[label][method] for method in ("dqs", "dqs-pooled"))
+            ours, pooled = (row["tasks"][task] if task else row["mean"] for row in (ours, pooled))
+            means = ours["apart"]["mean"], ours["together"]["mean"], pooled["together"]["mean"]
+            assert [int(cell) for cell in rows[name].values()] == [round(mean) for mean in means]
+    text = (DOCS / "several.md").read_text() + README.read_text()
+    ratios = [f"{measured[label]['dqs']['ratio']:.2f}" for label in TOGETHER]
+    assert text.count(f"{' and '.join(ratios)} times the mean") == 2
+
+
+def test_values_of_the_sum_of_two_tasks_equal_the_measured_ones() -> None:
+    pairs = result("composition.json")["pairs"]
+    rows = rows_of(DOCS / "several.md", "The sum of two tasks, without training")
+    assert len(rows) == len(pairs)
+    for pair, found in pairs.items():
+        optimum, composed, bound, share = rows[pair.replace("+", " + ")].values()
+        assert (optimum, composed) == (f"{found['optimum']:.3f}", f"{found['composed']:.3f}")
+        assert bound == f"{found['bound']:.2f}" and share == (f"{found['shares'][1]:.2f}" if "shares" in found else "")
+
+
+LEARNED = {
+    "sampled, without an update": "learned",
+    "the best of 16 samples": "learned, best of 16",
+    "a network that was distilled in 3,000 updates": "distilled",
+    "the best of its 16 samples": "distilled, best of 16",
+}
+
+
+def test_goals_of_the_exact_soft_sum_equal_the_measured_ones() -> None:
+    pairs = result("composition.json")["pairs"]
+    upper, diagonal = (
+        f"{pairs[f'left-side+{other}']['sampled_shares'][1]:.2f}" for other in ("upper-side", "diagonal")
+    )
+    text = " ".join((DOCS / "several.md").read_text().split())
+    assert f"in {upper} of the episodes of left-side + upper-side and in {diagonal} of left-side + diagonal" in text
+
+
+def test_goals_of_the_learned_sum_equal_the_measured_ones() -> None:
+    (found,) = result("composition_learned.json")["pairs"].values()
+    rows = rows_of(DOCS / "several.md", "The sum of two tasks, without training", table=1)
+    assert rows.keys() == LEARNED.keys()
+    for label, name in LEARNED.items():
+        *shares, ms = rows[label].values()
+        lower_left, common, lower_right = found[name]["goal_shares"]
+        assert shares == [f"{share:.2f}" for share in (common, lower_left, lower_right)]
+        assert ms == f"{found[name]['decision_ms']:.0f} ms"
 
 
 UPDATES = {

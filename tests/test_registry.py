@@ -1,10 +1,12 @@
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
-from dqs_lightning.registry import GROUP, components, load_entry_points, nearest
+from dqs_lightning.registry import GROUP, components, load_entry_points, nearest, with_arguments_of
 
 
 class Shape(ABC):
@@ -83,3 +85,25 @@ def test_entry_points_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "outside_components", raising=False)
     assert "outside_components" in load_entry_points()
     assert sys.modules.pop("outside_components").LOADED
+
+
+class Small:
+    def __init__(self, width: int, depth: int = 2) -> None:
+        self.width, self.depth = width, depth
+
+
+class Large(Small):
+    @with_arguments_of(Small)
+    def __init__(self, width: int, height: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(width, **kwargs)
+        self.height = height
+
+
+def test_a_constructor_has_the_names_and_types_of_the_arguments_that_it_passes_on() -> None:
+    parameters = inspect.signature(Large).parameters
+    assert list(parameters) == ["width", "height", "depth"]
+    assert parameters["depth"].default == 2 and get_type_hints(Large.__init__)["depth"] is int
+    made = Large(3, depth=4)
+    assert (made.width, made.height, made.depth) == (3, 0.5, 4)
+    with pytest.raises(TypeError, match="breadth"):
+        Large(3, breadth=1)

@@ -189,7 +189,7 @@ def detect_anomaly(fit: Fit) -> None:
         data = maze_data()
         trainer(Path(), [Look()], detect_anomaly=on, max_steps=2).fit(small_agent(data), data)
     assert found == [True, True, False, False]
-    assert fit("--trainer.detect_anomaly=true").cli.trainer._detect_anomaly
+    assert fit("--trainer.detect_anomaly=true", "--trainer.max_steps=2").cli.trainer._detect_anomaly
 
 
 @effect("profiler")
@@ -239,6 +239,7 @@ REFUSED = {
     "enable_checkpointing=False": "checkpoint.every_n_updates decides",
     "precision=64-true": "must be 32-true or bf16-mixed",
     "precision=16-mixed": "must be 32-true or bf16-mixed",
+    "num_nodes=2": "must be left out; start the nodes by torchrun or SLURM",
     "strategy=ddp_spawn": "must be one of auto, ddp",
     "log_every_n_steps=0": "must be >= 1",
 }

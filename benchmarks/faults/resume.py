@@ -36,7 +36,7 @@ UPDATES = {"DQS": 64, "SAC": 64, "TD3": 64, "PPO": 48}
 STOPPED, DONE = 75, 0
 COMPILED = ["--model.compile_losses=true"]
 LIMIT_S, COMPILED_LIMIT_S = 120.0, 600.0
-NEW_EPISODES = ("rank.envs", "rank.returns", "rank.tail")
+NEW_EPISODES = ("rank.envs", "rank.returns", "rank.tails")
 
 
 def cells(brief: bool) -> list[Cell]:

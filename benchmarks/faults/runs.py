@@ -17,7 +17,7 @@ from faults.hooks import MARKS
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_EVERY_S = 0.02
-START_S = 60.0
+START_S = 180.0
 
 FORKED, REAL = "fork", "process"
 

@@ -133,7 +133,7 @@ def learn(agent: DQS, replay: TensorDictBase, updates: int, batch_size: int = 25
         batch = replay[torch.randint(len(replay), (batch_size,))]
         observation = agent.observation_norm(batch["observation"])
         following, temperature = agent.observation_norm(batch["next", "observation"]), agent.temperature()
-        at_next, _ = agent.trajectories(following, observation, temperature)
+        at_next, _ = agent.trajectories(*(agent.condition(seen, temperature) for seen in (following, observation)))
         target = agent.critic_target(batch, following, temperature, at_next)
         outputs = agent.critic.outputs(observation, batch["action"])
         optimizer.zero_grad()

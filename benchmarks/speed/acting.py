@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from dqs_lightning.agents import DQS
-from dqs_lightning.cli.export.graph import load, noise, write
+from dqs_lightning.cli.export.graph import load, write
 from dqs_lightning.cli.provenance import about
 
 OBSERVATION, ACTION = 24, 6
@@ -49,7 +49,7 @@ def exported(agent: DQS, suffix: str, compiled: bool = False) -> Row:
 
     @torch.no_grad()
     def row(observation: torch.Tensor) -> torch.Tensor:
-        return act(observation, *noise(graph, ACTION, len(observation)))
+        return act(observation, torch.stack([torch.randn(len(observation), ACTION) for _ in range(graph.draws)]))
 
     for size in BATCHES:
         row(torch.randn(size, OBSERVATION))

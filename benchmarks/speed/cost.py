@@ -66,7 +66,7 @@ def dqs_update(agent: DQS, optimizer: torch.optim.Optimizer, data: Any, clock: C
         observation = agent.observation_norm(data["observation"])
         following = agent.observation_norm(data["next", "observation"])
         here = observation[: agent.diffusion.training_states]
-        at_next, at_here = agent.trajectories(following, here, temperature)
+        at_next, at_here = agent.trajectories(*(agent.condition(seen, temperature) for seen in (following, here)))
     with clock.part("critic"):
         outputs = agent.critic.outputs(observation, data["action"])
         agent.critic_loss.loss(outputs, agent.critic_target(data, following, temperature, at_next)).backward()

@@ -7,6 +7,8 @@ from dqs_callbacks.goals import GoalCoverage, Trajectories
 from dqs_callbacks.landscape import ActionLandscape
 from dqs_callbacks.preempt import Preempt
 from dqs_callbacks.progress import FramesProgress, Throughput
+from dqs_callbacks.rank_cores import RankCores
+from dqs_callbacks.rank_watch import RankWatch
 from dqs_callbacks.start_from import StartFrom
 from dqs_callbacks.video import CannotFilmError, Video
 from dqs_lightning.finite import NonFiniteError
@@ -21,6 +23,8 @@ __all__ = [
     "GoalCoverage",
     "NonFiniteError",
     "Preempt",
+    "RankCores",
+    "RankWatch",
     "StartFrom",
     "Throughput",
     "Trajectories",

@@ -71,8 +71,11 @@ def diagnose(agent: DQS, observation: Tensor) -> dict[str, Tensor]:
     trajectory = agent.trajectory(observation, points.trajectories)
     x, sigma = points(trajectory, lambda: drawn.action[0], diffusion.noise_schedule)
     observation = agent.observation_norm(observation)
-    moments = diffusion.denoiser(x, sigma, agent.condition(observation, temperature))
-    posterior = Posterior(agent.log_prob(observation, temperature), x, sigma, diffusion.support, guide=moments.mean)
+    condition = agent.condition(observation, temperature)
+    support = diffusion.support_at(condition)
+    x = support.present(x)
+    moments = diffusion.denoiser(x, sigma, condition)
+    posterior = Posterior(agent.log_prob(observation, temperature), x, sigma, support, guide=moments.mean)
     estimator = diffusion.energy_estimator
     reference = copy.copy(estimator)
     reference.num_samples *= REFERENCE_FACTOR
@@ -85,8 +88,8 @@ def diagnose(agent: DQS, observation: Tensor) -> dict[str, Tensor]:
     }
     return {
         **ess,
-        "target_error": error.mean(),
-        "entropy": diffusion.entropy(drawn).mean(),
-        "at_bounds": (drawn.action.abs() > NEAR_BOUND).float().mean(),
+        "target_error": support.mean(error),
+        "entropy": diffusion.entropy(drawn, support).mean(),
+        "at_bounds": support.mean((drawn.action.abs() > NEAR_BOUND).float()),
         "sharpness": ((values.amax(0) - values.mean(0)) / temperature).mean(),
     }

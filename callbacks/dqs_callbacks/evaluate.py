@@ -25,6 +25,9 @@ class Evaluate(PeriodicRows):
     `eval/return` as the metric to monitor. It adds one JSON object to `scores.jsonl`: `env_frames`, `updates`,
     `wall_s`, `episodes`, `return_mean`, `return_ci95` (low, high). `Trainer.validate` uses the same settings.
 
+    Each task of a `MultiTask` has so many episodes. `return_mean` is then the mean over tasks, `return_by_task` has
+    that of each, and so have the metrics `eval/return/NAME`.
+
     Args:
         every_frames: environment frames between evaluations; >= 1.
         episodes: episodes of each, run side by side; >= 2, since one has no interval.
@@ -89,12 +92,15 @@ class Evaluate(PeriodicRows):
         self._wall_s += time.monotonic() - self._clock
         self._clock = time.monotonic()
         if trainer.is_global_zero:
-            row = {
+            row: dict[str, Any] = {
                 "wall_s": round(self._wall_s, 1),
                 "episodes": self.episodes,
                 "return_mean": round(mean, 3),
                 "return_ci95": [round(bound, 3) for bound in interval],
             }
+            each = {name.partition("/")[2]: round(float(found.mean()), 3) for name, found in batch.items()}
+            if by_task := {name: found for name, found in each.items() if name}:
+                row["return_by_task"] = by_task
             self.add(trainer, row)
         if self.stop_at is not None and mean >= self.stop_at:
             self.reached, trainer.should_stop = mean, True

@@ -20,7 +20,9 @@ class FiniteGuard(Callback):
     Raises `NonFiniteError` on all ranks in the same update, with the weights, the optimizer's state and the last
     checkpoint as they were. The message names the first refused number in the order of the data flow: of the batch,
     the weights, the targets and losses, the gradients. (Collected transitions are checked by `OnlineData` itself,
-    before they are stored.) It synchronises with the device once in each update, and more often only when it raises.
+    before they are stored.) Ranks need no message for it: gradients are means over them, and `Agent.update` makes
+    them NaN where one rank's scalars are refused. It synchronises with the device once in each update, and more often
+    only when it raises.
 
     Args:
         enabled: false switches it off.
@@ -43,8 +45,6 @@ class FiniteGuard(Callback):
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms: Any = torch._foreach_norm([p.grad for p in stepped])
         bad = ~(torch.stack([*norms, *watched.values()]).abs().amax() <= MAX_MAGNITUDE)
-        if trainer.world_size > 1:  # losses are each rank's own
-            bad = trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
         if not bad:
             return
         names = {parameter: f"norm of the gradient of {name}" for name, parameter in pl_module.named_parameters()}
@@ -54,12 +54,14 @@ class FiniteGuard(Callback):
             first_refused((f"{name} in the batch", batch[key]) for key, name in SOURCES.items() if key in batch)
             or first_refused(_weights(pl_module))
             or first_refused(watched.items())
-            or first_refused(gradients)
         )
-        said = f"{found}; {ALLOWED}" if found else "another rank has found a non-finite value, which its message names"
+        if found is None:
+            found = first_refused(gradients)
+            if trainer.world_size > 1:
+                found = f"{found}, averaged over ranks, of which another one may name the cause"
         raise NonFiniteError(
-            f"update {trainer.global_step}: {said}. The weights are those of the update before, and the last "
-            "checkpoint is kept"
+            f"update {trainer.global_step}: {found}; {ALLOWED}. The weights are those of the update before, and the "
+            "last checkpoint is kept"
         )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from dqs_lightning.collection.loader import CollectionHook
+from dqs_lightning.ranks import max_over_ranks
 from dqs_lightning.stop_signal import STOP, Phase
 
 
@@ -30,6 +31,8 @@ class Preempt(CollectionHook, Callback):
         self._installed = STOP.install(Phase.BUILD)
         # Lightning's own handler broadcasts from inside the handler, which deadlocks ranks that are elsewhere.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        # Without them Lightning's message before each batch, whether a signal has arrived, tells nothing.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.enabled and STOP.installed:
@@ -42,8 +45,7 @@ class Preempt(CollectionHook, Callback):
         """Stops all ranks if one of them received a signal, or is to stop for another reason."""
         stop = trainer.should_stop or (self.enabled and STOP.received is not None)
         if trainer.world_size > 1:
-            flag = torch.tensor(float(stop), device=pl_module.device)
-            stop = bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+            stop = bool(max_over_ranks(torch.tensor(float(stop), device=pl_module.device)) > 0)
         trainer.should_stop = stop
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

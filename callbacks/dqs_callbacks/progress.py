@@ -98,7 +98,9 @@ class Throughput(Callback):
     """Logs `time/env_fps` (frames of all ranks), `time/updates_per_s` and `train/return` at the log interval.
 
     Both rates are over the time since the last row, everything included. With `data.workers`, `time/worker_restarts`
-    is the number of workers that were replaced so far on this rank. Where the environment is a simulation that may
+    is the number of workers that were replaced so far on this rank. With actors, `time/policy_age` is the largest age,
+    in updates, of the weights that collected the transitions since the last row, and `time/lost_actors` the number of
+    actors that were replaced so far. Where the environment is a simulation that may
     diverge, `env/physics_errors` is its `physics_errors` so far, of training and evaluation.
     """
 
@@ -117,6 +119,9 @@ class Throughput(Callback):
         seconds, frames, updates = (now - then for now, then in zip(self._mark, before, strict=True))
         seconds = max(seconds, 1e-9)
         metrics = {"time/env_fps": frames / seconds, "time/updates_per_s": updates / seconds}
+        if data.collector == "Ray":
+            metrics |= {"time/policy_age": data.policy_age, "time/lost_actors": data.lost_actors}
+            data.policy_age = 0
         if data.workers:
             metrics["time/worker_restarts"] = float(data.restarts.used)
         if data.environment.physics_errors is not None:

@@ -10,8 +10,13 @@ from torch import nn
 
 from dqs_lightning.checkpoint.archive import CheckpointError, checkpoint_of, load_run
 
-AS_CONFIGURED = "temperature"
-"""The part that is not copied unless it is named: its annealing, and its measure of the former Q."""
+AS_CONFIGURED = "temperature", "temperature_factors"
+"""Parts that are not copied unless they are named: annealing, and measures of the former Q."""
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether the tensor is the module `part`, or in it."""
+    return f"{name}.".startswith(f"{part}.")
 
 
 class StartFrom(Callback):
@@ -23,8 +28,9 @@ class StartFrom(Callback):
 
     Args:
         run: a run directory, or a checkpoint file.
-        parts: the agent's modules whose weights are copied, such as [diffusion, observation_norm] of DQS. None: all
-            of them but the temperature.
+        parts: the agent's modules whose weights are copied, such as [diffusion, observation_norm] of DQS, or modules of
+            these, such as loss.actor_network_params of SAC. None: all but the modules `temperature` and
+            `temperature_factors`.
 
     Raises:
         MisconfigurationException: at the start of the run, when there is no such checkpoint, the agent has no such
@@ -46,13 +52,15 @@ class StartFrom(Callback):
         except CheckpointError as error:
             raise self._refused(f"run={self.run}", str(error)) from error
         own = agent.state_dict()
-        known = sorted({name.partition(".")[0] for name in (*own, *trained)})
-        parts = [part for part in known if part != AS_CONFIGURED] if self.parts is None else self.parts
+        names = own.keys() | trained.keys()
+        modules = sorted({name.partition(".")[0] for name in names})
+        parts = [part for part in modules if part not in AS_CONFIGURED] if self.parts is None else self.parts
         for part in parts:
-            if part not in known:
-                raise self._refused(f"parts={part}", f"must be one of {', '.join(known)}")
+            if not any(_within(name, part) for name in names):
+                inner = sorted({".".join(name.split(".")[: part.count(".") + 1]) for name in names})
+                raise self._refused(f"parts={part}", f"must be one of {', '.join(inner)}")
         own, trained = (
-            {name: value for name, value in state.items() if name.partition(".")[0] in parts}
+            {name: value for name, value in state.items() if any(_within(name, part) for part in parts)}
             for state in (own, trained)
         )
         for name in sorted(own.keys() | trained.keys()):

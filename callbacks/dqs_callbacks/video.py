@@ -136,15 +136,20 @@ def film(
 
 
 def check_films(data: OnlineData, height: int = 240, width: int = 320) -> None:
-    """Draws one picture in an environment of its own, with an isolated random state; a CannotFilmError if it cannot."""
-    with isolate_rng(), closing(data.make_environment(1, seed=0)) as env:
+    """Draws a picture of each task in environments of its own, with an isolated random state.
+
+    Raises:
+        CannotFilmError: if it cannot.
+    """
+    tasks = len(data.environment.tasks)
+    with isolate_rng(), closing(data.make_environment(tasks, seed=0)) as env:
         env.reset()
         # Of the class: some of TorchRL's environments answer for attributes that they do not have.
         if not callable(getattr(type(env.inner), "render", None)):
             name = type(env.inner).__name__
             raise CannotFilmError(f"{env.label} has no pictures: {name} has no method render(index, height, width)")
         try:
-            picture = env.render(0, height, width)
+            pictures = [env.render(task, height, width) for task in range(tasks)]
         except Exception as error:
             reason, renderer = " ".join(str(error.__cause__ or error).split()), os.environ.get("MUJOCO_GL")
             hint = "" if renderer == "egl" else "; for MuJoCo, set MUJOCO_GL=egl before the command"
@@ -153,10 +158,11 @@ def check_films(data: OnlineData, height: int = 240, width: int = 320) -> None:
             raise CannotFilmError(
                 f"{env.label} cannot be drawn with MUJOCO_GL={renderer}: {reason[:200].rstrip('.')}{hint}"
             ) from error
-        found = (getattr(picture, "shape", None), str(getattr(picture, "dtype", type(picture).__name__)))
         expected = ((height, width, 3), "uint8")
-        if found != expected:
-            raise CannotFilmError(f"{env.label} cannot be filmed: render gave {found}, not {expected}")
+        for picture in pictures:
+            found = (getattr(picture, "shape", None), str(getattr(picture, "dtype", type(picture).__name__)))
+            if found != expected:
+                raise CannotFilmError(f"{env.label} cannot be filmed: render gave {found}, not {expected}")
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from dqs_lightning.objectives import OBJECTIVES
+
 MAX_MAGNITUDE = math.sqrt(torch.finfo(torch.float32).max)
 """1.8e19. The square of a larger number is infinite in float32, and with it losses, norms and Adam's second moment."""
 
@@ -16,9 +18,10 @@ SOURCES: dict[NestedKey, str] = {
     "observation": "observation",
     "action": "action",
     ("next", "reward"): "reward",
+    ("next", OBJECTIVES): "objectives",
     ("next", "observation"): "next observation",
 }
-"""Entries of a transition that are checked, in the order in which they arise, and their names in messages."""
+"""Entries of a transition that are checked where it has them, in the order in which they arise, with their names."""
 
 
 class NonFiniteError(RuntimeError):
@@ -65,17 +68,23 @@ def check_block(block: TensorDictBase, frames: int, frames_per_step: int, rank: 
     Raises:
         NonFiniteError: naming the first refused number in time: its source, environment, step and frame.
     """
-    if torch.stack(torch._foreach_norm([block[key] for key in SOURCES], math.inf)).amax() <= MAX_MAGNITUDE:
+    sources = _sources(block)
+    if torch.stack(torch._foreach_norm([block[key] for key in sources], math.inf)).amax() <= MAX_MAGNITUDE:
         return
     steps = block.shape[-1]
     for step in range(steps):
         when = f"frame {frames + (step + 1) * frames_per_step:,}{f', rank {rank}' if rank else ''}: "
         where = f", at step {step + 1} of {steps} in the block, of which none is used"
-        for key, source in SOURCES.items():
+        for key, source in sources.items():
             check_step(source, block[key][..., step, :], when, where)
+
+
+def _sources(transitions: TensorDictBase) -> dict[NestedKey, str]:
+    present = set(transitions.keys(True, True))
+    return {key: name for key, name in SOURCES.items() if key in present}
 
 
 def check_replay(replay: TensorDictBase) -> None:
     """Raises a NonFiniteError that names the source of the first refused number in a checkpoint's transitions [N]."""
-    if found := first_refused((f"{name} in the replay buffer", replay[key]) for key, name in SOURCES.items()):
+    if found := first_refused((f"{name} in the replay buffer", replay[key]) for key, name in _sources(replay).items()):
         raise NonFiniteError(f"{found}, so this checkpoint cannot be continued; {ALLOWED}")

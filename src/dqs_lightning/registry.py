@@ -6,12 +6,13 @@ that defines them.
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 GROUP = "dqs_lightning.components"
 T = TypeVar("T")
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def load_entry_points() -> list[str]:
@@ -85,6 +86,24 @@ def component(name: str, value: T | str | None, base: type[T], default: type[T])
 def arguments_of(value: Any) -> dict[str, Any]:
     """Returns the constructor's arguments of a component, read from its attributes of the same names."""
     return {name: getattr(value, name) for name in inspect.signature(type(value)).parameters if hasattr(value, name)}
+
+
+def with_arguments_of(base: type) -> Callable[[Init], Init]:
+    """Decorates a constructor that passes its `**kwargs` to that of `base`: it then has the arguments of both by name.
+
+    Configurations and checkpoints read the names and types of arguments from the signature.
+    """
+
+    def decorate(init: Init) -> Init:
+        own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names, inherited = {p.name for p in own}, inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]  # base is a class, not an object
+        further = [p.replace(kind=p.KEYWORD_ONLY) for p in inherited if p.name not in names]
+        described: Any = init
+        described.__signature__ = inspect.Signature([*own, *further])
+        described.__annotations__ = {**base.__init__.__annotations__, **init.__annotations__}  # type: ignore[misc]  # as above
+        return init
+
+    return decorate
 
 
 def replace(value: T, **changes: Any) -> T:

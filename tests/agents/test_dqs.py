@@ -44,6 +44,7 @@ from dqs_lightning.diffusion import (
     Trajectory,
     Unbounded,
 )
+from dqs_lightning.envs import ObjectivesMaze
 from dqs_lightning.nn.critics import QValue
 from dqs_lightning.registry import components
 from dqs_lightning.temperature import Constant, LogLinear, Relative, TargetESS, Temperature
@@ -71,8 +72,9 @@ def tiny(**changes: object) -> DQS:
 
 
 def trajectories(agent: DQS, batch: TensorDict) -> list[Trajectory]:
-    here, following = (agent.observation_norm(batch[key]) for key in ("observation", ("next", "observation")))
-    return agent.trajectories(following, here[: agent.diffusion.training_states], agent.temperature())
+    seen = (agent.observation_norm(batch[key]) for key in ("observation", ("next", "observation")))
+    here, following = (agent.condition(observation, agent.temperature()) for observation in seen)
+    return agent.trajectories(following, here[: agent.diffusion.training_states])
 
 
 def critic_target(agent: DQS, batch: TensorDict, trajectory: Trajectory, temperature: float = 0.1) -> Tensor:
@@ -308,11 +310,10 @@ def test_the_actor_learns_the_boltzmann_distribution_of_its_critic_at_each_state
     optimizer = torch.optim.Adam(agent.diffusion.denoiser.parameters(), 2e-3)
     for _ in range(1500):
         observation = torch.randint(-1, 2, (128, 1)).float()
-        (_, here), temperature = agent.trajectories(observation, observation[:64], torch.tensor(1.0)), torch.tensor(1.0)
-        first = observation[:64]
-        loss, _ = agent.diffusion.loss(
-            agent.log_prob(first, temperature), agent.condition(first, temperature), here, lambda: torch.empty(0)
-        )
+        temperature, first = torch.tensor(1.0), observation[:64]
+        condition = agent.condition(first, temperature)
+        _, here = agent.trajectories(condition[:0], condition)
+        loss, _ = agent.diffusion.loss(agent.log_prob(first, temperature), condition, here, lambda: torch.empty(0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -427,33 +428,37 @@ def test_gradients_of_the_target_are_stopped(name: str) -> None:
 
 
 def test_every_agent_loads_in_a_fresh_process_from_the_file_alone(tmp_path: Path) -> None:
-    sizes = (small_data().observation_dim, 1)
-    observation = torch.randn(6, sizes[0])
-    torch.save(observation, tmp_path / "observation.pt")
-    actions = {}
+    actions, observations = {}, {}
     for name in components(Agent):
-        data = small_data(total_frames=480)
+        more = {"environment": ObjectivesMaze()} if name == "MultiObjectiveDQS" else {}
+        data = small_data(total_frames=480, **more)
+        sizes = data.observation_dim, data.action_dim
+        observations[name] = torch.randn(6, sizes[0])
         changes: dict[str, object] = {"normalise_observations": True}
         if name == "DQS":
             changes |= {"noise_schedule": Karras(rho=5.0), "temperature": LogLinear(2.0, 0.5, 7)}
             changes |= {"critic_loss": Quantiles(5, dropped=1)}
         if name == "PPO":
             changes |= {"rollout_steps": 64}
+        if more:
+            changes |= {"objectives": data.objectives}
         agent = small_agent(data, **changes) if name == "DQS" else components(Agent)[name](*sizes, **small(), **changes)
         fit = trainer(tmp_path)
         fit.fit(agent, data)
         fit.save_checkpoint(file := tmp_path / f"{name}.ckpt")
-        actions[name] = agent.act(observation, deterministic=True)
+        actions[name] = agent.act(observations[name], deterministic=True)
         loaded = load_agent(file)
-        if isinstance(loaded, DQS):
+        if name == "DQS":
+            assert isinstance(loaded, DQS)
             assert isinstance(schedule := loaded.diffusion.noise_schedule, Karras) and schedule.rho == 5.0
             assert isinstance(loaded.critic_loss, Quantiles) and loaded.critic_loss.dropped == 1
             torch.testing.assert_close(loaded.temperature(), torch.tensor(0.5))
         assert OnlineData.load_from_checkpoint(file, weights_only=True).environment.name == data.environment.name
+    torch.save(observations, tmp_path / "observations.pt")
     script = (
         "import sys, torch; from dqs_lightning.agents import load_agent; from pathlib import Path;"
-        "f = Path(sys.argv[1]); o = torch.load(f / 'observation.pt');"
-        "found = {file.stem: load_agent(file).act(o, deterministic=True) for file in f.glob('*.ckpt')};"
+        "f = Path(sys.argv[1]); o = torch.load(f / 'observations.pt');"
+        "found = {file.stem: load_agent(file).act(o[file.stem], deterministic=True) for file in f.glob('*.ckpt')};"
         "torch.save(found, f / 'actions.pt')"
     )
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: rounding depends on the number of threads

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchrl.modules.distributions import continuous
 from torchrl.objectives import SoftUpdate
 
-from dqs_lightning.agents import DQS, PPO, SAC, TD3, Agent, Backup, CriticLoss
+from dqs_lightning.agents import DQS, PPO, SAC, TD3, Agent, Backup, CriticLoss, MultiObjectiveDQS
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion import (
     Backbone,
@@ -74,6 +74,7 @@ def on_meta(agent: Agent) -> Agent:
 def batch() -> TensorDict:
     ended = torch.zeros(ROWS, 1, dtype=torch.bool)
     following = {"observation": torch.randn(ROWS, OBSERVATION), "reward": torch.randn(ROWS, 1)}
+    following |= {"objectives": torch.randn(ROWS, 1)}
     following |= {"terminated": ended, "truncated": ended, "done": ended}
     drawn = {"observation": torch.randn(ROWS, OBSERVATION), "action": torch.rand(ROWS, ACTION) * 2 - 1}
     return TensorDict({**drawn, "next": TensorDict(following, [ROWS])}, [ROWS])
@@ -105,7 +106,7 @@ def update(agent: Agent, updates: int = 2) -> None:
     assert {tensor.device.type for tensor in (*agent.parameters(), *agent.buffers())} == {"meta"}
 
 
-@pytest.mark.parametrize("cls", [DQS, SAC, TD3, PPO])
+@pytest.mark.parametrize("cls", [DQS, MultiObjectiveDQS, SAC, TD3, PPO])
 def test_acting_and_updates_of_each_agent(cls: type[Agent], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each agent acts and makes updates, with two checks in TorchRL disabled that need values.
 

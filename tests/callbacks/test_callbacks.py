@@ -13,7 +13,7 @@ from helpers import small_agent, small_data, trainer
 from lightning.pytorch.loggers import CSVLogger
 from scipy import stats
 
-import dqs_lightning.collection.data
+import dqs_lightning.envs.watched
 from dqs_callbacks import (
     ActionLandscape,
     Diagnostics,
@@ -116,7 +116,7 @@ def test_failures_in_the_environments_of_callbacks_are_reported(
     fault: str,
     cause: str,
 ) -> None:
-    monkeypatch.setattr(dqs_lightning.collection.data, "START_LIMIT_S", 0.3)
+    monkeypatch.setattr(dqs_lightning.envs.watched, "START_LIMIT_S", 0.3)
     environment = FailsForThree(fault, at=1, call=call)
     data = small_data(
         environment=environment, total_frames=64, init_random_frames=32, step_timeout_s=0.3, updates_per_step=0.1

@@ -63,6 +63,19 @@ def test_other_agents_can_start_from_a_run_of_the_same_agent(tmp_path: Path) -> 
     assert all(torch.equal(value, began[name]) for name, value in trained(tmp_path / "source").items())
 
 
+def test_modules_of_modules_can_be_loaded(tmp_path: Path) -> None:
+    data = small_data()
+    agents = [SAC(data.observation_dim, data.action_dim, **small()) for _ in range(2)]
+    fit(tmp_path / "source", agents[0])
+    began = fit(tmp_path / "new", agents[1], StartFrom(str(tmp_path / "source"), ["loss.actor_network_params"])).state
+    there = trained(tmp_path / "source")
+    differ = {".".join(name.split(".")[:2]) for name in began if not torch.equal(began[name], there[name])}
+    assert {"loss.log_alpha", "loss.qvalue_network_params"} <= differ and "loss.actor_network_params" not in differ
+    wrong = StartFrom(str(tmp_path / "source"), ["loss.actor"])
+    with pytest.raises(MisconfigurationException, match=r"parts=loss\.actor: must be .*loss\.actor_network_params"):
+        wrong.give(agents[1])
+
+
 def test_a_run_that_continues_has_its_own_weights_and_does_not_read_the_source(source: Path, tmp_path: Path) -> None:
     fit(tmp_path)
     own = tmp_path / "checkpoints" / "last.ckpt"

@@ -68,7 +68,7 @@ def ours(base: type) -> dict[str, type]:
     return {name: cls for name, cls in components(base).items() if cls.__module__.startswith("dqs_lightning.")}
 
 
-PACKAGES = {"Brax": "brax", "Playground": "mujoco_playground"}
+PACKAGES = {"Brax": "brax", "MOGym": "mo_gymnasium", "Playground": "mujoco_playground"}
 """Components that can only be constructed if an optional package is installed."""
 
 

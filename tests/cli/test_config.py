@@ -83,7 +83,8 @@ def test_every_shipped_configuration_parses_and_constructs(run: Run, path: Path)
     assert config["extends"] is None
     environment = config["data"]["environment"]
     others = {"maze": "Maze", "quickstart": "Maze", "point_maze": "PointMaze", "mixture": "MixtureNavigation"}
-    others["playground_walker"] = "Playground"
+    others |= {"playground_walker": "Playground", "objectives_maze": "ObjectivesMaze"}
+    others |= dict.fromkeys(("walker_tasks", "three_bodies"), "MultiTask")
     if path.stem in others:
         assert environment["class_path"].endswith(f".{others[path.stem]}")
     else:
@@ -94,7 +95,7 @@ def test_every_shipped_configuration_parses_and_constructs(run: Run, path: Path)
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_every_method_configuration_combines_with_a_task(run: Run, path: Path) -> None:
-    """A method's file sets nothing of the task or the networks, and all its settings are in the combined result."""
+    """A method's file sets nothing of the task or the networks' sizes, and all its settings are in the result."""
     plain, config = (printed(run, "--config", WALKER, *more) for more in ([], ["--config", str(path)]))
     assert config["data"] == plain["data"]
     own = yaml.safe_load(path.read_text())["model"]["init_args"]
@@ -105,7 +106,9 @@ def test_every_method_configuration_combines_with_a_task(run: Run, path: Path) -
             assert isinstance(value, str) or value["init_args"].keys() <= found["init_args"].keys()
         else:
             assert found == value
-    assert own.get("critic_backbone", {}).get("init_args", {}).keys() <= {"layer_norm"} and "actor_backbone" not in own
+    if path.stem != "small_networks":
+        critic = own.get("critic_backbone", {}).get("init_args", {})
+        assert critic.keys() <= {"layer_norm"} and "actor_backbone" not in own
     assert run("--config", WALKER, "--config", str(path), "--data.total_frames=0")[0] == 2  # after the model is built
 
 
@@ -270,9 +273,9 @@ FILES = {
         for group in ("trainer", "data", "evaluate", "checkpoint")
         for name, value in (("nothing", "null"), ("a number", "5"), ("a list", "[1, 2]"))
     },
-    "model as a number": ("model: 5\n", "model=5", "one of DQS, PPO, SAC, TD3"),
-    "model as a list": ("model: [1, 2]\n", "model=[1, 2]", "one of DQS, PPO, SAC, TD3"),
-    "model as nothing": ("model: null\n", "model=null", "one of DQS, PPO, SAC, TD3"),
+    "model as a number": ("model: 5\n", "model=5", "one of DQS, MultiObjectiveDQS, PPO, SAC, TD3"),
+    "model as a list": ("model: [1, 2]\n", "model=[1, 2]", "one of DQS, MultiObjectiveDQS, PPO, SAC, TD3"),
+    "model as nothing": ("model: null\n", "model=null", "one of DQS, MultiObjectiveDQS, PPO, SAC, TD3"),
     "arguments as nothing": ("model:\n  init_args: null\n", "model.init_args=null", "must hold keys and values"),
     "arguments as a list": ("model:\n  init_args: [1]\n", "model.init_args=[1]", "must hold keys and values"),
     "class as nothing": (
@@ -382,3 +385,11 @@ def test_a_configuration_with_huge_networks_is_checked_without_allocating_them(r
     """A width of 10^9 with 10^9 inputs is a valid configuration; the options after it are still checked."""
     sizes = [f"--model.{part}_backbone.hidden=[1e9, 1e9]" for part in ("critic", "actor")]
     refused(*run("--config", WALKER, *sizes, "--evaluate.episodes=1"), "evaluate.episodes=1", ">= 2")
+
+
+def test_the_number_of_objectives_is_set_by_the_environment(run: Run) -> None:
+    arguments = ("--config", str(CONFIGS / "objectives_maze.yaml"))
+    code, _, err = run(*arguments, "--model.objectives=3")
+    assert (code, err) == (2, "dqs-fit: model.objectives: is set by the environment; leave it out\n")
+    code, _, err = run(*arguments, "--data.environment=Maze")
+    assert code == 2 and "data.environment=Maze: must be one of MOGym, ObjectivesMaze for MultiObjectiveDQS" in err

@@ -10,12 +10,13 @@ import pytest
 import torch
 from helpers import saved_run, short_task, small, small_data
 
-from dqs_lightning.agents import PPO, load_agent
+from dqs_lightning.agents import PPO, SAC, load_agent
 from dqs_lightning.checkpoint import restore
 from dqs_lightning.checkpoint.archive import safe_load
 from dqs_lightning.cli import evaluate
+from dqs_lightning.cli.eval_policy import chosen_policy
 from dqs_lightning.cli.export import command as export
-from dqs_lightning.envs import DMControl, Maze
+from dqs_lightning.envs import DMControl, Gym, Maze, MultiTask
 from dqs_lightning.registry import describe
 
 Refusal = Callable[..., str]
@@ -84,6 +85,8 @@ def refusal(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         (["--device="], "--device=: "),
         (["--episode=3"], "unrecognized arguments: --episode=3"),
         (["--determ"], "unrecognized arguments: --determ"),
+        (["--temperature=0.5"], "--temperature=0.5: must be "),
+        (["--weights", "1", "2"], "--weights=[1.0, 2.0]: must be one number for each of two or more runs"),
         (["--trust=no-package"], "--trust=no-package: must be the import name of a package"),
         (["--trust=my_missing"], "--trust=my_missing: cannot be imported: No module named 'my_missing'"),
     ],
@@ -92,6 +95,33 @@ def test_bad_options_of_an_evaluation_are_refused(
     saved: Path, refusal: Refusal, arguments: list[str], message: str
 ) -> None:
     assert message in refusal("dqs-eval", str(saved), *arguments)
+
+
+def test_several_runs_are_evaluated_together(saved: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(saved), str(saved), "--weights", "1", "0.5", "--episodes=2", "--max_steps=3"]) == 0
+    assert "DQS at 480 frames + DQS at 480 frames  return " in capsys.readouterr().out
+
+
+def test_the_policy_of_a_run_with_itself_is_its_own_at_another_temperature(saved: Path) -> None:
+    agents, found = [load_agent(saved)] * 2, []
+    observation = torch.randn(6, agents[0].observation_dim)
+    for more in (["--weights", "1", "0", "--temperature=0.1"], ["--temperature=0.2"], ["--temperature=0.1"]):
+        policy = chosen_policy(agents, evaluate.parse(["r", "r", *more]))
+        torch.manual_seed(0)
+        found.append(policy(observation))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    assert not torch.allclose(found[0], found[2], atol=1e-4)
+
+
+def test_runs_that_cannot_be_composed_are_refused(saved: Path, without_q: Path, refusal: Refusal) -> None:
+    assert "PPO has no Q(s, a): its agents cannot be composed" in refusal("dqs-eval", str(saved), str(without_q))
+    message = refusal("dqs-eval", str(saved), str(saved), "--weights", "1", "2", "3")
+    assert "--weights=[1.0, 2.0, 3.0]: must be one number for each of two or more runs" in message
+
+
+def test_an_agent_without_a_temperature_is_not_evaluated_at_one(without_q: Path, refusal: Refusal) -> None:
+    message = refusal("dqs-eval", str(without_q), "--temperature=0.1")
+    assert message == "dqs-eval: --temperature=0.1: PPO is not sampled at a temperature"
 
 
 def test_the_largest_seed_is_accepted(saved: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,3 +293,20 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_partial_one(
     monkeypatch.setitem(COMMANDS, "dqs-export", (export.main, [f"--out={out}"]))
     assert f"--out={out}: cannot be written: No space left on device" in refusal("dqs-export", str(saved))
     assert (here / "policy.pt2").read_text() == "old"
+
+
+def test_several_tasks_have_a_return_each_and_an_exported_policy(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = MultiTask([Gym("Pendulum-v1", kwargs={"max_episode_steps": 5}), Maze()], label="two")
+    sizes = small_data(environment=environment)
+    agent = SAC(sizes.observation_dim, sizes.action_dim, **small((8,)), action_dims=sizes.action_dims)
+    run = saved_run(here / "run", agent, environment=environment)
+    assert evaluate.main([str(run), "--episodes=2", "--max_steps=6"]) == 0
+    line, *each = capsys.readouterr().out.splitlines()
+    assert line.startswith("two  SAC at 480 frames") and line.endswith("2 episodes")
+    assert [text.split("  ")[1] for text in each] == ["Pendulum-v1", "maze-four-goals"]
+    mean = float(line.split("return ")[1].split()[0])
+    assert mean == pytest.approx(sum(float(text.split()[-1]) for text in each) / 2, abs=0.11)
+    assert export.main([str(run), "--out=two.pt2"]) == 0
+    assert "unknown: two: each task has its own" in capsys.readouterr().out

@@ -141,6 +141,28 @@ def test_without_exploration_noise_td3_takes_no_noise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_learned_range_of_temperatures_is_an_input(tmp_path: Path, deterministic: bool, suffix: str) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    path = checkpoint(tmp_path, sampler=MomentMatched(3), temperature_range=(0.1, 4))
+    out = tmp_path / f"policy{suffix}"
+    assert "observation [batch, 5], temperature [batch, 1]" in export.export(path, out, deterministic)
+    agent, act, observation = load_agent(path), load(out), torch.randn(6, 5)
+    present, found = float(agent.temperature()), []
+    for factor in (0.1, 1.0, 4.0):
+        torch.manual_seed(3)
+        expected = agent.act(observation, deterministic, temperature=factor * present)
+        torch.manual_seed(3)
+        noise = () if deterministic else (as_the_sampler_draws(3, 6),)
+        found.append(act(observation, torch.full((6, 1), factor * present), *noise))
+        torch.testing.assert_close(found[-1], expected, atol=1e-5, rtol=0)
+    assert (found[0] - found[2]).abs().max() > 1e-3
+    card = next(tmp_path.glob("*.md")).read_text()
+    assert f"{0.1 * present:.3g} to {4 * present:.3g}" in card
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_the_noise_free_policy_takes_observations_only(tmp_path: Path, suffix: str) -> None:
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime")

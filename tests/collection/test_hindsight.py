@@ -124,7 +124,7 @@ def watched(data: OnlineData, history: History) -> tuple[OnlineLoader, Replay]:
     assert isinstance(source, Replay)
     original = source.batches
 
-    def batches(block: TensorDictBase, due: int) -> list[TensorDictBase]:
+    def batches(block: TensorDictBase, due: int, actor: int = 0) -> list[TensorDictBase]:
         history.add(block)
         found = original(block, due)
         for batch in found:

@@ -92,7 +92,8 @@ def test_each_agent_discounts_the_next_state_by_the_number_of_steps() -> None:
         for agent, steps in zip(agents, (n_steps, None), strict=True):
             batch = batch_of(steps)
             temperature, following = torch.tensor(0.1), batch["next", "observation"]
-            at_next, _ = agent.trajectories(batch["observation"], following, temperature)
+            conditions = [agent.condition(seen, temperature) for seen in (batch["observation"], following)]
+            at_next, _ = agent.trajectories(*conditions)
             targets.append(agent.critic_target(batch, following, temperature, at_next))
         torch.testing.assert_close(*targets)
         losses = []

@@ -17,6 +17,7 @@ from faults.runs import Launcher
 
 from dqs_lightning.agents import load_agent
 from dqs_lightning.checkpoint.archive import safe_load
+from dqs_lightning.cli.errors import RANK_LOST
 
 pytestmark = pytest.mark.ddp
 CARTPOLE = str(Path(__file__).parents[2] / "configs" / "cartpole.yaml")
@@ -74,6 +75,13 @@ def test_ranks_have_equal_weights_and_different_actions(whole: Path) -> None:
     assert load_agent(whole / "r" / "checkpoints" / "best.ckpt").env_frames in (1312, 2560)
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core cannot be divided")
+def test_each_rank_has_its_own_cores(whole: Path) -> None:
+    first, second = (set(json.loads((whole / "r" / f"cores-{rank}.json").read_text())) for rank in range(2))
+    cores = os.sched_getaffinity(0)
+    assert (first & second, first | second) == ((set(), cores) if len(cores) == os.cpu_count() else (cores, cores))
+
+
 @pytest.mark.parametrize("model", BASELINES)
 def test_ranks_of_the_baselines_have_equal_weights_and_normalisation(
     launcher: Launcher, tmp_path: Path, model: str
@@ -84,6 +92,19 @@ def test_ranks_of_the_baselines_have_equal_weights_and_normalisation(
     weights = [torch.load(tmp_path / "r" / f"weights-{rank}.pt") for rank in range(2)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert weights[0]["observation_norm.batches"] > 1 and weights[0]["observation_norm.mean"].any()
+
+
+def test_a_rank_that_is_killed_ends_the_other(launcher: Launcher, tmp_path: Path) -> None:
+    endless = "--data.total_frames=1_000_000", "--model.compile_losses=false"  # so long a run compiles by default
+    started = launcher.start([*ARGUMENTS, *endless], tmp_path, ranks=2, module="two_ranks")
+    while not (scores := tmp_path / "r" / "scores.jsonl").exists() or not scores.read_text():
+        assert started.poll() is None
+        time.sleep(0.05)
+    (rank,) = (pid for pid in started.processes() if pid != started.pid)
+    os.kill(rank, signal.SIGKILL)
+    ended = started.end(60)
+    assert ended.code == RANK_LOST and not ended.left, started.err[-3000:]
+    assert started.err.count("dqs-fit: another rank has ended (") == 1
 
 
 def test_a_signal_to_one_rank_stops_both_and_the_run_continues_exactly(

@@ -351,3 +351,10 @@ def test_log_volume() -> None:
     assert Tanh(-2.0, 0.5).log_volume(3) == pytest.approx(3 * math.log(2.5))
     with pytest.raises(ValueError, match="support=Unbounded: must have a finite volume"):
         Unbounded().log_volume(2)
+
+
+def test_the_density_on_a_box_has_the_derivative_of_the_energy_at_a_bound() -> None:
+    """Points are projected onto the bounds before their gradients are taken."""
+    x = torch.tensor([[-2.0], [-1.0], [0.3], [1.0], [2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(Box().log_prob(lambda a: 3 * a.sum(-1), x).sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0], [3.0], [3.0], [3.0], [0.0]]))

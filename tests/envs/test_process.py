@@ -61,6 +61,17 @@ def test_a_process_that_is_stopped_within_a_message_does_not_block_this_one() ->
     assert ended(child.pid)
 
 
+def test_the_error_of_a_process_that_has_ended_before_the_first_request_is_reported() -> None:
+    child = Child(Echo, *range(2))
+    until = time.monotonic() + 60
+    while child._process.is_alive():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with pytest.raises(ProcessFailure, match=r"^TypeError: .* takes from 1 to 2 positional arguments but 3 were given"):
+        child.ask(1, 60)
+    child.close()
+
+
 def test_failures_are_reported_with_their_cause() -> None:
     causes = {
         os.abort: "it was killed by SIGABRT",

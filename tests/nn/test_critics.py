@@ -1,5 +1,3 @@
-import copy
-from collections.abc import Callable
 from typing import get_args
 
 import pytest
@@ -10,7 +8,7 @@ from torch import Tensor
 from dqs_lightning.diffusion import MLP, Backbone, SimBa
 from dqs_lightning.nn.backbones import FeedForward, InnerPrecision, inner_dtype, multiplies_bfloat16
 from dqs_lightning.nn.critics import CriticPair, QNetwork, soft_update
-from dqs_lightning.nn.observation_norm import ObservationNorm
+from dqs_lightning.nn.observation_norm import ObservationNorm, TaskObservationNorm
 
 BACKBONES = [MLP((16,)), MLP((16, 8)), MLP((16, 8, 4)), MLP((16, 8), layer_norm=True), SimBa(8, 2, 3)]
 
@@ -179,7 +177,7 @@ def test_observations_are_normalised_by_the_statistics_of_all_batches() -> None:
     assert torch.equal(norm.state_dict()["batches"], torch.tensor(0))
     torch.testing.assert_close(norm(batches[0]), batches[0], rtol=1e-4, atol=0)
     for batch in batches:
-        norm.update(batch)
+        norm.update(norm.moments(batch))
     torch.testing.assert_close(norm.mean, batches.mean((0, 1)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(norm.variance, batches.var((0, 1), correction=0), rtol=1e-3, atol=1e-5)
     normalised = norm(batches)
@@ -191,21 +189,33 @@ def test_ranks_with_different_batches_have_the_same_statistics() -> None:
     """The statistics of two ranks, with moments averaged over both, are those of one rank with both batches."""
     whole, ranks = ObservationNorm(3), [ObservationNorm(3) for _ in range(2)]
     for batches in torch.randn(5, 2, 16, 3) * 3 + 1:
-        whole.update(batches.reshape(-1, 3))
-        moments: list[Tensor] = []
-        for norm, batch in zip(ranks, batches, strict=True):
-            copy.deepcopy(norm).update(batch, _append_to(moments))
-        mean = torch.stack(moments).mean(0)
-        for norm, batch in zip(ranks, batches, strict=True):
-            norm.update(batch, _constant(mean))
+        whole.update(whole.moments(batches.reshape(-1, 3)))
+        mean = torch.stack([norm.moments(batch) for norm, batch in zip(ranks, batches, strict=True)]).mean(0)
+        for norm in ranks:
+            norm.update(mean)
     for norm in ranks:
         torch.testing.assert_close(norm.mean, whole.mean)
         torch.testing.assert_close(norm.variance, whole.variance)
 
 
-def _append_to(moments: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda value: moments.append(value) or value
-
-
-def _constant(mean: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda value: mean
+def test_each_task_is_normalised_by_its_own_statistics() -> None:
+    """Those of `ObservationNorm` with the task's rows alone; the one-hot and absent tasks do not change."""
+    torch.manual_seed(0)
+    norm, alone = TaskObservationNorm(5, 2), [ObservationNorm(3) for _ in range(2)]
+    hot = torch.eye(2).repeat(8, 1)
+    for batch in torch.randn(6, 16, 3) * torch.tensor([1.0, 5.0, 0.1]) + 2:
+        batch = batch * (1 + 9 * hot[:, :1])
+        norm.update(norm.moments(torch.cat([batch, hot], -1)))
+        for task, one in enumerate(alone):
+            one.update(one.moments(batch[task::2]))
+    observation = torch.cat([batch, hot], -1)
+    normalised = norm(observation)
+    torch.testing.assert_close(normalised[:, 3:], hot, rtol=0, atol=0)
+    for task, one in enumerate(alone):
+        torch.testing.assert_close(norm.mean[task], one.mean)
+        torch.testing.assert_close(norm.variance[task], one.variance)
+        torch.testing.assert_close(normalised[task::2, :3], one(batch[task::2]))
+    torch.testing.assert_close(norm.inverse(normalised), observation)
+    before = norm.mean[1].clone(), norm.variance[1].clone()
+    norm.update(norm.moments(observation[::2]))
+    torch.testing.assert_close((norm.mean[1], norm.variance[1]), before)

@@ -21,7 +21,7 @@ class BackupInput(NamedTuple):
         q_value: of the target critics, actions [..., B, d] -> [..., B].
         actions: independent draws of the policy at each state, [P, B, d].
         policy_q: their Q, [P, B]; for a backup that `weighs_candidates` those that the critic loss needs.
-        temperature: T > 0, a scalar tensor.
+        temperature: T > 0, a scalar tensor or [B].
         support: the action set.
         entropy: computes the policy's differential entropy at each state, over all dimensions, in nats, [B].
     """
@@ -141,7 +141,7 @@ class MixtureBackup(Backup):
                 normals.append(Component(center, start.new_full((1, 1, 1), width), self._each))
         mixture = Mixture(support, normals, self._uniform)
         x = mixture.draw(actions.new_empty(batch, dim))
-        log_density = mixture.log_density(x) - dim / 2 * LOG_2PI
+        log_density = mixture.log_density(x) - support.dims(dim) / 2 * LOG_2PI
         return q_value(support.to_action(x)).to(x.dtype), support.log_jacobian(x) - log_density
 
 

@@ -4,15 +4,14 @@ import copy
 from functools import partial
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dqs_lightning.agents.backups import Backup, BackupInput, ExpectedQ
-from dqs_lightning.agents.base import STEPS, Agent
+from dqs_lightning.agents.base import STEPS
 from dqs_lightning.agents.critic_losses import CriticLoss, Quantiles
+from dqs_lightning.agents.diffusion_policy import DiffusionPolicy
 from dqs_lightning.agents.fused import Captured, Compilable, CompileLosses, check_capturable
-from dqs_lightning.agents.graph import DiffusionGraph
 from dqs_lightning.agents.measured import Measured
 from dqs_lightning.diffusion.denoiser import EDM, Preconditioning
 from dqs_lightning.diffusion.estimators import EnergyEstimator
@@ -23,13 +22,16 @@ from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
 from dqs_lightning.diffusion.training_points import OnTrajectory, TrainingPoints
 from dqs_lightning.finite import magnitude
+from dqs_lightning.nn.action_mask import ActionMask
 from dqs_lightning.nn.backbones import MLP, Backbone, InnerPrecision, inner_dtype
 from dqs_lightning.nn.critics import CriticPair, Reduction, soft_update
 from dqs_lightning.ranges import Count, Fraction, NonNegative, Positive, Share, checked
 from dqs_lightning.temperature import Relative, TargetESS, Temperature
+from dqs_lightning.temperature.range import TemperatureRange
+from dqs_lightning.temperature.task_factors import TaskFactors
 
 
-class DQS(Agent):
+class DQS(DiffusionPolicy):
     """Diffusion Q-Sampling. A `training_step` updates critics and targets, and at times denoiser and temperature.
 
     Args:
@@ -41,7 +43,10 @@ class DQS(Agent):
         sampler: from noise to actions. Default: MomentMatched, 6 steps.
         support: the action set and the latent space of the diffusion. Default: Box.
         preconditioning: how the network's output becomes the denoised mean. Default: EDM.
-        temperature: T. Default: Relative, from 0.1 to 0.02 standard deviations of Q over uniform actions.
+        temperature: T; that of each of several tasks is T times its factor (see `TaskFactors`). Default: Relative, from
+            0.1 to 0.02 standard deviations of Q over uniform actions.
+        temperature_range: factors of T, low <= 1 <= high, between which the denoiser learns all temperatures, so that
+            `sample` can choose one: T of each state is drawn log-uniformly; None: T alone. Backups use T.
         backup: V(s') in the critic's target. Default: ExpectedQ, the paper's.
         critic_backbone: hidden layers of the critics. Default: MLP, (256, 256), with layer norms.
         actor_backbone: hidden layers of the denoiser. Default: MLP, (256, 256).
@@ -60,6 +65,7 @@ class DQS(Agent):
         compile_losses: whether torch.compile fuses the losses; "auto": in runs in which that saves time.
         cuda_graph: whether losses and gradients are captured as one CUDA graph; on one CUDA device.
         inner_precision: of inner layers where they need no gradient; "auto": bfloat16 where the hardware has it.
+        action_dims: of several tasks (`MultiTask`), the dimension of each one's action; None: there is one task.
     """
 
     @checked
@@ -74,6 +80,7 @@ class DQS(Agent):
         support: Support | None = None,
         preconditioning: Preconditioning | None = None,
         temperature: Temperature | None = None,
+        temperature_range: tuple[Positive, Positive] | None = None,
         backup: Backup | None = None,
         critic_backbone: Backbone | None = None,
         actor_backbone: Backbone | None = None,
@@ -92,10 +99,14 @@ class DQS(Agent):
         inner_precision: InnerPrecision = "auto",
         compile_losses: CompileLosses = "auto",
         cuda_graph: bool = False,
+        action_dims: list[int] | None = None,
     ) -> None:
-        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
+        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations, action_dims)
         if not amortised and isinstance(temperature, TargetESS):
             raise ValueError("amortised=False: TargetESS measures the actor's target; use another temperature")
+        if temperature_range is not None and (not amortised or isinstance(temperature, TargetESS)):
+            reason = "TargetESS, which measures the target at T alone" if amortised else "amortised=False, at any T"
+            raise ValueError(f"temperature_range={list(temperature_range)}: must be None with {reason}")
         # Resolved before they are saved, so that a checkpoint keeps its components when a default changes.
         noise_schedule, energy_estimator = noise_schedule or Geometric(), energy_estimator or MultiStart(8)
         training_points, sampler = training_points or OnTrajectory(), sampler or MomentMatched(6)
@@ -106,79 +117,55 @@ class DQS(Agent):
         critic_loss.check(backup)
         self.save_hyperparameters()
         self.temperature, self.backup, self.critic_loss = temperature, backup, critic_loss
+        self.temperature_range = TemperatureRange(*temperature_range or ())
+        tasks = len(action_dims or ())
+        self.temperature_factors = TaskFactors(tasks) if tasks > 1 else None
         self.critic_lr, self.actor_lr, self.actor_every = critic_lr, actor_lr, actor_every
         self.discount, self.tau = discount, tau
         self.exploration_noise, self.inner_precision, self.amortised = exploration_noise, inner_precision, amortised
         self.cuda_graph, self.fused_losses = cuda_graph, Compilable(self.losses, compile_losses)
         self.captured = Captured(self.fused_losses, self)
-        self.critic = CriticPair(observation_dim, action_dim, critic_backbone, critic_reduction, critic_loss.outputs)
+        sizes, mask = (observation_dim, action_dim), self.action_mask
+        self.critic = CriticPair(*sizes, critic_backbone, critic_reduction, critic_loss.outputs, mask)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         process = Diffusion if amortised else partial(EnergyDiffusion, self.energy)
         components = noise_schedule, energy_estimator, training_points, sampler, support
-        self.diffusion = process(action_dim, observation_dim + 1, *components, actor_backbone, preconditioning)
+        exists = ActionMask(mask.action_dims, after=1) if mask else None  # log T follows the one-hot
+        self.diffusion = process(action_dim, observation_dim + 1, *components, actor_backbone, preconditioning, exists)
 
-    def condition(self, observation: Tensor, temperature: Tensor) -> Tensor:
-        """Returns the denoiser's condition (s, log T) for normalised observations: [..., o] -> [..., o + 1]."""
-        return torch.cat([observation, torch.log(temperature).expand(*observation.shape[:-1], 1)], -1)
-
-    def log_prob(self, observation: Tensor, temperature: Tensor) -> LogProb:
-        """The paper's log pi(a|s) = Q(s, a) / T + const, for normalised observations [B, o]; T scalar or [B]."""
-        q_value = self.critic.bind(observation, inner_dtype(self.inner_precision, observation))
-        return lambda action: q_value(action) / temperature
-
-    def energy(self, condition: Tensor) -> LogProb:
-        """`log_prob` for conditions [B, o + 1]."""
-        return self.log_prob(condition[..., :-1], condition[..., -1].exp())
-
-    @torch.no_grad()
-    def forward(self, observation: Tensor) -> Tensor:
-        """The behaviour policy: an action of the policy for each observation [..., o], plus `exploration_noise`."""
-        action = self.act(observation)
-        if not self.exploration_noise:
-            return action
-        return (action + self.exploration_noise * torch.randn_like(action)).clamp(-1, 1)
-
-    def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
-        return self.trajectory(observation, num, deterministic).action
-
-    def trajectory(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Trajectory:
-        """`sample`, with the points through which the sampler reached the actions."""
-        condition = self.condition(self.observation_norm(observation), self.temperature())
-        return self.diffusion.trajectory(condition, num, None if deterministic else torch.randn_like)
-
-    def policy_graph(self, deterministic: bool = False) -> DiffusionGraph:
-        if not self.amortised:
-            raise MisconfigurationException("DQS with amortised=False cannot be exported: it has no actor")
-        condition = partial(self.condition, temperature=self.temperature())
-        return DiffusionGraph(self.observation_norm, self.diffusion, condition, self.observation_dim, deterministic)
-
-    def q_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        return self.critic.value(self.observation_norm(observation), action)
-
-    def trajectories(self, following: Tensor, observation: Tensor, temperature: Tensor) -> list[Trajectory]:
+    def trajectories(self, following: Tensor, here: Tensor) -> list[Trajectory]:
         """All trajectories of an update in one pass: at s' for the backup, and at states s for the training points.
 
-        Their x are [steps, backup.policy_actions, B, d] and [steps, training_points.trajectories, states, d].
+        For conditions [B, o + 1] and [states, o + 1], their x are [steps, backup.policy_actions, B, d] and
+        [steps, training_points.trajectories, states, d].
         """
         nums = self.backup.policy_actions, self.diffusion.training_points.trajectories
-        rows = torch.cat([following.repeat(nums[0], 1), observation.repeat(nums[1], 1)])
-        dtype = inner_dtype(self.inner_precision, rows)
-        both = self.diffusion.trajectory(self.condition(rows, temperature), dtype=dtype)
-        return both.split([(nums[0], len(following)), (nums[1], len(observation))])
+        rows = torch.cat([following.repeat(nums[0], 1), here.repeat(nums[1], 1)])
+        both = self.diffusion.trajectory(rows, dtype=inner_dtype(self.inner_precision, rows))
+        return both.split([(nums[0], len(following)), (nums[1], len(here))])
+
+    def backup_input(
+        self, following: Tensor, temperature: Tensor, trajectory: Trajectory, least: int = 0
+    ) -> tuple[BackupInput, Tensor]:
+        """Returns the backup's input at states s', and the target critics' outputs at `least` or more actions."""
+        used = trajectory.action
+        q_value: LogProb = partial(self.target_critic.value, following)
+        if self.backup.weighs_candidates:
+            q_value = self.target_critic.bind(following, inner_dtype(self.inner_precision, following))
+            used = used[: max(least, self.critic_loss.policy_actions)]
+        support = self.diffusion.support_at(self.condition(following, temperature))
+        entropy = partial(self.diffusion.entropy, trajectory, support)
+        outputs = self.target_critic.outputs(following, used)
+        policy_q = self.target_critic.reduce(outputs, following)
+        temperature = self.of_task(following, temperature)
+        return BackupInput(q_value, trajectory.action, policy_q, temperature, support, entropy), outputs
 
     @torch.no_grad()
     def critic_target(
         self, batch: TensorDictBase, following: Tensor, temperature: Tensor, trajectory: Trajectory
     ) -> Tensor:
         """y = r + gamma^n (1 - terminated) V(s'), [B, M], for M outputs of a critic and s' n steps after s."""
-        used = trajectory.action
-        q_value: LogProb = partial(self.target_critic.value, following)
-        if self.backup.weighs_candidates:
-            q_value = self.target_critic.bind(following, inner_dtype(self.inner_precision, following))
-            used = used[: self.critic_loss.policy_actions]
-        outputs, entropy = self.target_critic.outputs(following, used), partial(self.diffusion.entropy, trajectory)
-        policy_q, support = self.target_critic.reduce(outputs), self.diffusion.support
-        given = BackupInput(q_value, trajectory.action, policy_q, temperature, support, entropy)
+        given, outputs = self.backup_input(following, temperature, trajectory)
         returns = self.critic_loss.returns(self.backup.value(given), outputs)
         discount = self.discount ** batch[STEPS] if STEPS in batch else self.discount
         target: Tensor = batch["next", "reward"] + discount * ~batch["next", "terminated"] * returns
@@ -190,13 +177,15 @@ class DQS(Agent):
         observation = self.observation_norm(batch["observation"])
         following = self.observation_norm(batch["next", "observation"])
         here = observation[: self.diffusion.training_states if with_actor else 0]
-        at_next, at_here = self.trajectories(following, here, temperature)
+        here_temperature = self.temperature_range.draw(temperature, here)
+        condition = self.condition(here, here_temperature)
+        at_next, at_here = self.trajectories(self.condition(following, temperature), condition)
         outputs = self.critic.outputs(observation, batch["action"])
         target = self.critic_target(batch, following, temperature, at_next)
         loss = self.critic_loss.loss(outputs, target)
         metrics = {"critic_target": magnitude(target), "q": outputs.mean(), "critic_loss": loss}
         if with_actor:
-            log_prob, condition = self.log_prob(here, temperature), self.condition(here, temperature)
+            log_prob = self.log_prob(here, here_temperature)
             clean = partial(self.diffusion.support.from_action, batch["action"][: len(here)])
             score_loss, score_metrics = self.diffusion.loss(log_prob, condition, at_here, clean)
             # The two graphs share no parameter: one backward is enough for both, and DDP needs no option.
@@ -213,8 +202,12 @@ class DQS(Agent):
         self.update_observation_norm(batch["observation"])
         soft_update(self.target_critic, self.critic, self.tau)
         if step % measured_every == 0:
-            self.temperature.step(Measured(self, batch["observation"], metrics.get("ess")), measured_every)
-        self.accumulate(**metrics, **self.temperature.metrics())
+            measured = Measured(self, batch["observation"], metrics.get("ess"))
+            self.temperature.step(measured, measured_every)
+            if self.temperature_factors:
+                self.temperature_factors.q_std.add(measured.q_std_of_tasks(self.temperature_factors), measured_every)
+        factors = self.temperature_factors.metrics() if self.temperature_factors else {}
+        self.accumulate(**metrics, **self.temperature.metrics(), **factors)
 
     def on_train_start(self) -> None:
         if self.cuda_graph:

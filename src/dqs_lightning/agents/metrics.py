@@ -40,9 +40,13 @@ class Metrics(L.LightningModule):
             self._sums, self._counts = {}, {}
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Logs `eval/return`, the mean of the `return` [episodes] of a batch, and the bounds of its 95 % interval."""
+        """Logs `eval/return`, the mean of the `return` [episodes] of a batch, and the bounds of its 95 % interval.
+
+        Of several tasks it also logs the mean of each, `eval/return/NAME`.
+        """
         mean, (low, high) = mean_with_interval(batch["return"])
-        metrics = {"eval/return": mean, "eval/return_low": low, "eval/return_high": high}
+        metrics = {f"eval/{name}": float(returns.mean()) for name, returns in batch.items()}
+        metrics |= {"eval/return": mean, "eval/return_low": low, "eval/return_high": high}
         fits = self.trainer.state.fn == TrainerFn.FITTING
         # `Trainer.validate` returns what goes to loggers; during training they get it with the frames beside it.
         self.log_dict(metrics, logger=not fits, sync_dist=True, batch_size=1)
@@ -60,10 +64,12 @@ class Metrics(L.LightningModule):
             logger.log_metrics(metrics, step=self.global_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self._sums = dict(checkpoint.get("metric_sums", {}))
         self._counts = dict(checkpoint.get("metric_counts", {}))
         self.env_frames = int(checkpoint.get("env_frames", 0))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["metric_sums"], checkpoint["metric_counts"] = dict(self._sums), dict(self._counts)
         checkpoint["env_frames"] = self.env_frames

@@ -1,16 +1,20 @@
 """Agents outside of training: the policy as a graph, and files for others."""
 
 import os
+import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning as L
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_lightning.agents.graph import PolicyGraph
+from dqs_lightning.registry import describe
 from dqs_lightning.sharing import hub
 
 if TYPE_CHECKING:
@@ -84,3 +88,43 @@ class Portable(L.LightningModule):
         with tempfile.TemporaryDirectory() as folder:
             save(cast("Agent", self), Path(folder), f"hf://{repository}{f'@{revision}' if revision else ''}")
             return hub.upload(Path(folder), repository, revision, private, message, token)
+
+    def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
+        """Lightning's, without its warning about components: `describe` writes them as plain values."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super().save_hyperparameters(*args, frame=frame or sys._getframe(1), **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["agent"] = type(self).__name__
+        checkpoint["agent_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        # Components as class path and arguments: plain values, which load without running code from the file.
+        for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
+            if key in checkpoint:
+                checkpoint[key] = describe(checkpoint[key])
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the agent of a run's `last.ckpt`, on `map_location` or the CPU; no code that the file names is run.
+
+        `kwargs` replace saved arguments. `weights_only` has no effect; `hparams_file` and `strict=False` are refused.
+
+        Raises:
+            CheckpointError: see `load_agent`.
+            ValueError: for a `hparams_file`, or `strict=False`.
+        """
+        from dqs_lightning.agents.loading import restore  # which needs this module
+
+        if hparams_file is not None or strict is False:
+            raise ValueError(f"hparams_file={hparams_file}, strict={strict}: must be left out")
+        where = "cpu" if map_location is None else map_location
+        return cast("Self", restore(cast("type[Agent]", cls), checkpoint_path, where, **kwargs))

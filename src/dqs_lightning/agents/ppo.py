@@ -15,6 +15,9 @@ from dqs_lightning.finite import magnitude
 from dqs_lightning.nn.backbones import FeedForward
 from dqs_lightning.ranges import Count, Fraction, NonNegative, OpenShare, Positive, checked
 
+SMALLEST_STD = 1e-6
+"""Of advantages, below which they are divided by it."""
+
 
 class PPO(Agent):
     """Proximal Policy Optimization: a tanh-normal policy with the same standard deviation in all states, and a value.
@@ -83,7 +86,7 @@ class PPO(Agent):
             entropy_coeff=entropy_coefficient,
             critic_coeff=value_coefficient,
             loss_critic_type="l2",
-            normalize_advantage=True,
+            normalize_advantage=False,  # it would use the rows of one rank
             functional=False,
         )
         self.advantage = GAE(gamma=discount, lmbda=gae_lambda, value_network=critic)
@@ -117,8 +120,15 @@ class PPO(Agent):
         self.update_observation_norm(raw.reshape(-1, self.observation_dim))
         return block
 
+    def normalised(self, advantage: Tensor) -> Tensor:
+        """Returns advantages [B, 1] with mean 0 and standard deviation 1 over the minibatches of all ranks."""
+        number = advantage.numel() * (1 if self._trainer is None else self.trainer.world_size)
+        centred = advantage - self.mean_over_ranks(advantage.mean())
+        variance = self.mean_over_ranks(centred.square().mean()) * number / max(number - 1, 1)
+        return centred / variance.sqrt().clamp_min(SMALLEST_STD)
+
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        found = self.loss(batch)
+        found = self.loss(batch.copy().set("advantage", self.normalised(batch["advantage"])))
         metrics = {
             "critic_loss": found["loss_critic"],
             "actor_loss": found["loss_objective"],

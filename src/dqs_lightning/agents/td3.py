@@ -34,6 +34,7 @@ class TD3(TwinCritic):
         max_grad_norm: maximum norm of the gradient, which is clipped to it; None: no clipping.
         best_of: noisy actions drawn for each decision, of which the one of highest Q is taken.
         normalise_observations: whether networks receive normalised observations (see `ObservationNorm`).
+        action_dims: of several tasks (`MultiTask`), the dimension of each one's action; None: there is one task.
     """
 
     TARGETS = ("qvalue", "actor")
@@ -55,8 +56,9 @@ class TD3(TwinCritic):
         max_grad_norm: Positive | None = None,
         best_of: Count = 1,
         normalise_observations: bool = False,
+        action_dims: list[int] | None = None,
     ) -> None:
-        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations)
+        super().__init__(observation_dim, action_dim, max_grad_norm, best_of, normalise_observations, action_dims)
         critic_backbone, actor_backbone = critic_backbone or MLP(), actor_backbone or MLP()
         self.save_hyperparameters()
         self.learning_rate, self.discount, self.tau, self.actor_every = learning_rate, discount, tau, actor_every
@@ -76,15 +78,16 @@ class TD3(TwinCritic):
     def sample(self, observation: Tensor, num: int = 1, deterministic: bool = False) -> Tensor:
         with self.loss.actor_network_params.to_module(self.loss.actor_network):
             best: Tensor = self.loss.actor_network(of_observation(self.observation_norm(observation)))["action"]
-        best = best.expand(num, *best.shape)
+        best = self.existing(observation, best).expand(num, *best.shape)
         if deterministic:
             return best
-        return (best + self.exploration_noise * torch.randn_like(best)).clamp(-1, 1)
+        return self.existing(observation, (best + self.exploration_noise * torch.randn_like(best)).clamp(-1, 1))
 
     def policy_graph(self, deterministic: bool = False) -> ExplorationGraph:
         deviation = 0.0 if deterministic else self.exploration_noise
         with self.loss.actor_network_params.to_module(self.loss.actor_network):
-            return ExplorationGraph(self.observation_norm, self.loss.actor_network.module, deviation)
+            network = self.loss.actor_network.module
+            return ExplorationGraph(self.observation_norm, network, deviation, self.action_mask)
 
     def learn(self, batch: TensorDictBase, targets: SoftUpdate) -> None:
         critic_loss, found = self.loss.value_loss(batch)

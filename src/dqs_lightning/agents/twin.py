@@ -31,7 +31,8 @@ class TwinCritic(Agent):
 
     def make_critics(self, backbone: Backbone) -> list[TensorDictModule]:
         """Two critics as TorchRL's losses take them."""
-        columns = [_Column(self.observation_dim, self.action_dim, backbone) for _ in range(2)]
+        sizes = self.observation_dim, self.action_dim
+        columns = [_Column(*sizes, backbone, exists=self.action_mask) for _ in range(2)]
         return [TensorDictModule(column, ["observation", "action"], ["state_action_value"]) for column in columns]
 
     def q_value(self, observation: Tensor, action: Tensor) -> Tensor:

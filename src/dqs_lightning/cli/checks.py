@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_callbacks import Evaluate
 from dqs_lightning.cli.errors import InputError, refusing, shown
+from dqs_lightning.cli.launch import launched
+from dqs_lightning.cli.parser import SIZES
 from dqs_lightning.cli.schema import Setting, arguments_of, takes_any_keyword
 from dqs_lightning.collection.data import OnlineData
 from dqs_lightning.collection.flags import check_callbacks as check_kinds
@@ -42,19 +44,20 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed_everything={shown(seed)}: must be 0 to {MAX_SEED}, true or false")
 
 
-def check(config: Namespace) -> OnlineData:
-    """Constructs every part of a run, so that each checks its own arguments; returns the data and drops the rest.
+def check(config: Namespace) -> tuple[OnlineData, L.Trainer]:
+    """Constructs every part of a run, so that each checks its own arguments; returns the data and the trainer.
 
-    A single callback in the configuration becomes a list of one.
+    The trainer has no callbacks and no loggers. A single callback in the configuration becomes a list of one.
     """
     trainer = config.trainer
     if trainer.callbacks is not None and not isinstance(trainer.callbacks, list):
         trainer.callbacks = [trainer.callbacks]
     model = config.model.clone()
-    for name in ("observation_dim", "action_dim"):
-        if model.init_args.get(name) is not None:
-            raise InputError(f"model.{name}: is set by the environment; leave it out")
-        model.init_args[name] = 1
+    for name in SIZES:
+        if name in model.init_args:
+            if model.init_args[name] not in (None, 1 if name == "objectives" else None):
+                raise InputError(f"model.{name}: is set by the environment; leave it out")
+            model.init_args[name] = None if name == "action_dims" else 1
     try:
         with torch.device("meta"):  # only the sizes of networks matter here
             agent = build("model", model)
@@ -64,13 +67,13 @@ def check(config: Namespace) -> OnlineData:
     build("evaluate", config.evaluate.clone(), Evaluate)
     build("checkpoint", config.checkpoint.clone(), RunCheckpoint)
     check_callbacks(trainer.callbacks or [])
-    check_trainer(trainer.clone())
+    checked = check_trainer(trainer.clone())
     with refusing("data.", ValueError):
-        data.source(agent)
+        data.source(agent, checked.world_size)
     if data.transforms:  # an environment is started, to apply them to its observations
         with refusing("data.environment.", ValueError), refusing("data.", TransformError):
             _ = data.observation_dim
-    return data
+    return data, checked
 
 
 def check_saving(parser: ArgumentParser, config: Namespace) -> None:
@@ -98,8 +101,8 @@ def check_callbacks(nodes: list[Any]) -> None:
             keys.add(callback.state_key)
 
 
-def check_trainer(node: Namespace) -> None:
-    """Constructs a Trainer without callbacks and loggers, and refuses what it accepts but cannot train with."""
+def check_trainer(node: Namespace) -> L.Trainer:
+    """Returns a Trainer without callbacks and loggers; refuses what it accepts but cannot train with."""
     for name, (value, hint) in REPLACED.items():
         if (given := node.get(name)) is not None and value in (None, given):
             raise InputError(f"trainer.{name}={shown(given)}: must be left out; {hint}")
@@ -115,16 +118,21 @@ def check_trainer(node: Namespace) -> None:
         raise InputError(strategy)
     node.callbacks, node.logger, node.enable_checkpointing = None, False, False
     arguments = _arguments("trainer", node, L.Trainer)
-    with refusing("trainer: ", TypeError, ValueError, ImportError, MisconfigurationException):
+    with refusing("trainer: ", TypeError, ValueError, ImportError, RuntimeError, MisconfigurationException):
         trainer = L.Trainer(**arguments)
     with refusing("trainer.", MisconfigurationException):
         check_flags(trainer)
         check_interval(trainer)
+    if trainer.num_nodes > 1 and launched() is None:
+        raise InputError(
+            f"trainer.num_nodes={trainer.num_nodes}: must be left out; start the nodes by torchrun or SLURM"
+        )
     if trainer.precision not in PRECISIONS:
         raise InputError(precision)
-    launched = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
-    if launched or type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+    spawned = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    if spawned or type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         raise InputError(strategy)
+    return trainer
 
 
 def build(key: str, node: Any, cls: type | None = None) -> Any:

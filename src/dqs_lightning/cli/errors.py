@@ -11,8 +11,8 @@ from typing import ParamSpec
 from dqs_lightning.registry import nearest
 from dqs_lightning.sharing.text import printable
 
-DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, STOPPED = 0, 2, 3, 4, 5, 75
-"""Exit codes. A run that ended with ENVIRONMENT_FAILED, NOT_SAVED or STOPPED is continued by the same command."""
+DONE, BAD_INPUT, DIVERGED, ENVIRONMENT_FAILED, NOT_SAVED, RANK_LOST, STOPPED = 0, 2, 3, 4, 5, 6, 75
+"""Exit codes. A run that ended with one from ENVIRONMENT_FAILED on is continued by the same command."""
 
 MAX_LINES = 5
 """Lines of a message."""

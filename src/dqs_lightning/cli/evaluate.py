@@ -26,10 +26,14 @@ MAX_SEED = 2**32 - 1
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="dqs-eval", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run_or_ckpt", type=Path, help=RUN_HELP)
-    parser.add_argument("--episodes", type=int, default=10, help="episodes, side by side (default 10)")
+    more = "; several: their common policy, exp((w1 Q1 + w2 Q2) / T), in the environment of the first"
+    parser.add_argument("run_or_ckpt", type=Path, nargs="+", help=RUN_HELP + more)
+    parser.add_argument("--weights", type=float, nargs="+", help="of each of several runs (default 1 each)")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes of each task, side by side (default 10)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the environments and of the policy")
     parser.add_argument("--best", action="store_true", help="of a run directory: best.ckpt, not last.ckpt")
+    temperature = "T of a DQS policy that has learned a temperature_range, or of several runs"
+    parser.add_argument("--temperature", type=float, help=temperature)
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument("--deterministic", action="store_true", help="the noise-free policy")
     policy.add_argument("--best_of", type=int, help="draw so many actions and take the one of highest Q")
@@ -45,6 +49,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             parser.error(f"--{name}={value}: must be {least} to {most}")
+    runs = len(options.run_or_ckpt)
+    if options.weights is not None and not 1 < runs == len(options.weights):
+        parser.error(f"--weights={options.weights}: must be one number for each of two or more runs")
     return options
 
 
@@ -75,7 +82,7 @@ def load_renderer() -> None:
 def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: argparse.Namespace) -> "Watched":
     """Makes the environments of the evaluation; refuses sizes that are not those of the agent."""
     try:
-        env = data.make_environment(options.episodes, options.seed)
+        env = data.make_environment(options.episodes * len(data.environment.tasks), options.seed)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{path}: its environment {data.environment.name} cannot be made here: {reason}") from error
@@ -88,27 +95,29 @@ def make_environments(path: Path, data: "OnlineData", agent: "Agent", options: a
     return env
 
 
-def evaluate(path: Path, options: argparse.Namespace) -> str:
-    """Runs the episodes of a checkpoint's policy; returns what to print."""
+def evaluate(paths: Sequence[Path], options: argparse.Namespace) -> str:
+    """Runs the episodes of the policy of one or several checkpoints; returns what to print."""
     import torch
 
     from dqs_callbacks.video import CannotFilmError, check_films, film
     from dqs_lightning.agents import load_agent
     from dqs_lightning.checkpoint.archive import load_run
+    from dqs_lightning.cli.eval_policy import chosen_policy
     from dqs_lightning.cli.machine import set_threads
     from dqs_lightning.cli.trust import restrict_imports
     from dqs_lightning.collection.data import OnlineData
-    from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval, policy_of
+    from dqs_lightning.evaluation.loader import by_task
+    from dqs_lightning.evaluation.returns import STEP_LIMIT, episode_returns, mean_with_interval
 
     with refusing(f"--device={options.device}: ", Exception):  # each backend raises another
         torch.zeros(1, device=options.device).item()
     restrict_imports(options.trust)
-    frames = load_run(path).get("env_frames")
+    path = paths[0]
+    frames = [load_run(each).get("env_frames") for each in paths]
     data = OnlineData.load_from_checkpoint(path)
-    agent = load_agent(path, options.device)
-    set_threads(options.threads, agent)
-    if options.best_of is not None and not agent.has_q:
-        raise InputError(f"--best_of={options.best_of}: {type(agent).__name__} has no Q(s, a) to choose by")
+    agents = [load_agent(each, options.device) for each in paths]
+    set_threads(options.threads, agents[0])
+    policy = chosen_policy(agents, options)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     video = run / "videos" / "eval.mp4"
     if options.video:
@@ -116,20 +125,24 @@ def evaluate(path: Path, options: argparse.Namespace) -> str:
         with refusing("--video: ", CannotFilmError):
             check_films(data)
     torch.manual_seed(options.seed)
-    env = make_environments(path, data, agent, options)
-    policy = None if options.random else policy_of(agent, options.deterministic, options.best_of)
+    env = make_environments(path, data, agents[0], options)
     limit = options.max_steps or STEP_LIMIT
     if options.video:
         returns, _ = film(env, policy, video, episodes=1, step_limit=limit)
     else:
         returns = episode_returns(env, policy, step_limit=limit)
     env.close(raise_if_closed=False)
-    mean, (low, high) = mean_with_interval(returns)
-    trained = f"{frames:,}" if isinstance(frames, int) else "an unknown number of"
-    kind = "random policy" if options.random else f"{type(agent).__name__} at {trained} frames"
+    each = by_task(returns, data.environment.tasks)
+    mean, (low, high) = mean_with_interval(each.pop("return"))
+    trained = (f"{number:,}" if isinstance(number, int) else "an unknown number of" for number in frames)
+    named = (f"{type(agent).__name__} at {number} frames" for agent, number in zip(agents, trained, strict=True))
+    kind = "random policy" if options.random else " + ".join(named)
     interval = f"95 % interval [{low:.1f}, {high:.1f}]"
     line = f"{printable(data.environment.name)}  {kind}  return {mean:.1f}  {interval}  {options.episodes} episodes"
-    return f"{line}\n{video}" if options.video else line
+    lines = [line]
+    for name, found in each.items():
+        lines.append(f"  {printable(name.removeprefix('return/'))}  return {float(found.mean()):.1f}")
+    return "\n".join([*lines, str(video)] if options.video else lines)
 
 
 @reported("dqs-eval")
@@ -137,12 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Console entry point."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     options = parse(arguments)
-    if options.video and str(options.run_or_ckpt).startswith("hf:/"):
+    if options.video and str(options.run_or_ckpt[0]).startswith("hf:/"):
         raise InputError("--video: needs a run directory to write to; save the agent by save_pretrained first")
-    path = existing_checkpoint(options.run_or_ckpt, options.best)
+    paths = [existing_checkpoint(each, options.best) for each in options.run_or_ckpt]
     if options.video:
         load_renderer()
-    print(evaluate(path, options))
+    print(evaluate(paths, options))
     return DONE
 
 

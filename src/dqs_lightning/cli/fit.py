@@ -38,6 +38,8 @@ def train() -> int:
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning)\b.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # The one line with which Lightning says why it kills the first rank.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     try:
         restrict_imports(trust_option(sys.argv[1:]))
         return FitCLI().fit()

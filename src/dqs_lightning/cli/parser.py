@@ -25,6 +25,8 @@ from dqs_lightning.cli.shipped import DEFAULT
 from dqs_lightning.registry import components, describe, nearest
 
 DEFAULT_AGENT = agents.DQS
+SIZES = ("observation_dim", "action_dim", "action_dims", "objectives")
+"""Arguments of agents that are set from the data, whose attributes have the same names."""
 
 BASES = (
     agents.Agent,
@@ -124,7 +126,7 @@ def defaults_of(agent: type[agents.Agent]) -> dict[str, Any]:
             made: dict[str, Any] = describe(dict(make(1, 1).hparams))
     except Exception:  # an agent of another package, whose defaults are then those of its signature
         made = {}
-    init_args = {key: value for key, value in made.items() if key not in ("observation_dim", "action_dim")}
+    init_args = {key: value for key, value in made.items() if key not in SIZES}
     return {"class_path": f"{agent.__module__}.{agent.__qualname__}", "init_args": init_args}
 
 
@@ -139,8 +141,9 @@ def own_defaults(args: Sequence[str]) -> list[str]:
     agent = components(agents.Agent).get(name.rpartition(".")[2])
     if agent is None or agent is DEFAULT_AGENT:
         return []
-    shared = defaults_of(DEFAULT_AGENT)["init_args"].keys()
-    own = {key: value for key, value in defaults_of(agent)["init_args"].items() if key in shared}
+    shared = defaults_of(DEFAULT_AGENT)["init_args"]
+    defaults = defaults_of(agent)["init_args"].items()
+    own = {key: value for key, value in defaults if key in shared and value != shared[key]}
     return [f"--model.{key}={json.dumps(value)}" for key, value in missing(own, chosen)]
 
 

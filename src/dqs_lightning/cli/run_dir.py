@@ -34,10 +34,8 @@ class RunDir:
 
     def __init__(self, run_dir: str | None, ckpt_path: str | None, task: str, agent: str) -> None:
         above = os.environ.get(VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None  # in another rank
-        self.owned = not above and getattr(rank_zero_only, "rank", 0) == 0
+        self._above = above is not None
         run_dir = above or run_dir
-        if run_dir is None and not self.owned:
-            raise InputError("--run_dir: must be given where another program starts the ranks")
         self.named = run_dir is not None
         self.path = Path(run_dir) if run_dir else Path("runs") / task / agent / datetime.now().strftime("%Y%m%d-%H%M%S")
         self.ckpt_path: Path | None = None
@@ -63,10 +61,15 @@ class RunDir:
                 f"--run_dir={self.path}: holds a run; continue it with --ckpt_path=auto, or choose another directory"
             )
 
-    def claim(self) -> None:
-        """Creates the directory and locks it until this process ends."""
+    @property
+    def owned(self) -> bool:
+        """Whether this process creates, locks and removes the directory: in the first rank only."""
+        return not self._above and getattr(rank_zero_only, "rank", 0) == 0
+
+    def claim(self) -> Path:
+        """Creates the directory, locks it until this process ends, and returns it; it may have another name then."""
         if not self.owned:
-            return
+            return self.path
         base = self.path
         for number in itertools.count(2):
             with self._using():
@@ -81,6 +84,7 @@ class RunDir:
         remove_temporaries(self.path)
         remove_temporaries(self.path / "checkpoints")
         os.environ[VARIABLE] = str(self.path)
+        return self.path
 
     def _create(self) -> None:
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]

@@ -18,6 +18,7 @@ from dqs_lightning.cli.shipped import find
 from dqs_lightning.cli.sweep_engine import Plan, run_all
 from dqs_lightning.cli.sweep_manifest import COLOURS, Manifest
 from dqs_lightning.cli.sweep_plan import Run, expand, read_sweep
+from dqs_lightning.cli.sweep_slurm import slurm_script
 
 FAILED = 1
 """Exit code of a sweep of which a run failed; the others went on."""
@@ -35,6 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("file", type=Path, help="the sweep file, or a shipped one, such as sweeps/maze_temperature")
     parser.add_argument("--out", type=Path, help="the sweep's folder (default runs/sweeps/NAME-OF-THE-FILE)")
     parser.add_argument("--dry-run", action="store_true", help="print the dqs-fit command lines and start nothing")
+    parser.add_argument("--slurm", action="store_true", help="print a SLURM array script and start nothing")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: as many as the CPUs are enough for)")
     parser.add_argument("--cpus-per-run", type=int, default=1, help="CPUs, and torch's threads, of a run (default 1)")
     parser.add_argument("--gpus-per-run", type=float, default=0, help="GPUs of a run; 0, the default, hides them")
@@ -123,7 +125,13 @@ def sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         print_all(planned(file, content, out)[0].preview())
         return DONE
-    require("Ray", ", or use --dry-run, which needs no Ray")
+    if options.slurm:
+        if "search" in content:
+            raise InputError("--slurm: a search needs the results of its trials; use --address, on nodes of one job")
+        runs = expand(file, out)
+        print_all(slurm_script(runs, out, options.jobs, options.cpus_per_run, options.gpus_per_run).rstrip("\n"))
+        return DONE
+    require("Ray", ", or use --dry-run or --slurm, which need no Ray")
     with alone(out):
         plan, manifest = planned(file, content, out)
         versions = {"optuna": version("optuna")} if "search" in content else {}

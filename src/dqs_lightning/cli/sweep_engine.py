@@ -2,11 +2,8 @@
 
 import argparse
 import contextlib
-import logging
 import os
-import re
 import signal
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,13 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # a run is as fast as one by hand; Ray's default is 15
-
 from dqs_lightning.cli.errors import InputError, refusing
 from dqs_lightning.cli.sweep_manifest import Manifest, View
 from dqs_lightning.cli.sweep_plan import Run
-from dqs_lightning.cli.sweep_process import STOP, execute
+from dqs_lightning.cli.sweep_process import STOP, Result, execute, write
+from dqs_lightning.collection.cluster import connect
 
 POLL_S = 1.0
 """Seconds between two checks of the runs."""
@@ -50,18 +45,9 @@ def stop_file(out: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
     """Starts Ray and gives the number of runs at a time. Refuses a cluster that does not answer, and too few GPUs."""
-    import ray
-
-    address = options.address or "local"
-    settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
-    if not options.address:
-        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        settings |= {"num_cpus": max(here, (options.jobs or 1) * options.cpus_per_run), "include_dashboard": False}
-        settings |= {"object_store_memory": 100 * 2**20}  # bytes; only exit codes are sent through it
-    with refusing(f"--address={address}: Ray does not start: ", OSError, OverflowError, ValueError, RuntimeError):
-        if found := re.fullmatch(r"([\w.-]+):(\d+)", address):
-            socket.create_connection((found[1], int(found[2])), timeout=10).close()  # Ray itself waits for minutes
-        ray.init(**settings)
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with refusing("--address=", ConnectionError):
+        ray = connect(options.address, max(here, (options.jobs or 1) * options.cpus_per_run))
     try:
         there = ray.cluster_resources()
         if not options.address and there.get("GPU", 0) < options.gpus_per_run:
@@ -69,6 +55,11 @@ def engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
         yield ray, options.jobs or max(int(there.get("CPU", 1)) // options.cpus_per_run, 1)
     finally:
         ray.shutdown()
+
+
+def why(error: Exception) -> str:
+    """Returns the last line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 class Plan(Protocol):
@@ -102,23 +93,31 @@ def run_all(plan: Plan, manifest: Manifest, options: argparse.Namespace) -> bool
     with engine(options) as (ray, jobs), stop_file(manifest.file.parent) as stop, view.shown() as look:
         task = ray.remote(num_cpus=options.cpus_per_run, num_gpus=options.gpus_per_run, max_retries=0)(execute)
         active: dict[Any, tuple[Run, float]] = {}
+
+        def begin(run: Run) -> Any:
+            arguments = (run.command, run.folder, stop, Path.cwd(), options.cpus_per_run)
+            return task.remote(*arguments, options.gpus_per_run > 0)
+
         while True:
             while len(active) < jobs and not stop.exists() and (run := plan.next()) is not None:
                 (run.folder / STOP).unlink(missing_ok=True)
                 manifest.started(run)
-                arguments = (run.command, run.folder, stop, Path.cwd(), options.cpus_per_run)
-                active[task.remote(*arguments, options.gpus_per_run > 0)] = (run, time.monotonic())
+                active[begin(run)] = run, time.monotonic()
             if not active:
                 return stop.exists()
             look()
             for ended in ray.wait(list(active), timeout=POLL_S)[0]:
                 run, start = active.pop(ended)
                 try:
-                    exit_code, wall_s = ray.get(ended)
-                    manifest.ended(run, exit_code, wall_s, stop.exists())
+                    result: Result = ray.get(ended)
+                    write(result.files, run.folder)
+                    manifest.ended(run, result.exit_code, result.wall_s, stop.exists(), continued=result.continued)
                 except ray.exceptions.RayError as error:
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                    manifest.ended(run, None, time.monotonic() - start, stop.exists(), f"Ray lost it: {reason}")
+                    wall_s, reason = time.monotonic() - start, why(error)
+                    if not isinstance(error, ray.exceptions.RayTaskError) and manifest.lost(run, wall_s, reason):
+                        active[begin(run)] = run, time.monotonic()
+                        continue
+                    manifest.ended(run, None, wall_s, stop.exists(), f"Ray lost it: {reason}")
                 plan.ended(run)
                 (run.folder / STOP).unlink(missing_ok=True)
             plan.watch()

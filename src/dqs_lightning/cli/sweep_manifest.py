@@ -21,13 +21,14 @@ from dqs_lightning.cli.errors import DONE, STOPPED, InputError
 from dqs_lightning.cli.files import read_json, read_text
 from dqs_lightning.cli.provenance import read_run
 from dqs_lightning.cli.sweep_plan import Run
-from dqs_lightning.cli.sweep_process import last_words
+from dqs_lightning.cli.sweep_process import MANIFEST, last_words
 from dqs_lightning.sharing.text import printable
 
 State = Literal["pending", "running", "done", "failed", "stopped", "pruned"]
-NAME = "manifest.json"
 T = TypeVar("T")
 LONGEST_S = 1e12
+LOSSES = 3
+"""Times that a run whose machine is lost is started again."""
 WIDTH = 20
 """Largest number of characters of a number."""
 COLOURS = {
@@ -47,7 +48,7 @@ class Record:
     start: str | None = None  # of the first process, ISO 8601, UTC
     wall_s: float = 0.0  # of all its processes together
     exit_code: int | None = None  # of the last process, negative for a signal; None: there is none, or it was lost
-    note: str = ""  # the last message of a failed run
+    note: str = ""  # the last message of a failed run; what became of one whose machine was lost
 
 
 @dataclass
@@ -71,10 +72,12 @@ class Manifest:
     """
 
     def __init__(self, out: Path, runs: Iterable[Run] = ()) -> None:
-        self.file = out / NAME
+        self.file = out / MANIFEST
         self.about: dict[str, Any] = {}
         self.records: dict[str, Record] = {}
         self.trials: list[Trial] = []
+        self.losses: dict[str, int] = {}
+        """Processes of each run that this sweep has lost with their machines."""
         self.written: dict[str, Any] = {}
         """The sweep file's content when the manifest was last written."""
         self._read()
@@ -124,14 +127,35 @@ class Manifest:
         record.start = record.start or datetime.now(UTC).isoformat(timespec="seconds")
         self.write()
 
-    def ended(self, run: Run, exit_code: int | None, wall_s: float, asked: bool, note: str = "") -> None:
+    def lost(self, run: Run, wall_s: float, reason: str) -> bool:
+        """Records that a run's process was lost with its machine; returns whether it is to be started again."""
+        record = self.records[run.name]
+        losses = self.losses[run.name] = self.losses.get(run.name, 0) + 1
+        if losses > LOSSES:
+            return False
+        record.wall_s = round(record.wall_s + wall_s, 1)
+        record.note = f"its machine was lost ({reason}); started on another"
+        self.write()
+        return True
+
+    def ended(
+        self,
+        run: Run,
+        exit_code: int | None,
+        wall_s: float,
+        asked: bool,
+        note: str = "",
+        continued: bool = False,
+    ) -> None:
         """Records how a run's process ended.
 
         The exit code is None when the process was lost with its worker; `note` then says why. `asked` is whether the
-        sweep was stopped, so that the end by a signal is no failure.
+        sweep was stopped, so that the end by a signal is no failure; `continued`, whether the process had a checkpoint.
         """
         record = self.records[run.name]
         record.exit_code, record.wall_s = exit_code, round(record.wall_s + wall_s, 1)
+        if self.losses.get(run.name) and exit_code is not None:
+            record.note = f"its machine was lost; {'continued from its checkpoint' if continued else 'started anew'}"
         if exit_code == DONE and run.checkpoint.is_file():
             record.state = "done"
         elif exit_code == STOPPED or (asked and (exit_code is None or exit_code < 0)):

@@ -1,6 +1,7 @@
 """The training command: a LightningCLI over one agent and `OnlineData`, with a run directory."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -13,18 +14,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import dqs_callbacks
 from dqs_callbacks.periodic import Periodic
+from dqs_callbacks.rank_watch import first_to_report, lost_connection
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import AtomicCheckpointIO, CheckpointError, safe_load
 from dqs_lightning.checkpoint.atomic import atomic_write
 from dqs_lightning.cli.checks import check, check_saving, check_seed
 from dqs_lightning.cli.continuation import continued, started_ranks, wait_for_ranks
 from dqs_lightning.cli.ending import goal_reached, limit_reached
-from dqs_lightning.cli.errors import DONE, STOPPED, InputError, refusing
+from dqs_lightning.cli.errors import DONE, RANK_LOST, STOPPED, InputError, refusing
 from dqs_lightning.cli.interpolation import as_written, as_yaml, hide_environment
+from dqs_lightning.cli.launch import Launch, Ranks, launched
 from dqs_lightning.cli.listing import ShowList
 from dqs_lightning.cli.loggers import RunCSVLogger, drop_later_metrics
 from dqs_lightning.cli.machine import set_threads
-from dqs_lightning.cli.parser import DEFAULT_AGENT, ConfigFile, Parser, defaults_of
+from dqs_lightning.cli.parser import DEFAULT_AGENT, SIZES, ConfigFile, Parser, defaults_of
 from dqs_lightning.cli.provenance import method_of, write_run
 from dqs_lightning.cli.run_dir import RunDir
 from dqs_lightning.collection.data import OnlineData
@@ -32,7 +35,9 @@ from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.stop_signal import STOP
 
-SAFETY = (dqs_callbacks.FiniteGuard, dqs_callbacks.Preempt)
+DEFAULTS = {"max_epochs": 1, "enable_model_summary": False, "num_sanity_val_steps": 0}
+"""Flags of the Trainer; those of devices follow from what has started the process."""
+SAFETY = (dqs_callbacks.FiniteGuard, dqs_callbacks.Preempt, dqs_callbacks.RankCores, dqs_callbacks.RankWatch)
 """Callbacks of every run, whatever `trainer.callbacks` lists; each is switched off by its own `enabled`."""
 
 
@@ -42,6 +47,7 @@ class FitCLI(LightningCLI):
     parser: Parser
 
     def __init__(self, args: list[str] | None = None) -> None:
+        launch = launched() or Launch("dqs-fit", 1, 1)
         super().__init__(
             Agent,
             OnlineData,
@@ -50,7 +56,7 @@ class FitCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=None,
-            trainer_defaults={"max_epochs": 1, "devices": 1, "enable_model_summary": False, "num_sanity_val_steps": 0},
+            trainer_defaults={**DEFAULTS, "devices": launch.devices, "num_nodes": launch.nodes},
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
             args=args,
@@ -60,7 +66,8 @@ class FitCLI(LightningCLI):
         parser = Parser(
             prog="dqs-fit",
             description="Train an agent. Exit codes: 0 done, 2 bad input, 3 diverged, "
-            "4 an environment failed, 5 checkpoints cannot be written, 75 stopped (continue with --ckpt_path=auto).",
+            "4 an environment failed, 5 checkpoints cannot be written, 6 another rank was lost, 75 stopped "
+            "(continue with --ckpt_path=auto).",
             **kwargs,
         )
         text = "Configuration: a file or a shipped one, such as walker; may be repeated. Without it: default."
@@ -85,8 +92,10 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(dqs_callbacks.FiniteGuard, "finite_guard")
         parser.add_lightning_class_args(dqs_callbacks.Preempt, "preempt")
+        parser.add_lightning_class_args(dqs_callbacks.RankCores, "rank_cores")
+        parser.add_lightning_class_args(dqs_callbacks.RankWatch, "rank_watch")
         parser.set_defaults({"model": defaults_of(DEFAULT_AGENT)})
-        for key in ("observation_dim", "action_dim"):
+        for key in SIZES:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -96,10 +105,12 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot run, and choose the run directory, all before an environment starts."""
         config = self.config
-        data = check(config)
+        data, trainer = check(config)
         check_saving(self.parser, config)
+        self.ranks = Ranks(trainer)
         agent = config.model.class_path.rpartition(".")[2].lower()
-        self.run_dir = RunDir(config.run_dir, config.ckpt_path, data.environment.name, agent)
+        chosen = partial(RunDir, config.run_dir, config.ckpt_path, data.environment.name, agent)
+        self.run_dir = self.ranks.from_first(chosen)
 
     def instantiate_classes(self) -> None:
         """Construct agent, data and trainer. An environment is started to learn its sizes."""
@@ -115,8 +126,7 @@ class FitCLI(LightningCLI):
         unused = bars if given.enable_progress_bar is False else bars[:-1]  # a later one replaces an earlier one
         # Those of SAFETY are added below.
         given.callbacks = [c for c in listed if type(c) not in SAFETY and c not in unused]
-        self.run_dir.claim()
-        folder = self.run_dir.path
+        self.run_dir.path = folder = self.ranks.from_first(self.run_dir.claim)
         self.config.checkpoint.dirpath = str(folder / "checkpoints")
         self.config_init.checkpoint.dirpath = folder / "checkpoints"
         kwargs["default_root_dir"] = str(folder)
@@ -159,6 +169,14 @@ class FitCLI(LightningCLI):
         except SystemExit:  # by a stop signal, which the other ranks need not have received
             self._abandon()
             raise
+        except RuntimeError as error:
+            cause = lost_connection(error)
+            if cause is None or self.trainer.world_size == 1:
+                raise
+            if first_to_report():
+                again = f"--run_dir={self.run_dir.path} --ckpt_path=auto"
+                print(f"dqs-fit: another rank has ended ({cause}); continue with {again}", file=sys.stderr)
+            return RANK_LOST
         finally:
             wait_for_ranks(self.trainer)
             if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector

@@ -1,8 +1,8 @@
 """LightningDataModule for online RL: environment, run length, updates per environment step."""
 
-from contextlib import closing
-from functools import cached_property, partial
-from typing import Any, Self
+import importlib.util
+import math
+from typing import Any, Literal, Self
 
 import lightning as L
 import torch
@@ -12,23 +12,24 @@ from tensordict import TensorDictBase
 from dqs_lightning.agents import Agent
 from dqs_lightning.checkpoint.archive import CheckpointError, load_run
 from dqs_lightning.checkpoint.restore import UntrustedNameError, saved_arguments
+from dqs_lightning.collection.environments import EnvironmentData
 from dqs_lightning.collection.flags import check_flags
 from dqs_lightning.collection.hindsight import Strategy
 from dqs_lightning.collection.loader import OnlineLoader
 from dqs_lightning.collection.replay import Replay
 from dqs_lightning.collection.source import Rollouts, Source
+from dqs_lightning.collection.tasks import check_agent, check_members
 from dqs_lightning.envs import Environment
-from dqs_lightning.envs.deadline import Deadline
-from dqs_lightning.envs.restarts import START_LIMIT_S, Restarts
-from dqs_lightning.envs.transformed import transformed
+from dqs_lightning.envs.restarts import Restarts
 from dqs_lightning.envs.transforms import Transform
-from dqs_lightning.envs.watched import Watched
-from dqs_lightning.envs.workers import WorkerBatch
 from dqs_lightning.evaluation.loader import Evaluation, EvaluationLoader, combined
 from dqs_lightning.ranges import Count, CountOrZero, Fraction, Positive, checked
+from dqs_lightning.ranks import max_over_ranks
+
+CollectorKind = Literal["Local", "Ray"]
 
 
-class OnlineData(L.LightningDataModule):
+class OnlineData(EnvironmentData):
     """Collects transitions with the agent that is being trained, and yields one batch for each update.
 
     Frames are counted over all ranks: agent steps x action repeat x environments x ranks. Each rank has its own
@@ -39,7 +40,7 @@ class OnlineData(L.LightningDataModule):
     Args:
         environment: the task.
         total_frames: length of the run in environment frames, over all ranks; >= 1.
-        num_envs: environments of each rank, stepped together; >= 1.
+        num_envs: environments of each rank, stepped together; >= 1, a multiple of the number of tasks of `MultiTask`.
         workers: processes among which each rank's environments are divided; 0 steps them in the rank's own process.
         steps_per_collect: steps of each environment in a block, after which the updates that are due are made; >= 1.
         batch_size: transitions in one batch, on each rank; >= 1.
@@ -54,6 +55,12 @@ class OnlineData(L.LightningDataModule):
         step_timeout_s: seconds after which a step of the environments counts as hanging; > 0. Workers are then
             replaced, up to three times in a run; without workers, or after that, the run ends with
             `EnvironmentFailure`. Construction and the first reset have 300 s.
+        collector: "Local": each rank collects in its own process; "Ray": in actors on the machines of a Ray cluster,
+            while it learns (the extra `sweep`).
+        actors: processes of each rank that collect, each with `num_envs` environments and one CPU; >= 1.
+        max_policy_age: updates that the weights with which an actor collects may be older than the agent when the block
+            arrives; at least what is due for one block of each actor. None: twice that.
+        ray_address: of the cluster, host:port or "auto"; None: Ray is started on this machine.
         transforms: of the observations, in training and evaluation alike, and of the rewards that the agent learns
             from, in this order. Returns are those of the environment itself.
         hindsight: share of sampled transitions whose goal is replaced by one that their episode achieved later, for
@@ -77,32 +84,56 @@ class OnlineData(L.LightningDataModule):
         learning_starts: CountOrZero = 0,
         updates_per_step: Positive = 1.0,
         step_timeout_s: Positive = 10.0,
+        collector: CollectorKind = "Local",
+        actors: Count = 1,
+        max_policy_age: Count | None = None,
+        ray_address: str | None = None,
         transforms: list[Transform] | None = None,
         hindsight: Fraction = 0.0,
         hindsight_strategy: Strategy = "future",
     ) -> None:
-        super().__init__()
-        if workers and num_envs % workers:
-            raise ValueError(f"workers={workers}: must be 0 or a divisor of num_envs={num_envs}")
+        super().__init__(environment, num_envs, workers, step_timeout_s, transforms or ())
+        check_members(environment, num_envs, workers)
         for name, value in (("init_random_frames", init_random_frames), ("learning_starts", learning_starts)):
             if value >= total_frames:
                 raise ValueError(f"{name}={value}: must be < {total_frames=}")
+        self.collector, self.actors, self.ray_address = collector, actors, ray_address
+        self.steps_per_collect, self.updates_per_step = steps_per_collect, updates_per_step
+        self._check_actors(workers, max_policy_age)
+        self.max_policy_age = max_policy_age or 2 * actors * self.updates_per_block
         self.save_hyperparameters()
-        self.environment, self.total_frames, self.num_envs = environment, total_frames, num_envs
-        self.steps_per_collect, self.batch_size, self.n_steps = steps_per_collect, batch_size, n_steps
-        self.replay_size, self.updates_per_step, self.step_timeout_s = replay_size, updates_per_step, step_timeout_s
+        self.total_frames, self.batch_size = total_frames, batch_size
+        self.n_steps, self.replay_size, self.replay_on_device = n_steps, replay_size, replay_on_device
         self.init_random_frames, self.learning_starts = init_random_frames, learning_starts
-        self.workers, self.replay_on_device = workers, replay_on_device
-        self.transforms = list(transforms or ())
         self.hindsight, self.hindsight_strategy = hindsight, hindsight_strategy
-        self._makes = transformed(environment, self.transforms)
         self.evaluation = Evaluation()
         """How the agent is evaluated; the callback `Evaluate` sets it."""
-        self.restarts = Restarts()
-        """Counts replaced worker processes."""
+        self.lost_actors = 0
+        """Actors that were lost, and replaced, so far."""
+        self.policy_age = 0
+        """Largest age, in updates, of the weights that collected a block, since `Throughput` has last logged it."""
         self._loader: OnlineLoader | None = None
         self._restored: dict[str, Any] | None = None
         self._continues = False
+
+    def _check_actors(self, workers: int, max_policy_age: int | None) -> None:
+        """Refuses settings of actors that do not fit together."""
+        if self.collector == "Local":
+            given = {"actors": self.actors > 1, "max_policy_age": max_policy_age, "ray_address": self.ray_address}
+            if name := next((name for name, value in given.items() if value), None):
+                raise ValueError(f"{name}={given[name] if name != 'actors' else self.actors}: needs collector=Ray")
+        elif workers:
+            raise ValueError(f"workers={workers}: must be 0 with collector=Ray; set actors")
+        if max_policy_age is not None and max_policy_age < (least := self.actors * self.updates_per_block):
+            raise ValueError(
+                f"max_policy_age={max_policy_age}: must be >= {least}, the updates that are due for one block of each "
+                f"of {self.actors} actors; fewer steps_per_collect make it less"
+            )
+
+    @property
+    def updates_per_block(self) -> int:
+        """Largest number of updates that are due for one block."""
+        return math.ceil(self.updates_per_step * self.num_envs * self.steps_per_collect)
 
     @classmethod
     def load_from_checkpoint(
@@ -139,19 +170,6 @@ class OnlineData(L.LightningDataModule):
             raise TypeError(f"this needs a Trainer that fits OnlineData, not {type(data).__name__}")
         return data
 
-    @cached_property
-    def _dimensions(self) -> tuple[int, int]:
-        with closing(self.make_environment(1, seed=0)) as env:
-            return env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
-
-    @property
-    def observation_dim(self) -> int:
-        return self._dimensions[0]
-
-    @property
-    def action_dim(self) -> int:
-        return self._dimensions[1]
-
     @property
     def env_frames(self) -> int:
         """Frames collected so far, over all ranks."""
@@ -172,24 +190,15 @@ class OnlineData(L.LightningDataModule):
         """Mean return of this rank's latest finished training episodes; None before the first."""
         return self._loader.returns.last if self._loader else None
 
-    def make_environment(self, num_envs: int, seed: int) -> Watched:
-        """Environments in this process, whose failures raise `EnvironmentFailure`."""
-        name, make = self.environment.name, partial(self._makes.make, num_envs, seed)
-        step = Deadline(f"{name}: a step", self.step_timeout_s)
-        return Watched(make, name, step, Deadline(f"{name}: construction", START_LIMIT_S))
-
-    def training_environment(self, seed: int) -> Watched | WorkerBatch:
-        """Environments for collecting: in this process, or divided among `workers` processes."""
-        if not self.workers:
-            return self.make_environment(self.num_envs, seed)
-        return WorkerBatch(self._makes, self.num_envs, self.workers, seed, self.step_timeout_s, self.restarts)
-
     def source(self, agent: Agent, world_size: int = 1) -> Source:
         """Returns what turns blocks into batches: a replay buffer, or rollouts for an on-policy agent.
 
         Raises a ValueError that names the numbers when they do not fit together.
         """
-        return (Rollouts if agent.rollout else Replay)(self, agent, world_size)
+        found = (Rollouts if agent.rollout else Replay)(self, agent, world_size)
+        if self.collector == "Ray" and importlib.util.find_spec("ray") is None:
+            raise ValueError('collector=Ray: Ray is not installed; run pip install "dqs-lightning[sweep]"')
+        return found
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer is not None:
@@ -201,6 +210,7 @@ class OnlineData(L.LightningDataModule):
         assert self.trainer is not None
         trainer, agent, self.restarts = self.trainer, self.trainer.lightning_module, Restarts()
         assert isinstance(agent, Agent)
+        check_agent(agent, self)
         source = self.source(agent, trainer.world_size)
         self._loader = OnlineLoader(self, agent, source, trainer.global_rank)
         if self._restored is not None:
@@ -222,8 +232,7 @@ class OnlineData(L.LightningDataModule):
         """The largest of a small number >= 0 over all ranks, which must all call it."""
         if self.trainer is None or self.trainer.world_size == 1:
             return value
-        own = torch.tensor(float(value), device=self.trainer.strategy.root_device)
-        return int(self.trainer.strategy.reduce(own, reduce_op="max"))
+        return int(max_over_ranks(torch.tensor(float(value), device=self.trainer.strategy.root_device)))
 
     def state_dict(self) -> dict[str, Any]:
         """Marks a checkpoint as one of a run; the state itself is in the ranks' own files (`rank_state`)."""

@@ -108,6 +108,8 @@ def hindsight_of(data: "OnlineData") -> Hindsight | None:
     except ValueError as error:
         raise ValueError(f"hindsight={data.hindsight}: {error}; must be 0") from error
     hindsight = f"with hindsight={data.hindsight}"
+    if data.actors > 1:
+        raise ValueError(f"actors={data.actors}: must be 1 {hindsight}, which needs the blocks in the order of time")
     if data.n_steps > 1:
         raise ValueError(f"n_steps={data.n_steps}: must be 1 {hindsight}, which replaces the reward of one step")
     if data.environment.action_repeat > 1:

@@ -1,30 +1,32 @@
 """Iterates over the batches of a run: a TorchRL collector fills a source, from which each update's batch is drawn."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase
 
 from dqs_lightning.agents import Agent
-from dqs_lightning.collection.source import TRANSITION, Source
+from dqs_lightning.collection.behaviour import collector_of
+from dqs_lightning.collection.source import Source, transition_keys
 from dqs_lightning.envs import EnvironmentFailure
 from dqs_lightning.envs.transforms import transform_rewards
 from dqs_lightning.envs.watched import Watched
 from dqs_lightning.envs.workers import WorkerBatch
-from dqs_lightning.finite import MAX_MAGNITUDE, NonFiniteError, check_block, check_step, magnitude
+from dqs_lightning.finite import NonFiniteError, check_block
+from dqs_lightning.stop_signal import StopInterrupt
 
 if TYPE_CHECKING:
     from dqs_lightning.collection.data import OnlineData
 
 T = TypeVar("T")
+FAILURES = (EnvironmentFailure, NonFiniteError, StopInterrupt)
+"""Exceptions that end the collection of all ranks."""
 
 
 class CollectionHook:
@@ -37,82 +39,52 @@ class CollectionHook:
         """
 
 
-class Behaviour(nn.Module):
-    """Computes a collector's actions [..., d] for observations [..., o].
+class Blocks(Protocol):
+    """Where the blocks of a run come from."""
 
-    For a non-finite action or observation it raises a NonFiniteError that names the environment, so that the cause is
-    reported and not a failure of the environment or the agent that follows from it.
+    def next(self) -> tuple[TensorDictBase, int]:
+        """Returns a block [E, T], and the index of the actor that collected it."""
 
-    Args:
-        agent: chooses the actions.
-        frames: returns the environment frames before the present block, for the message.
-    """
-
-    def __init__(self, agent: Agent, frames: Callable[[], int]) -> None:
-        super().__init__()
-        self.agent, self.frames = agent, frames
-
-    def forward(self, observation: Tensor) -> Tensor:
-        try:
-            action: Tensor = self.agent(observation)
-        except Exception:  # raised again unless the observation is its cause
-            self._check("observation", observation)
-            raise
-        if not magnitude(action) <= MAX_MAGNITUDE:
-            self._check("observation", observation)
-            self._check("action", action)
-        return action
-
-    def _check(self, source: str, values: Tensor) -> None:
-        check_step(source, values, f"after frame {self.frames():,}: ")
+    def shutdown(self) -> None:
+        """Ends the collection and its environments."""
 
 
-def collector_of(env: EnvBase, agent: Agent, steps: int, random_steps: int, frames: Callable[[], int]) -> Collector:
-    """Collects blocks of `steps` steps of all environments together, the first `random_steps` of uniform actions.
+class LocalBlocks:
+    """Blocks of TorchRL's collector in this process, whose index is 0."""
 
-    It closes the environments, also when it cannot be constructed. `frames` as in `Behaviour`.
-    """
-    try:
-        return Collector(
-            env,
-            TensorDictModule(Behaviour(agent, frames), in_keys=["observation"], out_keys=["action"]),
-            frames_per_batch=steps,
-            total_frames=-1,
-            init_random_frames=random_steps or None,
-            policy_device=agent.device,
-            env_device=env.device,
-            storing_device=env.device,
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
-        )
-    except BaseException:
-        env.close(raise_if_closed=False)
-        raise
+    def __init__(self, collector: Collector) -> None:
+        self._collector, self._blocks = collector, iter(collector)
+
+    def next(self) -> tuple[TensorDictBase, int]:
+        return next(self._blocks), 0
+
+    def shutdown(self) -> None:
+        self._collector.shutdown()
 
 
 class EpisodeReturns:
     """Sums rewards until an episode ends.
 
     Attributes:
-        running: return so far of each environment's episode, [E, 1]; None: every episode begins.
+        running: return so far of each environment's episode, [E, 1], for each actor; without: its episodes begin.
         last: mean return of the episodes that ended in the latest block in which one ended; None before the first.
     """
 
     def __init__(self) -> None:
-        self.running: Tensor | None = None
+        self.running: dict[int, Tensor] = {}
         self.last: float | None = None
 
-    def add(self, block: TensorDictBase) -> None:
+    def add(self, block: TensorDictBase, actor: int) -> None:
         """Adds the rewards of a block [E, T]."""
         reward, done = block["next", "reward"], block["next", "done"]
-        running = torch.zeros_like(reward.select(-2, 0)) if self.running is None else self.running.to(reward)
+        running = self.running.get(actor, torch.zeros_like(reward.select(-2, 0))).to(reward)
         finished = []
         for step in range(reward.shape[-2]):
             running = running + reward.select(-2, step)
             ended = done.select(-2, step)
             finished.append(running[ended])
             running = running.masked_fill(ended, 0)
-        self.running = running
+        self.running[actor] = running
         if (returns := torch.cat(finished)).numel():
             self.last = float(returns.mean())
 
@@ -134,6 +106,7 @@ class OnlineLoader:
         self.clock, self.returns = source.clock, EpisodeReturns()
         self.pending: list[TensorDictBase] = []
         """Batches that are drawn and not yet returned."""
+        self.blocks: Blocks | None = None
         self._env: Watched | WorkerBatch | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -146,39 +119,48 @@ class OnlineLoader:
         return self.clock.total_updates
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        collector = self._together(self._start)
+        self.blocks = blocks = self._together(self._start)
         try:
             yield from self._drain()
-            blocks = iter(collector)
             while not self.finished:
-                block = self._together(lambda: self._collect(blocks))
+                try:
+                    block, actor = self._together(lambda: self._collect(blocks))
+                except StopInterrupt:
+                    if self.data.trainer is not None:
+                        self.data.trainer.should_stop = True
+                    return
                 due = self.clock.advance()
                 self.agent.env_frames = self.clock.frames
-                self.returns.add(block)
-                self.pending = self.source.batches(transform_rewards(self.data.transforms, block), due)
+                self.returns.add(block, actor)
+                self.pending = self.source.batches(transform_rewards(self.data.transforms, block), due, actor)
                 if not self.pending and self._after_block():
                     return
                 yield from self._drain()
         finally:
-            collector.shutdown()
-            self._env = None
+            blocks.shutdown()
+            self._env = self.blocks = None
 
-    def _collect(self, blocks: Iterator[TensorDictBase]) -> TensorDictBase:
-        """Returns the next block, checked to be finite."""
-        block = next(blocks).select(*TRANSITION, ("next", "done"))
+    def _collect(self, blocks: Blocks) -> tuple[TensorDictBase, int]:
+        """Returns the next block, checked to be finite, and the index of its actor."""
+        found, actor = blocks.next()
+        block = found.select(*transition_keys(self.agent), ("next", "done"))
         check_block(block, self.clock.frames, self.clock.frames_per_block // block.shape[-1], self.rank)
-        return block
+        return block, actor
+
+    def end_episodes(self, actor: int) -> None:
+        """Forgets the unfinished episodes of an actor, because its next block does not continue them."""
+        self.returns.running.pop(actor, None)
+        self.source.end_episodes(actor)
 
     def _together(self, act: Callable[[], T]) -> T:
         """Returns the result of a function. Where it fails on one rank all raise, so that none waits for another."""
-        failure: EnvironmentFailure | NonFiniteError | None = None
+        failure, kind = None, 0
         try:
             result = act()
-        except (EnvironmentFailure, NonFiniteError) as error:
-            failure = error
-        kinds = (EnvironmentFailure, NonFiniteError)
-        if kind := self.data.any_rank(0 if failure is None else 1 + isinstance(failure, NonFiniteError)):
-            raise failure or kinds[kind - 1]("another rank has failed and gives the cause")
+        except FAILURES as error:
+            failure, kind = error, 1 + [isinstance(error, each) for each in FAILURES].index(True)
+        if kind := self.data.any_rank(kind):
+            raise failure or FAILURES[kind - 1]("another rank has failed and gives the cause")
         return result
 
     def _after_block(self) -> bool:
@@ -194,28 +176,37 @@ class OnlineLoader:
         while self.pending:
             yield self.pending.pop(0)
 
-    def _start(self) -> Collector:
+    def _start(self) -> Blocks:
         """Builds environments and collector. Ranks have different seeds, so that they explore differently."""
         data, state = self.data, self._restored
         seed = (torch.initial_seed() + 10_007 * self.rank) % 2**31
         torch.manual_seed(seed)
-        saved = None if state is None or state["workers"] != data.workers else state["envs"]
+        local = data.collector == "Local"
+        saved = None if state is None or state["workers"] != data.workers or not local else state["envs"]
         blocks = self.clock.frames // self.clock.frames_per_block
         first = (seed + (saved is None) * blocks) % 2**31  # new episodes must not be those at the run's start
-        self._env = data.training_environment(first)
-        if saved is not None:
-            self._env.restore(saved)
-        elif state is not None:
-            self.returns.running = None
-            self.source.end_episodes()
+        found = self._local(first, saved) if local else self._remote(first)
+        if saved is None and state is not None:
+            self.returns.running.clear()
+            for actor in range(data.actors):
+                self.source.end_episodes(actor)
             rank_zero_warn("The environments cannot be restored in mid-episode: their episodes start anew")
-        collector = collector_of(
-            self._env, self.agent, self.clock.steps_per_block, self.clock.random_steps, lambda: self.clock.frames
-        )
         if state is not None:
             GlobalRNGState().load_state_dict(state["random"])
             self._restored = None
-        return collector
+        return found
+
+    def _local(self, seed: int, saved: Any) -> LocalBlocks:
+        self._env = self.data.training_environment(seed)
+        if saved is not None:
+            self._env.restore(saved)
+        steps, clock = self.clock.steps_per_block, self.clock
+        return LocalBlocks(collector_of(self._env, self.agent, steps, clock.random_steps, lambda: clock.frames))
+
+    def _remote(self, seed: int) -> Blocks:
+        from dqs_lightning.collection.actors import RayBlocks  # which needs Ray
+
+        return RayBlocks(self.data, self.agent, self.clock, seed, self.end_episodes)
 
     def snapshot(self) -> dict[str, Any]:
         """See `OnlineData.rank_state`."""
@@ -223,7 +214,7 @@ class OnlineLoader:
             **self.source.snapshot(),
             "frames": self.clock.frames,
             "pending": [batch.cpu().to_dict() for batch in self.pending],
-            "returns": None if self.returns.running is None else self.returns.running.cpu(),
+            "returns": {str(actor): running.cpu() for actor, running in self.returns.running.items()},
             "last_return": self.returns.last,
             "envs": None if self._env is None else self._env.snapshot(),
             "workers": self.data.workers,
@@ -235,7 +226,8 @@ class OnlineLoader:
         self.source.restore(state)
         self.clock.frames = state["frames"]
         self.pending = [TensorDict.from_dict(batch, auto_batch_size=True, batch_dims=1) for batch in state["pending"]]
-        self.returns.running, self.returns.last = state["returns"], state["last_return"]
+        self.returns.running = {int(actor): running for actor, running in state["returns"].items()}
+        self.returns.last = state["last_return"]
         self._restored = state
 
     def state_dict(self) -> dict[str, Any]:

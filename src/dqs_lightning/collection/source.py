@@ -10,6 +10,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 
 from dqs_lightning.agents import Agent
+from dqs_lightning.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from dqs_lightning.collection.data import OnlineData
@@ -20,6 +21,11 @@ TRANSITION: tuple[NestedKey, ...] = (
     *(("next", key) for key in ("observation", "reward", "terminated", "truncated")),
 )
 """Keys of the transitions that are collected."""
+
+
+def transition_keys(agent: Agent) -> tuple[NestedKey, ...]:
+    """Returns the keys of the transitions that an agent learns from."""
+    return (*TRANSITION, ("next", OBJECTIVES)) if agent.objectives else TRANSITION
 
 
 @dataclass
@@ -88,11 +94,11 @@ class Source(ABC):
     clock: Clock
 
     @abstractmethod
-    def batches(self, block: TensorDictBase, due: int) -> list[TensorDictBase]:
-        """Returns the batches of `due` updates after a block [E, T] of transitions."""
+    def batches(self, block: TensorDictBase, due: int, actor: int = 0) -> list[TensorDictBase]:
+        """Returns the batches of `due` updates after a block [E, T], which continues the earlier ones of `actor`."""
 
-    def end_episodes(self) -> None:  # noqa: B027  # a rollout has none
-        """Forgets the unfinished episodes of earlier blocks, because the next block does not continue them."""
+    def end_episodes(self, actor: int = 0) -> None:  # noqa: B027  # a rollout has none
+        """Forgets the unfinished episodes of an actor's blocks, because its next block does not continue them."""
 
     def snapshot(self) -> dict[str, Any]:
         """Returns what `restore` needs, as plain values."""
@@ -114,6 +120,16 @@ class Rollouts(Source):
     def __init__(self, data: "OnlineData", agent: Agent, world_size: int) -> None:
         rollout = agent.rollout
         assert rollout is not None
+        if data.collector == "Ray":
+            raise ValueError(
+                f"collector=Ray: must be Local for {type(agent).__name__}, which is on-policy: the weights of actors "
+                "are some updates old"
+            )
+        if len(data.environment.tasks) > 1:
+            raise ValueError(
+                f"environment={type(data.environment).__name__}: must be one task for {type(agent).__name__}, whose "
+                "rollouts are not balanced over tasks"
+            )
         if data.hindsight:
             raise ValueError(
                 f"hindsight={data.hindsight}: must be 0 for {type(agent).__name__}, which is on-policy: other goals "
@@ -131,7 +147,7 @@ class Rollouts(Source):
         self.clock = Clock(steps, frames, data.total_frames, lambda blocks: blocks * updates)
         self.agent, self.rollout = agent, rollout
 
-    def batches(self, block: TensorDictBase, due: int) -> list[TensorDictBase]:
+    def batches(self, block: TensorDictBase, due: int, actor: int = 0) -> list[TensorDictBase]:
         """Returns each epoch's batches in a random order; transitions that do not fill a batch are left out."""
         rows = self.agent.prepare(block).reshape(-1)
         size = self.rollout.batch_size

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,9 @@ class Denoiser(Layers):
         """Moments at x [..., d], sigma scalar or [..., 1], condition [..., c]; both [..., d]."""
         return self.bind(condition)(x, sigma)
 
-    def loss(self, moments: Moments, estimate: Estimate, sigma: Tensor) -> Tensor:
+    def loss(
+        self, moments: Moments, estimate: Estimate, sigma: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean
+    ) -> Tensor:
         """Score matching, lambda(sigma) |D - D_K|^2, and with it the variance's likelihood, log V + S_K / V.
 
         S_K is the estimator's second moment around the network's own mean, so that the minimum is at V = Var[a | x]
@@ -164,9 +167,10 @@ class Denoiser(Layers):
             moments: of this network at the noised points, which were the estimator's guide.
             estimate: the target at the same points.
             sigma: their noise levels, [..., 1].
+            mean: of values [..., d] over points and dimensions.
         """
         weight = self.preconditioning.loss_weight(sigma)
-        mean_loss = (weight * (moments.mean - estimate.denoised).square()).mean()
+        mean_loss = mean(weight * (moments.mean - estimate.denoised).square())
         ratio = estimate.second_moment / moments.variance
         limited = ratio.clamp_max(RATIO_LIMIT) + RATIO_LIMIT * torch.log(ratio.clamp_min(RATIO_LIMIT) / RATIO_LIMIT)
-        return mean_loss + VARIANCE_WEIGHT * (torch.log(moments.variance) + limited).mean()
+        return mean_loss + VARIANCE_WEIGHT * mean(torch.log(moments.variance) + limited)

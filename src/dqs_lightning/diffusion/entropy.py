@@ -53,6 +53,7 @@ def entropy(
     t = torch.linspace(1, 0, levels, dtype=clean.dtype, device=clean.device)
     sigma = schedule.sigma_min * (schedule.sigma_max / schedule.sigma_min) ** t
     noise = torch.randn(levels, *clean.shape, dtype=clean.dtype, device=clean.device, generator=generator)
+    noise = support.present(noise)
     x = clean + sigma.reshape(-1, *[1] * clean.ndim) * noise
     mean = torch.stack([support.project(denoise(at, level).mean) for at, level in zip(x, sigma, strict=True)])
     near, far = _mean_square(x - mean, sigma), _mean_square(mean - clean, sigma)
@@ -130,7 +131,7 @@ def log_prob(
             x = x.detach().requires_grad_()
             mean = support.project(denoise(x, sigma).mean)
             traces = [(v * torch.autograd.grad(mean, x, v, retain_graph=True)[0]).sum(-1) for v in vectors]
-        return x - mean, x.shape[-1] - share * torch.stack(traces).sum(0)
+        return x - mean, support.dims(x.shape[-1]) - share * torch.stack(traces).sum(0)
 
     sigmas = schedule.grid(steps + 1, x)[:-1].flip(0)
     log_density = -support.log_jacobian(x) - support.log_mass(x, sigmas[0])
@@ -157,11 +158,11 @@ def _normal_log_prob(denoise: Denoise, support: Support, x: Tensor, sigma: Tenso
     ends = support.project(denoise(center + torch.cat([far, -far]), sigma).mean)
     slope = torch.movedim(ends[:d] - ends[d:], 0, -1) / (2 * sigma)
     contraction = units - (slope + slope.mT) / 2
-    precision = contraction / sigma**2
+    precision, dims = contraction / sigma**2, support.dims(d)
     mean = center + torch.linalg.solve(contraction, ends.mean(0) - center)  # where D stays: E[a]
     gap = (x - mean).unsqueeze(-1)
     square = (gap.mT @ precision @ gap).squeeze((-2, -1))
-    normal: Tensor = (torch.logdet(precision) - d * LOG_2PI - square) / 2
+    normal: Tensor = (torch.logdet(contraction) - dims * (2 * torch.log(sigma) + LOG_2PI) - square) / 2
     return normal
 
 
@@ -186,12 +187,12 @@ def _de_bruijn(support: Support, clean: Tensor, sigma: Tensor, rest: Tensor, mis
     """
     centered, lowest = clean - clean.mean(0), sigma[-1]
     covariance = torch.einsum("n...i,n...j->...ij", centered, centered) / (len(clean) - 1)
-    covariance = covariance + torch.diag_embed(missing + sigma[0] ** 2)
-    noised = (clean.shape[-1] * (1 + LOG_2PI) + torch.logdet(covariance)) / 2
+    covariance = covariance + torch.diag_embed(support.present(missing + sigma[0] ** 2, 1.0))
+    noised = (support.dims(clean.shape[-1]) * (1 + LOG_2PI) + torch.logdet(covariance)) / 2
     between = torch.trapezoid((1 - rest).sum(-1), torch.log(sigma), dim=0)  # sigma falls: of negative sign
     # Below the last level a normal contributes half as much as a bound, whose g falls with sigma, not sigma^2.
     above, under = clean + lowest, clean - lowest
     at_bounds = ((support.project(above) < above) | (support.project(under) > under)).to(clean.dtype).mean(0)
     unexplained = torch.maximum(rest[-1], missing / lowest**2).clamp_min(1e-4)
-    below = torch.log(unexplained) / 2 - BOUND_TERM * at_bounds
+    below = support.present(torch.log(unexplained) / 2 - BOUND_TERM * at_bounds)
     return noised + between + below.sum(-1) + support.log_jacobian(clean).mean(0)

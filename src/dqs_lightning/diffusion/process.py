@@ -12,6 +12,7 @@ from dqs_lightning.diffusion.entropy import log_prob as flow_log_prob
 from dqs_lightning.diffusion.entropy import trajectory_entropy
 from dqs_lightning.diffusion.estimators import EnergyEstimator, Estimate, Posterior
 from dqs_lightning.diffusion.guided import MultiStart
+from dqs_lightning.diffusion.masked import _Masked
 from dqs_lightning.diffusion.samplers import Denoise, MomentMatched, Moments, Noise, Sampler, Trajectory
 from dqs_lightning.diffusion.schedules import Geometric, NoiseSchedule
 from dqs_lightning.diffusion.support import Box, LogProb, Support
@@ -35,6 +36,8 @@ class Diffusion(nn.Module):
         support: the action set and the latent space of the diffusion. Default: Box.
         backbone: hidden layers of the denoiser. Default: MLP.
         preconditioning: how the network's output becomes the denoised mean. Default: EDM.
+        exists: returns which dimensions of the action exist for conditions [..., c], [..., d]; the others are 0, and
+            are part of no distribution, loss or entropy. None: all exist.
 
     Raises:
         ValueError: for a name that is not registered.
@@ -53,9 +56,10 @@ class Diffusion(nn.Module):
         support: Support | str | None = None,
         backbone: Backbone | str | None = None,
         preconditioning: Preconditioning | str | None = None,
+        exists: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.condition_dim = dim, condition_dim
+        self.dim, self.condition_dim, self.exists = dim, condition_dim, exists
         self.noise_schedule = component("noise_schedule", noise_schedule, NoiseSchedule, Geometric)
         self.energy_estimator = component("energy_estimator", energy_estimator, EnergyEstimator, MultiStart)
         self.training_points = component("training_points", training_points, TrainingPoints, OnTrajectory)
@@ -72,6 +76,10 @@ class Diffusion(nn.Module):
     def training_states(self) -> int | None:
         """Number of conditions of a batch, the first ones, that `loss` uses; None: all."""
         return self.training_points.states
+
+    def support_at(self, condition: Tensor) -> Support:
+        """Returns the action set for conditions [..., c]: that of the dimensions that exist there."""
+        return self.support if self.exists is None else _Masked(self.support, self.exists(condition))
 
     def with_steps(self, steps: int) -> Self:
         """Returns the same model, parameters shared, with another number of sampling steps."""
@@ -100,7 +108,9 @@ class Diffusion(nn.Module):
             dtype: see `Denoiser.bind`.
         """
         like = condition.new_empty(*(() if num is None else (num,)), *condition.shape[:-1], self.dim)
-        return self.sampler.trajectory(self.bind(condition, dtype), self.noise_schedule, self.support, like, noise)
+        support = self.support_at(condition)
+        drawn = None if noise is None else lambda like: support.present(noise(like))
+        return self.sampler.trajectory(self.bind(condition, dtype), self.noise_schedule, support, like, drawn)
 
     def sample(self, condition: Tensor, num: int | None = None, noise: Noise | None = torch.randn_like) -> Tensor:
         """Draws actions; arguments and shapes are those of `trajectory`."""
@@ -128,9 +138,11 @@ class Diffusion(nn.Module):
             size of the estimate D_K.
         """
         x, sigma = self.training_points(trajectory, clean, self.noise_schedule, generator)
+        support = self.support_at(condition)
+        x = support.present(x)
         moments = self.denoiser(x, sigma, condition)
-        estimate = self.estimate(Posterior(log_prob, x, sigma, self.support, generator, moments.mean.detach()))
-        loss = self.denoiser.loss(moments, estimate, sigma)
+        estimate = self.estimate(Posterior(log_prob, x, sigma, support, generator, moments.mean.detach()))
+        loss = self.denoiser.loss(moments, estimate, sigma, support.mean)
         target = estimate.denoised.abs().amax()
         return loss, {"score_target": target, "score_loss": loss.detach(), "ess": estimate.ess.mean()}
 
@@ -139,13 +151,16 @@ class Diffusion(nn.Module):
         """Estimates the moments of p(a | x) from the energy, with gradients disabled."""
         return self.energy_estimator.estimate(posterior)
 
-    def entropy(self, trajectory: Trajectory) -> Tensor:
-        """Differential entropy of the samples in nats, from trajectories [steps, P, B, d] with P >= 2: [B]."""
-        return trajectory_entropy(trajectory, self.support, self.sampler.stochastic)
+    def entropy(self, trajectory: Trajectory, support: Support | None = None) -> Tensor:
+        """Differential entropy of the samples in nats, from trajectories [steps, P, B, d] with P >= 2: [B].
+
+        `support` is that of their conditions (`support_at`); None: all dimensions exist.
+        """
+        return trajectory_entropy(trajectory, support or self.support, self.sampler.stochastic)
 
     def log_prob(self, action: Tensor, condition: Tensor) -> Tensor:
         """Log density of the samples' distribution at actions [..., d], in nats: [...]; see `entropy.log_prob`."""
-        return flow_log_prob(self.bind(condition), self.noise_schedule, self.support, action)
+        return flow_log_prob(self.bind(condition), self.noise_schedule, self.support_at(condition), action)
 
 
 class EnergyDiffusion(Diffusion):
@@ -172,10 +187,10 @@ class EnergyDiffusion(Diffusion):
         return condition.new_zeros(()), {}
 
     def bind(self, condition: Tensor, dtype: torch.dtype | None = None) -> Denoise:
-        energy = self.energy(condition)
+        energy, support = self.energy(condition), self.support_at(condition)
 
         def denoise(x: Tensor, sigma: Tensor) -> Moments:
-            found = self.estimate(Posterior(energy, x, sigma, self.support))
+            found = self.estimate(Posterior(energy, x, sigma, support))
             return Moments(found.denoised, found.second_moment)
 
         return denoise

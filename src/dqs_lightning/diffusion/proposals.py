@@ -54,6 +54,7 @@ class Mixture:
         ]
         if self.uniform:
             dim = x.shape[-1]
-            constant = math.log(self.uniform / len(x)) - self.support.log_volume(dim) + dim / 2 * LOG_2PI
+            volume = self.support.log_volume(dim) - self.support.dims(dim) / 2 * LOG_2PI
+            constant = math.log(self.uniform / len(x)) - volume
             parts.append((self.support.log_jacobian(x) + constant).unsqueeze(1))
         return torch.cat(parts, 1).logsumexp(1)

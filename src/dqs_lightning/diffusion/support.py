@@ -49,7 +49,19 @@ class Support(ABC):
         """log |da/dx| at latents [..., d]: [...]; 0 where the latent is the action."""
         return self.log_prob(lambda action: action.new_zeros(action.shape[:-1]), x)
 
-    def log_volume(self, dim: int) -> float:
+    def present(self, values: Tensor, absent: float = 0.0) -> Tensor:
+        """Values [..., d], with `absent` in place of those of dimensions that do not exist; here all exist."""
+        return values
+
+    def dims(self, dim: int) -> int | Tensor:
+        """Number of dimensions that exist, of `dim`: a number, or one for each row."""
+        return dim
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over rows of the mean over the dimensions that exist: [..., d] -> a scalar."""
+        return values.mean()
+
+    def log_volume(self, dim: int) -> float | Tensor:
         """Log volume of the action set in `dim` dimensions; a ValueError where it is not finite."""
         raise ValueError(f"support={type(self).__name__}: must have a finite volume, as Box and Tanh have")
 
@@ -68,7 +80,11 @@ class Support(ABC):
 
     def proposal_log_prob(self, points: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """Log density of `draw` at points that broadcast with x [..., d], plus (d / 2) log(2 pi)."""
-        return log_normal(points, x, sigma) - self.log_mass(x, sigma) - x.shape[-1] * torch.log(sigma).squeeze(-1)
+        return (
+            log_normal(points, x, sigma)
+            - self.log_mass(x, sigma)
+            - self.dims(x.shape[-1]) * torch.log(sigma).squeeze(-1)
+        )
 
     def standard(self) -> tuple["Support", float, float]:
         """(set, center, scale): the same kind of set in standard units u, with action = center + scale u."""
@@ -144,7 +160,9 @@ class Box(_Interval):
         return Box(), (self.high + self.low) / 2, (self.high - self.low) / 2
 
     def to_action(self, x: Tensor) -> Tensor:
-        return self.project(x)
+        # The derivative at a bound is 1, as inside; that of `clamp` there depends on torch's version.
+        inside = (x >= self.low) & (x <= self.high)
+        return torch.where(inside, x, self.project(x.detach()))
 
     def from_action(self, action: Tensor) -> Tensor:
         return action

@@ -74,9 +74,24 @@ class Environment(ABC):
         return self
 
     @property
+    def objectives(self) -> int:
+        """The number of objectives of a reward vector (see `Objectives`); 0: the reward is one number."""
+        return 0
+
+    @property
     @abstractmethod
     def name(self) -> str:
         """Short name for run directories and reports, without slashes."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks among which the members of a batch are divided (see `MultiTask`); one name without."""
+        return [self.name]
+
+    @property
+    def action_dims(self) -> list[int] | None:
+        """Dimensions of the action of each task, of which there are several; None: there is one task."""
+        return None
 
     @abstractmethod
     def make(self, num_envs: int, seed: int) -> EnvBase:

@@ -2,9 +2,9 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import mujoco
@@ -46,6 +46,9 @@ class Gym(Environment):
         ValueError: when Gymnasium knows no such id, or a bound is not finite. `make` raises it when the environment
             cannot be constructed, or has spaces other than those above.
     """
+
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Arguments of `gymnasium.make` where `kwargs` has no others."""
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class Gym(Environment):
     def _make_one(self) -> gymnasium.Env[Any, Any]:
         if str(self._spec.entry_point).startswith("gymnasium_robotics"):
             _compare_joint_types_with_numpy()
-        kwargs = copy.deepcopy(self.kwargs or {})
+        kwargs = {**self.defaults, **copy.deepcopy(self.kwargs or {})}
         if self._draws():
             kwargs.setdefault("render_mode", RGB)
         return gymnasium.make(self._spec, **kwargs)
@@ -137,9 +140,14 @@ class GymBatch(Batch):
         self._last = [np.zeros(observation.size, np.float32)] * len(envs)
         self._terminated, self._truncated = np.zeros((2, len(envs), 1), bool)
         self._running = list(range(len(envs)))
+        self._none: Any = 0.0
+        """Reward of a member that rests."""
         self._size, self._cpu = self.batch_size, self.device
         self._set_seed(seed)
         self.is_closed = False
+
+    number: Callable[[Any], Any] = staticmethod(float)
+    """Converts the reward of an environment's step to what can be added to that of another."""
 
     def _begin(self, members: list[int]) -> None:
         for index in members:
@@ -167,13 +175,13 @@ class GymBatch(Batch):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = self._box(tensordict.get("action"))
-        rewards, index = [0.0] * len(self._envs), 0
+        rewards, index = [self._none] * len(self._envs), 0
         try:
             for index in self._running:
                 rewards[index] = self._advance(index, actions[index, ...])
         except Exception as error:
             raise self._failure(index, "step", error) from error
-        return self._result(reward=torch.from_numpy(np.array(rewards, np.float32).reshape(-1, 1)))
+        return self._result(reward=torch.from_numpy(np.array(rewards, np.float32).reshape(len(rewards), -1)))
 
     def _result(self, **entries: Tensor) -> TensorDictBase:
         """Returns what `_transition` does, with fewer calls of torch: they slow down the steps beside them."""
@@ -183,15 +191,15 @@ class GymBatch(Batch):
         entries["done"] = torch.from_numpy(self._terminated | self._truncated)
         return TensorDict._new_unsafe(entries, self._size, self._cpu)
 
-    def _advance(self, index: int, action: np.ndarray) -> float:
+    def _advance(self, index: int, action: np.ndarray) -> Any:
         """Rewards of the frames of one action, summed."""
         step, left = self._envs[index].step, self._repeat - 1
         observation, reward, terminated, truncated, _ = step(action.copy() if left else action)
-        total = float(reward)
+        total = self.number(reward)
         while left and not (terminated or truncated):
             left -= 1
             observation, reward, terminated, truncated, _ = step(action.copy())
-            total += float(reward)
+            total += self.number(reward)
         if terminated or truncated:
             self._end(index, bool(terminated), bool(truncated))
         self._last[index] = self._flat(observation)

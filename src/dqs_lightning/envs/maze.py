@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dqs_lightning.envs.navigation import Navigation, PlaneBatch, Points
+from dqs_lightning.envs.navigation import Navigation, PlaneBatch, Points, check_points
 from dqs_lightning.ranges import Count, Fraction, Positive, checked
 
 ROOM, DOOR = 0.4, 0.15
@@ -58,8 +58,7 @@ class Maze(Navigation):
     ) -> None:
         super().__init__(action_repeat=1)
         for name, points, width in (("walls", walls, 4), ("goals", goals, 2), ("start", [start], 2)):
-            if any(len(point) != width or not all(-1 <= x <= 1 for x in point) for point in points):
-                raise ValueError(f"{name}={points}: must be lists of {width} numbers from -1 to 1")
+            check_points(points, width, name)
         if not goals:
             raise ValueError("goals=[]: must be one or more")
         if rewards is not None and not (len(rewards) == len(goals) and all(map(math.isfinite, rewards))):

@@ -58,6 +58,12 @@ class Navigation(Environment):
         return None
 
 
+def check_points(points: Points, width: int, name: str) -> None:
+    """Raises a ValueError unless the points of an argument are lists of `width` numbers from -1 to 1."""
+    if any(len(point) != width or not all(-1 <= x <= 1 for x in point) for point in points):
+        raise ValueError(f"{name}={points}: must be lists of {width} numbers from -1 to 1")
+
+
 class NavigationBatch(Batch):
     """Base class of the environments of a `Navigation`, with a random stream for each member.
 

@@ -94,13 +94,20 @@ class Child:
         except TimeoutError as error:
             raise ProcessFailure(f"no answer within {patience.limit_s:g} s{self._place()}") from error
         except OSError as error:
-            raise ProcessFailure(self._death()) from error
+            raise ProcessFailure(self._last_answer() or self._death()) from error
 
     def ask(self, request: Any, limit_s: float) -> Any:
         """Send a request and receive its answer."""
         patience = Patience(limit_s)
         self.send(request, patience)
         return self.receive(patience)
+
+    def _last_answer(self) -> str:
+        """Returns the error that a process has sent before it ended, to which no request can be sent any more."""
+        with suppress(OSError):
+            well, answer = read(self._pipe.fileno(), Patience(CLOSE_LIMIT_S).wait) or (True, "")
+            return "" if well else str(answer)
+        return ""
 
     def _place(self) -> str:
         """Interrupts a process that hangs, so that it answers where; returns the end of the message."""

@@ -13,6 +13,7 @@ from torchrl.envs import Compose, EnvBase, TransformedEnv
 
 from dqs_lightning.envs.base import Environment, chosen, one_line
 from dqs_lightning.envs.interface import Interface
+from dqs_lightning.envs.multi_task import MultiTask
 from dqs_lightning.envs.transforms import OBSERVATION, Transform
 from dqs_lightning.envs.watched import adopt_specs, specs_of
 
@@ -22,7 +23,12 @@ class TransformError(ValueError):
 
 
 def transformed(environment: Environment, transforms: Sequence[Transform]) -> Environment:
-    """Returns an environment factory whose observations pass through transforms; the environment itself without any."""
+    """Returns an environment factory whose observations pass through transforms; the environment itself without any.
+
+    Of several tasks, those of each task do, before they are padded.
+    """
+    if transforms and isinstance(environment, MultiTask):
+        return environment.each(lambda task: _Transformed(task, transforms))
     return _Transformed(environment, transforms) if transforms else environment
 
 

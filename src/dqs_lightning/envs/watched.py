@@ -4,6 +4,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.data import Composite
 from torchrl.envs import EnvBase, TransformedEnv
 
-from dqs_lightning.envs.base import EnvironmentFailure, one_line
-from dqs_lightning.envs.deadline import Overdue
+from dqs_lightning.envs.base import Environment, EnvironmentFailure, one_line
+from dqs_lightning.envs.deadline import Deadline, Overdue
+from dqs_lightning.envs.restarts import START_LIMIT_S
 
 NO_LIMIT: AbstractContextManager[None] = nullcontext()
 
@@ -134,6 +136,13 @@ class Watched(EnvBase):
             self._guarded("close", self.inner.close, raise_if_closed=False)
         except EnvironmentFailure as failure:
             warnings.warn(str(failure), stacklevel=2)
+
+
+def watched(makes: Environment, name: str, num_envs: int, seed: int, step_timeout_s: float) -> Watched:
+    """Returns environments whose failures raise `EnvironmentFailure`, also that to end a step within a time."""
+    step = Deadline(f"{name}: a step", step_timeout_s)
+    make = partial(makes.make, num_envs, seed)
+    return Watched(make, name, step, Deadline(f"{name}: construction", START_LIMIT_S))
 
 
 def _base_of(env: EnvBase) -> EnvBase:

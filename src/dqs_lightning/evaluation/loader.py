@@ -1,7 +1,7 @@
 """Lightning's validation data: one batch, the returns of whole episodes of the agent that is validated."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -44,6 +44,9 @@ class Evaluation:
 class EvaluationLoader:
     """Yields one batch, a dictionary with `return`: the returns of `data.evaluation.episodes` episodes, [episodes].
 
+    Of several tasks, each has as many episodes. `return` is then the mean over tasks of the i-th episode of each, and
+    `return/NAME` has those of a task.
+
     Rank zero runs the episodes, all ranks receive the returns. `torch.initial_seed` decides the episodes and the
     policy's random numbers; the random state is restored afterwards. In a sanity check the episodes end after
     `Trainer.num_sanity_val_steps` steps.
@@ -75,7 +78,7 @@ class EvaluationLoader:
                 failure = FAILURES[kind]("another rank has failed and gives the cause")
         if failure is not None:
             raise failure
-        yield {"return": returns}
+        yield by_task(returns, self.data.environment.tasks)
 
     def _returns(self) -> Tensor:
         evaluation, agent = self.data.evaluation, cast("Agent", self.trainer.lightning_module)
@@ -83,9 +86,23 @@ class EvaluationLoader:
         seed = torch.initial_seed()
         torch.manual_seed(seed)
         steps = int(min(self.trainer.num_sanity_val_steps, evaluation.max_steps))
-        with closing(self.data.make_environment(evaluation.episodes, seed % 2**31)) as env:
+        episodes = evaluation.episodes * len(self.data.environment.tasks)
+        with closing(self.data.make_environment(episodes, seed % 2**31)) as env:
             max_steps = steps if self.trainer.sanity_checking else None
             return episode_returns(env, policy, max_steps=max_steps, step_limit=evaluation.max_steps).cpu()
+
+
+def by_task(returns: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
+    """Returns the `return` of each episode, or of several tasks their mean and that of each, `return/NAME`.
+
+    Args:
+        returns: of as many episodes of each task, one task after the other.
+        tasks: their names.
+    """
+    if len(tasks) == 1:
+        return {"return": returns}
+    each = returns.view(len(tasks), -1)
+    return {"return": each.mean(0), **{f"return/{name}": found for name, found in zip(tasks, each, strict=True)}}
 
 
 def combined(loader: Iterable[Any], mode: Literal["max_size_cycle", "sequential"]) -> CombinedLoader:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy.stats import t as student_t
@@ -23,9 +23,9 @@ STEP_LIMIT = 100_000
 """Steps after which an evaluation ends although episodes have not."""
 
 
-def policy_of(agent: "Agent", deterministic: bool = False, best_of: int | None = None) -> Policy:
+def policy_of(agent: "Agent", deterministic: bool = False, best_of: int | None = None, **choices: Any) -> Policy:
     """Returns the agent's policy for observations on any device (see `Agent.act`)."""
-    return lambda seen: agent.act(seen.to(agent.device), deterministic, best_of).to(seen.device)
+    return lambda seen: agent.act(seen.to(agent.device), deterministic, best_of, **choices).to(seen.device)
 
 
 @torch.no_grad()

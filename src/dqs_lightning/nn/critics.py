@@ -7,11 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dqs_lightning.nn.action_mask import ActionMask
 from dqs_lightning.nn.backbones import Backbone, Layers
 from dqs_lightning.ranges import checked
 
 QValue = Callable[[Tensor], Tensor]
 """Q of actions [..., B, d] at bound observations: [..., B]."""
+
+Head = Callable[[Tensor], Tensor]
+"""Q of features [..., B, f]: [..., B]."""
 
 CHUNK = 512
 """Rows that are scored at once: their hidden layers stay in a core's cache."""
@@ -30,13 +34,19 @@ class QNetwork(Layers):
         action_dim: dimension d of the action.
         backbone: the hidden layers; None: `MLP`.
         outputs: numbers N that the last layer gives, whose mean is Q.
+        exists: which dimensions of the action exist at an observation; Q does not depend on others. None: all exist.
     """
 
     def __init__(
-        self, observation_dim: int, action_dim: int, backbone: Backbone | None = None, outputs: int = 1
+        self,
+        observation_dim: int,
+        action_dim: int,
+        backbone: Backbone | None = None,
+        outputs: int = 1,
+        exists: ActionMask | None = None,
     ) -> None:
         super().__init__(observation_dim + action_dim, outputs, backbone)
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.observation_dim, self.action_dim, self.exists = observation_dim, action_dim, exists
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Q of observation [B, o] and action [..., B, d] -> [..., B]."""
@@ -44,15 +54,28 @@ class QNetwork(Layers):
 
     def outputs(self, observation: Tensor, action: Tensor) -> Tensor:
         """All outputs of the last layer: observation [B, o] and action [..., B, d] -> [..., B, N]."""
-        state, weight_action = self._first(observation)
-        features = self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_)
-        outputs: Tensor = self.last(features)
+        outputs: Tensor = self.last(self.features(observation, action))
         return outputs
+
+    def features(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Inputs of the last layer: observation [B, o] and action [..., B, d] -> [..., B, f]."""
+        state, weight_action = self._first(observation)
+        action = self._existing(action, observation)
+        return self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_)
+
+    def head(self, observation: Tensor) -> Head:
+        """The last layer as a function from features to Q at observations [B, o]."""
+        # The mean of linear outputs is one linear output.
+        weight, bias = self.last.weight.mean(0, keepdim=True), self.last.bias.mean(0, keepdim=True)
+        return lambda features: F.linear(features, weight, bias).squeeze(-1)
 
     def _first(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's share of the observation, and its weight for the action."""
         weight_observation, weight_action = self.first.weight.split([self.observation_dim, self.action_dim], dim=1)
         return F.linear(observation, weight_observation, self.first.bias), weight_action
+
+    def _existing(self, action: Tensor, observation: Tensor) -> Tensor:
+        return action if self.exists is None else torch.where(self.exists(observation), action, 0.0)
 
     def bind(self, observation: Tensor, dtype: torch.dtype) -> QValue:
         """Q with the observations [B, o] bound, its inner layers multiplied in a shorter `dtype`.
@@ -71,19 +94,17 @@ class QNetwork(Layers):
         with torch.no_grad():
             state, weight_action = self._first(observation)
             self.backbone(self.rest, state.clone(), torch.relu_, keep)
-            # The mean of linear outputs is one linear output.
-            head = self.last.weight.mean(0, keepdim=True), self.last.bias.mean(0, keepdim=True)
+            head = self.head(observation)
 
         def q_value(action: Tensor) -> Tensor:
-            known = iter(at_zero)
+            known, action = iter(at_zero), self._existing(action, observation)
 
             def near(layer: nn.Linear, hidden: Tensor) -> Tensor:
                 hidden_at_zero, weight, output = next(known)
                 change = F.linear((hidden - hidden_at_zero).to(dtype), weight)
                 return change.to(state.dtype).add_(output)
 
-            features = self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_, near)
-            return F.linear(features, *head).squeeze(-1)
+            return head(self.backbone(self.rest, F.linear(action, weight_action).add_(state), torch.relu_, near))
 
         return q_value
 
@@ -99,6 +120,7 @@ class CriticPair(nn.Module):
             the two differ, every backup takes the lower one, and the error adds up to 1 / (1 - gamma) of them. "mean"
             has no such bias and half the variance.
         outputs: numbers N that each gives, whose mean is its Q.
+        exists: see `QNetwork`.
     """
 
     @checked
@@ -109,10 +131,12 @@ class CriticPair(nn.Module):
         backbone: Backbone | None = None,
         reduction: Reduction = "min",
         outputs: int = 1,
+        exists: ActionMask | None = None,
     ) -> None:
         super().__init__()
         self.reduction = reduction
-        self.members = nn.ModuleList(QNetwork(observation_dim, action_dim, backbone, outputs) for _ in range(2))
+        sizes = observation_dim, action_dim
+        self.members = nn.ModuleList(QNetwork(*sizes, backbone, outputs, exists) for _ in range(2))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Both values: observation [B, o], action [..., B, d] -> [2, ..., B]."""
@@ -124,10 +148,10 @@ class CriticPair(nn.Module):
 
     def value(self, observation: Tensor, action: Tensor) -> Tensor:
         """Minimum or mean over the pair: [..., B]."""
-        return self.reduce(self.outputs(observation, action))
+        return self.reduce(self.outputs(observation, action), observation)
 
-    def reduce(self, outputs: Tensor) -> Tensor:
-        """Q of `outputs`: [2, ..., B, N] -> [..., B]."""
+    def reduce(self, outputs: Tensor, observation: Tensor) -> Tensor:
+        """Q of `outputs` at observations [B, o]: [2, ..., B, N] -> [..., B]."""
         return self._reduced(*outputs.mean(-1))
 
     def _reduced(self, first: Tensor, second: Tensor) -> Tensor:

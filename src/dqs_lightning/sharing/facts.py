@@ -84,9 +84,10 @@ def slices(interface: Interface, observation_dim: int) -> list[dict[str, Any]]:
 def versions(modules: Iterable[str] = ()) -> dict[str, str]:
     """Returns the versions of this package, torch, and the packages that have these top-level modules."""
     distributions = packages_distributions()
-    names = (name for module in modules for name in distributions.get(module, ())[:1])
     found = {}
-    for name in dict.fromkeys((*PACKAGES, *names)):
+    for name in dict.fromkeys((*PACKAGES, *modules)):
+        named = distributions.get(name, [name])  # several packages can contribute to one module
+        name = name if name in named else named[0]
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # imported from a folder

@@ -57,28 +57,29 @@ class Temperature(nn.Module, ABC):
 
 
 class ExponentialMovingAverage(nn.Module):
-    """Exponential moving average of scalars, bias-corrected like Adam's moments; `default` before the first.
+    """Exponential moving average of tensors, bias-corrected like Adam's moments; `default` before the first.
 
-    Values that are not finite are ignored, since they would stay in the average forever.
+    Elements that are not finite are ignored, since they would stay in the average forever.
 
     Args:
         decay: weight of the past, in [0, 1): it averages over about 1 / (1 - decay) values.
         default: the average of no values.
+        shape: of the tensors; () for scalars.
     """
 
     total: Tensor
     weight: Tensor
 
     @checked
-    def __init__(self, decay: HalfOpenShare, default: float) -> None:
+    def __init__(self, decay: HalfOpenShare, default: float, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.decay, self.default = decay, float(default)
-        self.register_buffer("total", torch.zeros(()))
-        self.register_buffer("weight", torch.zeros(()))
+        self.register_buffer("total", torch.zeros(shape))
+        self.register_buffer("weight", torch.zeros(shape))
 
     @torch.no_grad()
     def add(self, value: Tensor, repeats: int = 1) -> None:
-        """Adds a scalar, as if it had been added `repeats` times."""
+        """Adds a tensor, as if it had been added `repeats` times."""
         value = value.to(self.total.dtype)
         finite = torch.isfinite(value)
         keep = torch.where(finite, self.decay**repeats, 1.0)

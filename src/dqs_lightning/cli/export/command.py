@@ -1,7 +1,8 @@
 """`dqs-export`: write a trained policy as one graph, ONNX or a torch.export package, to act without this library.
 
 The graph maps `observation` [batch, o] and `noise` [draws, batch, d], the standard normals in the order in which the
-policy draws them, to `action` [batch, d]. best_of > 1 is not exported: run the graph with several noises, and rank the
+policy draws them, to `action` [batch, d]; `temperature` [batch, 1] is an input too where the policy was trained with
+temperature_range. best_of > 1 is not exported: run the graph with several noises, and rank the
 actions with the critic where there is one.
 """
 
@@ -17,16 +18,16 @@ from typing import Any
 from urllib.parse import quote
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dqs_lightning.agents import Agent, load_agent
+from dqs_lightning.agents.diffusion_policy import DiffusionPolicy
 from dqs_lightning.agents.graph import PolicyGraph
 from dqs_lightning.agents.pretrained import agent_facts
 from dqs_lightning.checkpoint.archive import load_run
 from dqs_lightning.cli.errors import DONE, InputError, refusing, reported
 from dqs_lightning.cli.evaluate import RUN_HELP, TRUST_HELP, existing_checkpoint
-from dqs_lightning.cli.export.graph import TOLERANCE, difference, load, noise, write
+from dqs_lightning.cli.export.graph import TOLERANCE, difference, inputs, load, present_temperature, write
 from dqs_lightning.cli.export.use import use
 from dqs_lightning.cli.files import existing_folder
 from dqs_lightning.cli.machine import latencies, set_threads
@@ -72,6 +73,9 @@ def check_target(out: Path) -> Path:
 def policy_facts(agent: Agent, graph: PolicyGraph, deterministic: bool) -> dict[str, Any]:
     """Returns the metadata that the agent and its graph decide."""
     bounds = {"action_low": graph.action_low, "action_high": graph.action_high}
+    if (temperature := present_temperature(graph, agent)) is not None and isinstance(agent, DiffusionPolicy):
+        span = agent.temperature_range
+        bounds |= {"temperature_low": span.low * temperature, "temperature_high": span.high * temperature}
     return {**agent_facts(agent), "deterministic": deterministic, **bounds}
 
 
@@ -105,7 +109,7 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
         run = read_run(folder_of(path), facts["env_frames"])
     sizes = agent.observation_dim, agent.action_dim
     best_of = agent.best_of if agent.has_q else None
-    section = use(out, facts, sizes, graph.draws, chooses=best_of is not None)
+    section = use(out, facts, sizes, graph, chooses=best_of is not None)
     text = card(facts, run, section, best_of, link(run.video, out.parent))
     with (
         refusing(f"--out={out}: cannot be written: ", OSError),
@@ -119,12 +123,14 @@ def export(path: Path, out: Path, deterministic: bool = False) -> str:
         distance = max(difference(act, graph, agent, deterministic, batch) for batch in (1, 17))
         if not distance <= TOLERANCE:  # also for NaN
             raise InputError(f"--out={out}: differs from the agent by {distance:.1e}, at most {TOLERANCE:.0e}")
-        inputs = torch.randn(1, agent.observation_dim), *noise(graph, agent.action_dim, 1)
-        exported, eager = latencies(lambda: act(*inputs), lambda: agent.act(inputs[0], deterministic, best_of=1))
+        values = inputs(graph, agent, 1, present_temperature(graph, agent))
+        exported, eager = latencies(lambda: act(*values), lambda: agent.act(values[0], deterministic, best_of=1))
         out.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, out)
         write_card(text, place_of_card)
     shapes = f"observation [batch, {agent.observation_dim}]"
+    if graph.takes_temperature:
+        shapes += ", temperature [batch, 1]"
     if graph.draws:
         shapes += f", noise [{graph.draws}, batch, {agent.action_dim}]"
     line = f"{out}  {shapes}  largest difference {distance:.1e}  {exported:.2f} ms at batch 1, eager {eager:.2f} ms"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dqs_lightning.agents import Agent
+from dqs_lightning.agents.diffusion_policy import DiffusionPolicy
 from dqs_lightning.agents.graph import PolicyGraph
 
 TOLERANCE = 1e-5
@@ -18,13 +19,27 @@ FACTS = "facts.json"
 """Name of the metadata among the extra files of a .pt2."""
 
 Act = Callable[..., Tensor]
-"""(observation [batch, o], and noise [draws, batch, d] unless draws is 0) -> action [batch, d]."""
+"""The inputs that `names` lists -> action [batch, d]."""
 
 
-def noise(graph: PolicyGraph, action_dim: int, batch: int) -> tuple[Tensor, ...]:
-    """Returns noise [draws, batch, d] as the only member, drawn as the agent does; () without draws."""
-    draws = [torch.randn(batch, action_dim) for _ in range(graph.draws)]
-    return (torch.stack(draws),) if draws else ()
+def names(graph: PolicyGraph) -> list[str]:
+    """Returns the inputs of a graph: observation [batch, o], temperature [batch, 1] and noise [draws, batch, d]."""
+    given = {"observation": True, "temperature": graph.takes_temperature, "noise": graph.draws > 0}
+    return [name for name, present in given.items() if present]
+
+
+def inputs(graph: PolicyGraph, agent: Agent, batch: int, temperature: float | None) -> tuple[Tensor, ...]:
+    """Returns values of `names`: random observations, a temperature, and noise, which is drawn last, as agents do."""
+    found = [torch.randn(batch, agent.observation_dim)]
+    if temperature is not None:
+        found.append(torch.full((batch, 1), temperature))
+    draws = [torch.randn(batch, agent.action_dim) for _ in range(graph.draws)]
+    return (*found, torch.stack(draws)) if draws else tuple(found)
+
+
+def present_temperature(graph: PolicyGraph, agent: Agent) -> float | None:
+    """Returns the agent's temperature where it is an input of the graph; None otherwise."""
+    return float(agent.temperature()) if graph.takes_temperature and isinstance(agent, DiffusionPolicy) else None
 
 
 def write(graph: PolicyGraph, agent: Agent, path: Path, facts: Mapping[str, Any]) -> None:
@@ -38,9 +53,9 @@ def write(graph: PolicyGraph, agent: Agent, path: Path, facts: Mapping[str, Any]
     """
     batch = torch.export.Dim("batch")
     # 2: a size of 1 could be taken for a constant
-    inputs = (torch.randn(2, agent.observation_dim), *noise(graph, agent.action_dim, 2))
-    shapes = ({0: batch}, {1: batch})[: len(inputs)]
-    program = torch.export.export(graph, inputs, dynamic_shapes=shapes)
+    examples = inputs(graph, agent, 2, present_temperature(graph, agent))
+    shapes = tuple({1 if name == "noise" else 0: batch} for name in names(graph))
+    program = torch.export.export(graph, examples, dynamic_shapes=shapes)
     if path.suffix == ".pt2":
         torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
         return
@@ -68,19 +83,20 @@ def load(path: Path) -> Act:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [item.name for item in session.get_inputs()]
+    keys = [item.name for item in session.get_inputs()]
 
-    def act(*inputs: Tensor) -> Tensor:
-        arrays = (tensor.numpy() for tensor in inputs)
-        return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+    def act(*values: Tensor) -> Tensor:
+        arrays = (tensor.numpy() for tensor in values)
+        return torch.from_numpy(session.run(None, dict(zip(keys, arrays, strict=True)))[0])
 
     return act
 
 
 def difference(act: Act, graph: PolicyGraph, agent: Agent, deterministic: bool, batch: int) -> float:
     """Returns the largest difference of one number from the action of the agent with the same random numbers."""
-    observation = torch.randn(batch, agent.observation_dim)
-    state = torch.get_rng_state()
-    expected = agent.act(observation, deterministic, best_of=1)
+    state, temperature = torch.get_rng_state(), present_temperature(graph, agent)
+    values = inputs(graph, agent, batch, temperature)
     torch.set_rng_state(state)  # the agent draws for itself; the same numbers are drawn again
-    return (act(observation, *noise(graph, agent.action_dim, batch)) - expected).abs().max().item()
+    choices = {} if temperature is None else {"temperature": temperature}
+    expected = agent.act(torch.randn(batch, agent.observation_dim), deterministic, best_of=1, **choices)
+    return (act(*values) - expected).abs().max().item()
