@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -332,14 +333,6 @@ def test_values_of_the_sum_of_two_tasks_equal_the_measured_ones() -> None:
         assert bound == f"{found['bound']:.2f}" and share == (f"{found['shares'][1]:.2f}" if "shares" in found else "")
 
 
-LEARNED = {
-    "sampled, without an update": "learned",
-    "the best of 16 samples": "learned, best of 16",
-    "a network that was distilled in 3,000 updates": "distilled",
-    "the best of its 16 samples": "distilled, best of 16",
-}
-
-
 def test_goals_of_the_exact_soft_sum_equal_the_measured_ones() -> None:
     pairs = result("composition.json")["pairs"]
     upper, diagonal = (
@@ -349,15 +342,31 @@ def test_goals_of_the_exact_soft_sum_equal_the_measured_ones() -> None:
     assert f"in {upper} of the episodes of left-side + upper-side and in {diagonal} of left-side + diagonal" in text
 
 
-def test_goals_of_the_learned_sum_equal_the_measured_ones() -> None:
-    (found,) = result("composition_learned.json")["pairs"].values()
+LEARNED = ("sampled", "distilled", "distilled, best of 16")
+
+
+def test_returns_of_the_learned_sum_equal_the_measured_ones() -> None:
+    pairs = result("composition.json")["pairs"]
     rows = rows_of(DOCS / "several.md", "The sum of two tasks, without training", table=1)
-    assert rows.keys() == LEARNED.keys()
-    for label, name in LEARNED.items():
-        *shares, ms = rows[label].values()
-        lower_left, common, lower_right = found[name]["goal_shares"]
-        assert shares == [f"{share:.2f}" for share in (common, lower_left, lower_right)]
-        assert ms == f"{found[name]['decision_ms']:.0f} ms"
+    assert len(rows) == len(pairs) * len(LEARNED)
+    for pair, found in pairs.items():
+        for name in LEARNED:
+            seeds, common, optimum, value, ms = rows[f"{pair.replace('+', ' + ')}, {name}"].values()
+            measured = [run[name] for run in found["learned"]]
+            shares = [run["goal_shares"][1] for run in measured] if "shares" in found else []
+            assert seeds == str(len(measured)) and common == shown(shares, 2)
+            assert (optimum, value) == (
+                f"{found['optimum_of_episode']:.3f}",
+                shown([run["return"] for run in measured], 3),
+            )
+            assert ms == f"{fmean(run['decision_ms'] for run in measured):.0f}"
+
+
+def shown(values: list[float], digits: int) -> str:
+    """Returns the mean of several seeds and their range, one value alone, or nothing of none."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else ""
+    return f"{fmean(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
 UPDATES = {
