@@ -28,17 +28,23 @@ import matplotlib.pyplot as plt
 Curve = dict[int, float]
 """Return at each evaluation's frames."""
 AGENTS = ("dqs", "sac")
+SOURCES = {"walker-walk": "walker-stand", "walker-run": "walker-walk", "hopper-hop": "hopper-stand"}
+"""For each task the one that was learned before."""
 FREQUENCY = 10_000
 """Frames between evaluations; those of a run are at the first whole step after it."""
 
 
 def curves_of(file: Path) -> dict[str, dict[str, dict[int, Curve]]]:
     """Returns the curves of all complete runs, by task, method and seed."""
-    found: dict[str, dict[str, dict[int, Curve]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    found: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     with file.open(newline="") as stream:
         for row in csv.DictReader(stream):
             frames = int(row["frames"]) // FREQUENCY * FREQUENCY
             found[row["task"]][row["method"]][int(row["seed"])][frames] = float(row["return"])
+    for methods in found.values():
+        last = max(frames for seeds in methods.values() for curve in seeds.values() for frames in curve)
+        for method, seeds in methods.items():
+            methods[method] = {seed: curve for seed, curve in seeds.items() if last in curve}
     return found
 
 
@@ -92,17 +98,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "transfer")
     folder = parser.parse_args().results
-    tasks = curves_of(folder / "scores.csv")
+    curves = curves_of(folder / "scores.csv")
+    tasks = {task: curves[task] for task in SOURCES if task in curves}
     figure, panels = plt.subplots(
         len(AGENTS), len(tasks), figsize=(4.4 * len(tasks), 3.4 * len(AGENTS)), squeeze=False, layout="constrained"
     )
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for column, (task, methods) in enumerate(tasks.items()):
         for row, agent in enumerate(AGENTS):
-            of_agent = {name: curves for name, curves in methods.items() if name.partition("-")[0] == agent}
-            draw(panels[row][column], of_agent, f"{task}, {agent}")
-            for name, curves in of_agent.items():
-                found[task][name] = value = compared(curves, methods[agent])
+            of_agent = {name: curves for name, curves in methods.items() if curves and name.partition("-")[0] == agent}
+            draw(panels[row][column], of_agent, f"{task} from {SOURCES[task]}, {agent}")
+            for name, seeds in of_agent.items():
+                found[task][name] = value = compared(seeds, methods[agent])
                 cells = [shown(value[key]) for key in ("start", "area", "last")]
                 cells += [str(value["frames_to_last_of_scratch"]), f"{value['gain']:.2f}", str(len(value["seeds"]))]
                 print("|", " | ".join([task, f"`{name}`", *cells]), "|")
