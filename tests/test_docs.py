@@ -369,6 +369,35 @@ def shown(values: list[float], digits: int) -> str:
     return f"{fmean(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
+STARTS = {
+    "nothing": "",
+    "everything": "-from",
+    "the policy": "-from-policy",
+    "the critics": "-from-critics",
+    "everything, a high temperature at first": "-from-high-temperature",
+}
+"""Rows of the tables of transfer, and the ends of the variants' names."""
+
+
+def test_returns_of_transfer_equal_the_measured_ones() -> None:
+    for table, (task, found) in enumerate(result("transfer/transfer.json").items()):
+        rows = rows_of(DOCS / "several.md", "From one task to the next", table=table)
+        assert rows.keys() == STARTS.keys(), task
+        for label, cells in rows.items():
+            expected = []
+            for agent in ("dqs", "sac"):
+                measured = found[agent + STARTS[label]]
+                expected += [spread(measured[name]) for name in ("start", "area", "last")]
+                reached = measured["frames_to_last_of_scratch"]
+                expected += ["no" if reached is None else f"{reached:,}"]
+            assert list(cells.values()) == expected, f"{task}, {label}"
+
+
+def spread(values: dict[str, float | None]) -> str:
+    """Returns a mean and its standard deviation over seeds; one seed has none."""
+    return f"{values['mean']:.0f}" + (f" ± {values['std']:.0f}" if values["std"] is not None else "")
+
+
 UPDATES = {
     "SAC of Stable-Baselines3": "sb3_sac",
     "TorchRL's SACLoss, SoftUpdate, fused Adam": "torchrl_sac",
