@@ -39,8 +39,9 @@ def spread(values: Iterable[float]) -> dict[str, float | None]:
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
-def shown(kind: str, values: dict[str, float | None]) -> str:
-    return f"{kind} {values['mean']:.0f}" + (f" ± {values['std']:.0f}" if values["std"] is not None else "")
+def written(values: dict[str, float | None]) -> str:
+    """Returns "mean ± standard deviation", or the mean alone of one value."""
+    return f"{values['mean']:.0f}" + (f" ± {values['std']:.0f}" if values["std"] is not None else "")
 
 
 def compared(together: Returns, apart: dict[str, dict[int, float]]) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def main() -> None:
         found[label][method] = row = compared(together, apart[method.partition("-")[0]])
         print(f"{label}, {method}, seeds {row['seeds']}: ratio of the means {row['ratio']:.2f}")
         for task, kinds in {**row["tasks"], "mean": row["mean"]}.items():
-            print(f"  {task:15}", *(shown(kind, values) for kind, values in kinds.items()), sep="  ")
+            print(f"  {task:15}", *(f"{kind} {written(values)}" for kind, values in kinds.items()), sep="  ")
     (folder / "several_tasks.json").write_text(json.dumps(found, indent=2) + "\n")
 
 

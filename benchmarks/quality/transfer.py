@@ -17,13 +17,14 @@ import csv
 import json
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from several_tasks import spread, written
 
 Curve = dict[int, float]
 """Return at each evaluation's frames."""
@@ -46,11 +47,6 @@ def curves_of(file: Path) -> dict[str, dict[str, dict[int, Curve]]]:
         for method, seeds in methods.items():
             methods[method] = {seed: curve for seed, curve in seeds.items() if last in curve}
     return found
-
-
-def spread(values: list[float]) -> dict[str, float | None]:
-    """Returns the mean and the standard deviation of values; one value has no standard deviation."""
-    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
 def area(curve: Curve) -> float:
@@ -79,10 +75,6 @@ def compared(curves: dict[int, Curve], scratch: dict[int, Curve]) -> dict[str, A
     }
 
 
-def shown(values: dict[str, float | None]) -> str:
-    return f"{values['mean']:.0f}" + (f" ± {values['std']:.0f}" if values["std"] is not None else "")
-
-
 def draw(panel: Any, methods: dict[str, dict[int, Curve]], title: str) -> None:
     """Draws the mean curves of methods, and the least and the largest return of the seeds."""
     for method, curves in methods.items():
@@ -106,11 +98,11 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for column, (task, methods) in enumerate(tasks.items()):
         for row, agent in enumerate(AGENTS):
-            of_agent = {name: curves for name, curves in methods.items() if curves and name.partition("-")[0] == agent}
+            of_agent = {name: seeds for name, seeds in methods.items() if seeds and name.partition("-")[0] == agent}
             draw(panels[row][column], of_agent, f"{task} from {SOURCES[task]}, {agent}")
             for name, seeds in of_agent.items():
                 found[task][name] = value = compared(seeds, methods[agent])
-                cells = [shown(value[key]) for key in ("start", "area", "last")]
+                cells = [written(value[key]) for key in ("start", "area", "last")]
                 cells += [str(value["frames_to_last_of_scratch"]), f"{value['gain']:.2f}", str(len(value["seeds"]))]
                 print("|", " | ".join([task, f"`{name}`", *cells]), "|")
     figure.savefig(folder / "transfer.png", dpi=110)
