@@ -98,7 +98,7 @@ def max_steps(fit: Fit) -> None:
 @effect("max_time")
 def max_time(fit: Fit) -> None:
     """Stops after so much time of training with exit code 75; the run can be continued."""
-    first = fit("--trainer.max_time={seconds: 1}", "--data.total_frames=4_000")
+    first = fit("--trainer.max_time={seconds: 1}", "--data.total_frames=40_000")
     assert first.code == STOPPED and first.updates > 0
     assert "frames by trainer.max_time; continue with --run_dir=r --ckpt_path=auto and a higher limit" in first.err
 

@@ -1,6 +1,7 @@
 """Tests of a run's checkpoint: it matches its rank files, allows any `max_epochs`, and survives failed writes."""
 
 import contextlib
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,21 @@ def test_any_number_of_epochs_ends_at_the_run_s_frames(tmp_path: Path, max_epoch
     assert safe_load(tmp_path / str(max_epochs) / "last.ckpt")["finished"]
 
 
+class Pause(L.Callback):
+    """Waits once, at an update, so that a limit of time ends the run there on a machine of any speed."""
+
+    def __init__(self, update: int, seconds: float) -> None:
+        self.update, self.seconds = update, seconds
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == self.update:
+            time.sleep(self.seconds)
+
+
 @pytest.mark.parametrize("flags", [{"max_time": {"seconds": 0.4}}, {"max_steps": 20}, {"limit_train_batches": 20}])
 def test_a_run_that_the_trainer_ends_early_is_continued(tmp_path: Path, flags: dict) -> None:
     whole = fit(tmp_path / "whole")
-    first = fit(tmp_path / "parts", **flags)
+    first = fit(tmp_path / "parts", Pause(20, 0.5 if "max_time" in flags else 0), **flags)
     assert 0 < first.global_step < 96 and not first.datamodule.finished
     second = fit(tmp_path / "parts")
     assert second.global_step == 96 and second.datamodule.finished
