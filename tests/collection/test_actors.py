@@ -23,7 +23,7 @@ from dqs_callbacks.progress import Throughput
 from dqs_lightning.agents import DQS, PPO, SAC, TD3, Agent
 from dqs_lightning.collection.actors import RayBlocks, candidates
 from dqs_lightning.collection.data import OnlineData
-from dqs_lightning.envs import EnvironmentFailure, Gym
+from dqs_lightning.envs import EnvironmentFailure, Gym, Maze, MultiTask
 from dqs_lightning.run.checkpoint import RunCheckpoint
 from dqs_lightning.stop_signal import STOP
 
@@ -319,3 +319,17 @@ def test_ray_on_this_machine_is_started_and_ended_with_the_run(tmp_path: Path) -
     fit(tmp_path, data, [])
     assert data.env_frames == 160 and not ray.is_initialized()
     assert no_actors_left() and os.getpid()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_actors_collect_equal_shares_of_several_tasks(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    tasks = MultiTask([Gym("Pendulum-v1", kwargs={"max_episode_steps": 5}), Maze()])
+    arguments = {"total_frames": 320, "init_random_frames": 64, "batch_size": 16, "updates_per_step": 0.25}
+    data = OnlineData(tasks, num_envs=4, steps_per_collect=4, collector="Ray", actors=2, **arguments)
+    agent = DQS(data.observation_dim, data.action_dim, action_dims=data.action_dims, **small())
+    trainer(tmp_path).fit(agent, data)
+    observation = data.rank_state()["replay"]["observation"]
+    assert data.env_frames == 320 == len(observation)
+    assert torch.equal(observation[:, -2:].sum(0), torch.tensor([160.0, 160.0]))

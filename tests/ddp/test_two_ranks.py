@@ -94,6 +94,36 @@ def test_ranks_of_the_baselines_have_equal_weights_and_normalisation(
     assert weights[0]["observation_norm.batches"] > 1 and weights[0]["observation_norm.mean"].any()
 
 
+TASKS = """
+data:
+  environment:
+    class_path: MultiTask
+    init_args:
+      environments:
+        - {class_path: Gym, init_args: {id: Pendulum-v1, kwargs: {max_episode_steps: 40}}}
+        - {class_path: Maze}
+  num_envs: 2
+"""
+
+
+def test_ranks_on_several_tasks_have_equal_weights_and_all_tasks_in_each_batch(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.yaml").write_text(TASKS)
+    ended, err = launcher.run([*ARGUMENTS, "--config", "tasks.yaml"], tmp_path, 240, ranks=2, module="two_ranks")
+    assert ended.code == 0, err[-3000:]
+    weights = [torch.load(tmp_path / "r" / f"weights-{rank}.pt") for rank in range(2)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    q_std, variance = weights[0]["temperature_factors.q_std.total"], weights[0]["observation_norm.variance"]
+    assert q_std[0] != q_std[1] and not torch.equal(variance[0], variance[1])
+    folder = tmp_path / "r" / "checkpoints"
+    replays = [safe_load(next(folder.glob(f"*rank={rank}.pt")))["replay"]["observation"] for rank in range(2)]
+    assert all(torch.equal(replay[:, -2:].sum(0), torch.full((2,), len(replay) / 2)) for replay in replays)
+    assert not torch.equal(*replays)
+    rows = [json.loads(row) for row in (tmp_path / "r" / "scores.jsonl").read_text().splitlines()]
+    assert rows and all(row["return_by_task"].keys() == {"Pendulum-v1", "maze-four-goals"} for row in rows)
+
+
 def test_a_rank_that_is_killed_ends_the_other(launcher: Launcher, tmp_path: Path) -> None:
     endless = "--data.total_frames=1_000_000", "--model.compile_losses=false"  # so long a run compiles by default
     started = launcher.start([*ARGUMENTS, *endless], tmp_path, ranks=2, module="two_ranks")
