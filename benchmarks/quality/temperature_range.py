@@ -1,14 +1,13 @@
 """Whether one network that has learned a range of temperatures samples each of them, against quadrature.
 
     dqs-fit --config maze --model.temperature_range="[0.2,5]" --run_dir=runs/range
-    python benchmarks/quality/temperature_range.py runs/range --out benchmarks/results/temperature_range
+    python benchmarks/quality/temperature_range.py runs/range --range_updates 36000 --out results/temperature_range
 
 The critics of the run are frozen. At five temperatures of the range and at four states of the maze, exp(Q/T) on a grid
 of actions is compared with samples of the run's network; of a network that is trained at that temperature alone
-(`BoltzmannSampler`, at states that the policy visits); and of one that is trained as long in the same way, at all
-temperatures of the range. Modes are the four quarters of directions, right, up, left and
-down. Writes a .json: the masses of the modes, the largest differences, the entropy of the samples, and how much more
-CPU time an update takes.
+(`BoltzmannSampler`, at states that the policy visits); and of one that is trained in the same way at all temperatures
+of the range. Modes are the four quarters of directions, right, up, left and down. Writes a .json: the masses of the
+modes, the largest differences, the entropy of the samples, and how much more CPU time an update takes.
 """
 
 import argparse
@@ -71,11 +70,17 @@ def cost(turns: int, updates: int = 10) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--updates", type=int, default=3000, help="of each network that is trained at one temperature")
+    parser.add_argument(
+        "--updates", type=int, default=12_000, help="of each network that is trained at one temperature"
+    )
+    parser.add_argument(
+        "--range_updates", type=int, help="of the one that is trained at all of them; by default as many"
+    )
     parser.add_argument("--samples", type=int, default=8000)
     parser.add_argument("--out", type=Path, help="the .json, without its suffix")
     parser.add_argument("--turns", type=int, default=21, help="of the comparison of costs, at walker-walk's sizes")
     options = parser.parse_args()
+    range_updates = options.range_updates or options.updates
     torch.manual_seed(0)
     torch.set_num_threads(1)
     ratio = cost(options.turns)
@@ -94,7 +99,7 @@ def main() -> None:
     at = span.draw(agent.temperature(), visited_often := norm(visited).repeat(8, 1))
     frozen.fit(
         lambda action, condition: agent.energy(condition)(action),
-        options.updates, conditions=agent.condition(visited_often, at), progress=False,
+        range_updates, conditions=agent.condition(visited_often, at), progress=False,
     )  # fmt: skip
     for factor in torch.logspace(math.log10(span.low), math.log10(span.high), 5).tolist():
         temperature = factor * present
@@ -137,7 +142,15 @@ def main() -> None:
     monotone = all(entropies == sorted(entropies) for entropies in orders)
     print(f"monotone={monotone} " + " ".join(f"{name}={value:.3f}" for name, value in worst.items()))
     if options.out:
-        found_all = {"rows": rows, "worst": worst, "entropy_is_monotone": monotone, "cost": ratio, "about": about()}
+        updates = {"alone": options.updates, "range": range_updates}
+        found_all = {
+            "rows": rows,
+            "updates": updates,
+            "worst": worst,
+            "entropy_is_monotone": monotone,
+            "cost": ratio,
+            "about": about(),
+        }
         options.out.with_suffix(".json").write_text(json.dumps(found_all, indent=2) + "\n")
 
 
