@@ -35,6 +35,16 @@ def test_returns_of_several_tasks_equal_the_measured_ones() -> None:
     assert text.count(f"{' and '.join(ratios)} times the mean") == 2
 
 
+def test_modes_of_a_range_of_temperatures_equal_the_measured_ones() -> None:
+    measured = result("temperature_range.json")["rows"]
+    rows = rows_of(DOCS / "several.md", "Every temperature in one network")
+    assert len(rows) == len({row["temperature"] for row in measured})
+    pairs = ("run_to_quadrature", "range_to_quadrature", "alone_to_quadrature", "range_to_alone")
+    for label, cells in rows.items():
+        own = [[row[pair] for pair in pairs] for row in measured if f"{row['temperature']:.3f}" == label]
+        assert list(cells.values()) == [f"{fmean(found):.2f}, {max(found):.2f}" for found in zip(*own, strict=True)]
+
+
 def test_values_of_the_sum_of_two_tasks_equal_the_measured_ones() -> None:
     pairs = result("composition.json")["pairs"]
     rows = rows_of(DOCS / "several.md", "The sum of two tasks, without training")
